@@ -1,0 +1,206 @@
+"""Backend: what the launcher asks of a place where runs run, and the registry of such places.
+
+Owns the protocol and its plain data. Refuses to know any particular backend, the terminal and the training settings.
+Every implementation passes the suite in tests/contract. A backend never prints and never asks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from launcher.errors import BackendError, BadUsage, NoCapacity
+from launcher.states import RunState
+
+if TYPE_CHECKING:
+    from launcher.ledger import RunRecord
+    from launcher.spec import JobSpec
+    from trainer.spec import NodeJob
+
+__all__ = [
+    "BEGINNING", "Backend", "BackendError", "BackendStatus", "BadUsage", "Cursor", "DownReport", "Fetchable", "Handle",
+    "LogChunk", "NoCapacity", "NodeAttempt", "Offer", "Placement", "Submission", "get_backend", "BACKENDS",
+]  # fmt: skip
+
+Handle = dict[str, Any]
+"""What a backend needs to find its run again, as JSON values without secrets; kept in the ledger."""
+
+Cursor = str
+"""A place in a run's log, made and understood by one backend alone; it survives a reconnect and another process."""
+
+BEGINNING: Cursor = ""
+
+Fetchable = Literal["model", "checkpoints", "log"]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One way to get the resources of a job."""
+
+    backend: str
+    infra: str
+    """Where, as SkyPilot writes it: aws/us-east-1/us-east-1a, slurm/cluster; `local` or `docker` at home."""
+    accelerator: str | None
+    """Name such as L40S; None is a CPU."""
+    count: int
+    """Accelerators per node; ranks on a CPU."""
+    spot: bool = False
+    price_usd_per_hour: float = 0.0
+    """Of the whole node; 0 at home."""
+    accelerator_memory_mib: int | None = None
+    instance_type: str | None = None
+    num_nodes: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a run will live, as the node sees it."""
+
+    run_dir: str
+    cache_dir: str
+    nproc: int
+    """Ranks on the node."""
+    device: Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One start of a run. The record's folder holds `train` as train.json already; a backend whose node sees other
+    paths ships a copy of its own. `record.submissions` counts the starts, `record.options` holds the backend's own
+    options of the command line."""
+
+    record: RunRecord
+    job: JobSpec
+    train: NodeJob
+    env: Mapping[str, str] = field(default_factory=dict)
+    """The job's `env`."""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Name and value of the job's `secrets`: never written, logged or put into an argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAttempt:
+    """One node that worked on the run, for the price of each attempt."""
+
+    started_at: float
+    """Seconds since the epoch."""
+    ended_at: float | None
+    node: str | None = None
+    infra: str | None = None
+    price_usd_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """What the backend knows of a run now."""
+
+    state: RunState
+    detail: str = ""
+    """One line for a person: why it is so, what next."""
+    exit_code: int | None = None
+    """The trainer's, once it ended."""
+    node: str | None = None
+    price_usd_per_hour: float | None = None
+    """None: not known; 0: costs nothing."""
+    price_usd_so_far: float | None = None
+    recoveries: int = 0
+    """Nodes taken away and replaced by the backend."""
+    attempts: tuple[NodeAttempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LogChunk:
+    """Whole lines of the log (the last one of a dead run may lack its newline), and where to go on after them."""
+
+    text: str
+    cursor: Cursor
+    time: float | None = None
+    """When the lines were written, where the backend knows: seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class DownReport:
+    """What `down` left. `is_gone` was checked, not assumed."""
+
+    is_gone: bool
+    left: tuple[str, ...] = ()
+    """What still runs or exists, each with how to remove it by hand."""
+    detail: str = ""
+    """One line: what was stopped and how, or that nothing was running."""
+    was_killed: bool = False
+    """The grace ran out (or was 0): the trainer had no time to save."""
+    price_usd: float | None = None
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A place where runs run. Every method may raise BackendError or NoCapacity, and nothing else on purpose.
+
+    Methods that take a record work in any process at any time: on a record without a handle (the launcher died
+    between submit and record) they look for the run by its label, as `find` does.
+    """
+
+    name: str
+    poll_s: float
+    """How long a follower waits between two looks."""
+
+    def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
+        """Ways to get the job's resources, cheapest first; empty where there is none. Starts nothing."""
+        ...
+
+    def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
+        """Where the run would live, and on how many ranks. `folder` is the run's folder in the ledger. Starts nothing."""
+        ...
+
+    def submit(self, submission: Submission) -> Handle:
+        """Start the run, labelled with its run id, and return once it is accepted. A run of that id that is active
+        already is an error: never two."""
+        ...
+
+    def find(self, run_id: str) -> Handle | None:
+        """The active run that carries this label, whoever started it; None where there is none."""
+        ...
+
+    def status(self, record: RunRecord) -> BackendStatus:
+        """Never raises for an unknown run: that is LOST."""
+        ...
+
+    def logs(self, record: RunRecord, after: Cursor = BEGINNING) -> Iterator[LogChunk]:
+        """What the log holds after the cursor now; then ends. No line twice, none lost, over restarts and reconnects.
+        A backend that streams may wait a few seconds for more before it ends."""
+        ...
+
+    def read_file(self, record: RunRecord, name: str, offset: int = 0) -> bytes | None:
+        """Bytes from `offset` of a file of the run folder by its relative name (events.jsonl, metrics.jsonl,
+        outcome.json, ...); None where the file does not exist, yet or at all."""
+        ...
+
+    def down(self, record: RunRecord, grace_s: float) -> DownReport:
+        """Stop the run and remove what it holds, checkpoints and model excepted; wait; verify. `grace_s` is for the
+        trainer's save; 0 kills at once. Twice is fine."""
+        ...
+
+    def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
+        """Copy the model folder, the checkpoints or the log into the folder `target` (made where missing), and return
+        the path of the copy. BackendError where there is none to copy."""
+        ...
+
+
+BACKENDS: dict[str, tuple[str, str]] = {
+    "local": ("launcher.backends.local", "LocalBackend"),
+    "docker": ("launcher.backends.docker", "DockerBackend"),
+    "sky": ("launcher.backends.skypilot", "SkyBackend"),
+}
+"""Name to module and class; imported when asked for, so that `--on local` loads neither docker nor sky."""
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of this name; BadUsage for a name there is not."""
+    if name not in BACKENDS:
+        raise BadUsage(f"--on {name}: there is no such backend; choose one of {', '.join(BACKENDS)}")
+    module, attribute = BACKENDS[name]
+    backend: Backend = getattr(importlib.import_module(module), attribute)()
+    return backend
