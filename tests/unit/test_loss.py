@@ -1,0 +1,79 @@
+"""A chunked loss that is a little wrong trains a little wrong for three days: it must equal the plain one."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from trainer.data.batch import IGNORE
+from trainer.loss import LossHead
+
+
+def plain(head: nn.Linear, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    logits = F.linear(hidden, head.weight, head.bias).float().flatten(0, 1)
+    each = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="none")
+    return (each * weights.flatten()).sum()
+
+
+def case(bias: bool, dtype: torch.dtype) -> tuple[nn.Linear, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    head = nn.Linear(16, 50, bias=bias).to(dtype)
+    hidden = torch.randn(2, 11, 16, dtype=dtype, requires_grad=True)
+    labels = torch.randint(0, 50, (2, 11))
+    labels[torch.rand(2, 11) < 0.4] = IGNORE
+    weights = torch.rand(2, 11) * (labels != IGNORE)
+    return head, hidden, labels, weights
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("bias", [False, True])
+def test_loss_and_every_gradient_equal_the_plain_ones(chunk, bias):
+    head, hidden, labels, weights = case(bias, torch.float32)
+    expected = plain(head, hidden, labels, weights)
+    expected_gradients = torch.autograd.grad(expected * 0.125, [hidden, *head.parameters()])
+    loss = LossHead(head, chunk)(hidden, labels, weights)
+    gradients = torch.autograd.grad(loss * 0.125, [hidden, *head.parameters()])
+    torch.testing.assert_close(loss, expected)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_output_embedding_gets_no_gradient_and_hidden_states_still_do():
+    head, hidden, labels, weights = case(False, torch.float32)
+    head.weight.requires_grad_(False)
+    LossHead(head, 4)(hidden, labels, weights).backward()
+    assert head.weight.grad is None
+    assert hidden.grad is not None
+    assert hidden.grad.abs().sum() > 0
+
+
+def test_a_batch_without_labels_has_loss_zero_and_zero_gradients():
+    """An empty row of the last partial batch must not turn into 0/0."""
+    head, hidden, labels, weights = case(False, torch.float32)
+    loss = LossHead(head, 4)(hidden, torch.full_like(labels, IGNORE), weights * 0)
+    loss.backward()
+    assert loss.item() == 0
+    assert hidden.grad is not None
+    assert hidden.grad.abs().sum() == 0
+    assert head.weight.grad is not None
+    assert head.weight.grad.abs().sum() == 0
+
+
+def test_bf16_accumulates_the_weight_gradient_in_fp32():
+    head, hidden, labels, weights = case(False, torch.bfloat16)
+    LossHead(head, 1)(hidden, labels, weights).backward()
+    exact = nn.Linear(16, 50, bias=False)
+    exact.weight.data = head.weight.detach().float()
+    plain(exact, hidden.detach().float(), labels, weights).backward()
+    assert head.weight.grad is not None
+    assert exact.weight.grad is not None
+    error = (head.weight.grad.float() - exact.weight.grad).abs().max() / exact.weight.grad.abs().max()
+    assert error < 0.01
+
+
+def test_evaluation_computes_no_gradient():
+    head, hidden, labels, weights = case(False, torch.float32)
+    with torch.no_grad():
+        loss = LossHead(head, 4)(hidden, labels, weights)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, plain(head, hidden, labels, weights).detach())

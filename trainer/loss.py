@@ -1,0 +1,92 @@
+"""Chunked cross-entropy: logits only where there is a label, a bounded number of them at a time.
+
+Owns the loss and its gradient by hidden states and output embedding. The gradient is computed in the forward pass, chunk
+by chunk, so that no logits are kept for the backward pass: at 16,384 labelled tokens and 128,256 entries the plain loss
+holds over 16 GB, this one `chunk` x 128,256 x 4 bytes (1 GB at 2,048) and the weight's gradient.
+Legend: B sequences, T tokens, N labelled tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.data.batch import IGNORE
+
+
+class LossHead(nn.Module):
+    """The output embedding, asked for a loss instead of logits. Keeps its parameter names: `weight` and `bias`.
+
+    A module of its own, so that ZeRO-3 gathers the partitioned weight around `forward`.
+    """
+
+    def __init__(self, linear: nn.Linear, chunk: int) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.chunk = chunk
+
+    def forward(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor, weights_BT: torch.Tensor) -> torch.Tensor:
+        """Sum over labelled positions of weight x cross-entropy: an fp32 scalar, 0 where there is no label."""
+        where_N = (labels_BT.reshape(-1) != IGNORE).nonzero().squeeze(1)
+        hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1]).index_select(0, where_N)
+        targets_N = labels_BT.reshape(-1).index_select(0, where_N)
+        weights_N = weights_BT.reshape(-1).index_select(0, where_N)
+        with_gradient = torch.is_grad_enabled()
+        return _ChunkedCrossEntropy.apply(
+            hidden_NH, self.weight, self.bias, targets_N, weights_N, self.chunk, with_gradient
+        )
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_N: torch.Tensor,
+        weights_N: torch.Tensor,
+        chunk: int,
+        with_gradient: bool,
+    ) -> torch.Tensor:
+        loss = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
+        want_hidden = with_gradient and ctx.needs_input_grad[0]
+        want_weight = with_gradient and ctx.needs_input_grad[1]
+        want_bias = with_gradient and bias_V is not None and ctx.needs_input_grad[2]
+        grad_hidden = torch.empty_like(hidden_NH) if want_hidden else None
+        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if want_weight else None
+        grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if want_bias and bias_V is not None else None
+        for start in range(0, hidden_NH.shape[0], chunk):
+            part = slice(start, start + chunk)
+            logits = torch.nn.functional.linear(hidden_NH[part], weight_VH, bias_V).float()
+            logsumexp = torch.logsumexp(logits, dim=-1, keepdim=True)
+            target = targets_N[part, None]
+            loss += ((logsumexp - logits.gather(1, target)).squeeze(1) * weights_N[part]).sum()
+            if grad_hidden is None and grad_weight is None and grad_bias is None:
+                continue
+            # d loss / d logits = weight x (softmax - one-hot), in the buffer of the logits
+            gradient = logits.sub_(logsumexp).exp_()
+            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0)).mul_(weights_N[part, None])
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
+            gradient = gradient.to(hidden_NH.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, weight_VH, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight += gradient.t() @ hidden_NH[part]
+        ctx.gradients = (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight_VH.dtype),
+            None if grad_bias is None or bias_V is None else grad_bias.to(bias_V.dtype),
+        )
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        (scale,) = grad_outputs
+        gradients = tuple(None if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.gradients)
+        ctx.gradients = ()
+        return (*gradients, None, None, None, None)
