@@ -1,0 +1,138 @@
+"""A model's parameter names and shapes without weights and without torch: from a safetensors index or header, else from config.json.
+
+Owns finding what is at hand on this machine (a folder, or the hub's cache) and the check that every unfrozen pattern hits
+something. Refuses to download. What it does not know it says nothing about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from launcher.problems import Finding
+from launcher.yaml_lines import Where
+from trainer.patterns import match
+from trainer.spec import TrainSpec, UnfrozenSpec
+
+
+def pattern_findings(spec: TrainSpec) -> list[Finding]:
+    """Invalid patterns, and patterns that hit no parameter where the model's names are at hand."""
+    unfrozen = spec.train.unfrozen
+    if isinstance(unfrozen, UnfrozenSpec):
+        where: Where = ("train", "unfrozen", "patterns")
+        patterns = unfrozen.patterns
+    elif unfrozen is not None:
+        patterns, where = unfrozen, ("train", "unfrozen")
+    else:
+        return []
+    if not patterns and not isinstance(unfrozen, UnfrozenSpec):
+        return [Finding(where, "is an empty list: nothing would be trained; remove it to train all")]
+    findings = []
+    names = parameter_names(spec.model.base, spec.model.revision)
+    for index, pattern in enumerate(patterns):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            findings.append(Finding((*where, index), f"{pattern!r} is no regular expression: {error}; correct it"))
+            continue
+        if not pattern:
+            findings.append(Finding((*where, index), "is empty and would match every parameter; remove it"))
+        elif names and match([pattern], names).missed:
+            message = f"{pattern!r} matches no parameter{_layers(names)}; 'dolphin spectrum names' lists them"
+            findings.append(Finding((*where, index), message))
+    return findings
+
+
+def _layers(names: list[str]) -> str:
+    numbers = [int(n) for name in names for n in re.findall(r"(?:layers|h|blocks)\.(\d+)\.", name)]
+    return f" (the model has layers 0-{max(numbers)})" if numbers else ""
+
+
+def parameter_names(base: str, revision: str | None = None) -> list[str]:
+    """Names of all parameters, or an empty list where neither the weights nor a known configuration is at hand."""
+    folder = local_folder(base, revision)
+    if folder is None:
+        return []
+    names = _names_of_index(folder) or _names_of_header(folder) or _names_of_config(folder)
+    if "model.embed_tokens.weight" in names and "lm_head.weight" not in names:
+        names.append("lm_head.weight")  # tied to the embeddings: stored once, and hit by either name
+    return names
+
+
+def local_folder(base: str, revision: str | None = None) -> Path | None:
+    """The model's folder: itself, or the newest snapshot in the Hugging Face cache. None where neither is here."""
+    if Path(base).is_dir():
+        return Path(base)
+    home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
+    repository = cache / f"models--{base.replace('/', '--')}"
+    try:
+        commit = (repository / "refs" / (revision or "main")).read_text().strip()
+    except OSError:
+        commit = revision or ""
+    snapshot = repository / "snapshots" / commit
+    return snapshot if commit and (snapshot / "config.json").exists() else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _names_of_index(folder: Path) -> list[str]:
+    weights = _json(folder / "model.safetensors.index.json").get("weight_map")
+    return list(weights) if isinstance(weights, dict) else []
+
+
+def _names_of_header(folder: Path) -> list[str]:
+    """A safetensors file begins with the header's length (8 bytes, little endian), then the header as JSON."""
+    try:
+        with open(folder / "model.safetensors", "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length < 100_000_000 else {}
+    except (OSError, ValueError, struct.error):
+        return []
+    return [name for name in header if name != "__metadata__"]
+
+
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "llama": ((), ("input_layernorm", "post_attention_layernorm")),
+    "mistral": ((), ("input_layernorm", "post_attention_layernorm")),
+    "qwen2": (("q_proj", "k_proj", "v_proj"), ("input_layernorm", "post_attention_layernorm")),
+    "qwen3": ((), ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")),
+    "gemma": ((), ("input_layernorm", "post_attention_layernorm")),
+    "gemma2": (
+        (),
+        ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    ),
+}
+"""model_type -> attention projections with a bias, and the norms of a layer."""
+
+
+def _names_of_config(folder: Path) -> list[str]:
+    config = _json(folder / "config.json")
+    family, layers = _FAMILIES.get(str(config.get("model_type"))), config.get("num_hidden_layers")
+    if family is None or not isinstance(layers, int):
+        return []
+    biased, norms = family
+    biased = _ATTENTION if config.get("attention_bias") else biased
+    names = ["model.embed_tokens.weight"]
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        names += [f"{prefix}self_attn.{name}.weight" for name in _ATTENTION]
+        names += [f"{prefix}self_attn.{name}.bias" for name in biased]
+        names += [f"{prefix}mlp.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")]
+        names += [
+            f"{prefix}mlp.{name}.bias" for name in ("gate_proj", "up_proj", "down_proj") if config.get("mlp_bias")
+        ]
+        names += [f"{prefix}{name}.weight" for name in norms]
+    names.append("model.norm.weight")
+    return names
