@@ -219,7 +219,9 @@ def _local_folder(model: str, revision: str | None) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.spectrum", description=__doc__.split("\n")[0])
     parser.add_argument("model", help="model folder or hub id")
-    parser.add_argument("--out", type=Path, required=True, help="SNR file to write")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", type=Path, help="SNR file to write")
+    target.add_argument("--cache", type=Path, help="folder to keep it in under the fingerprint of the weights")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--batch", type=int, help="matrices of one shape at once")
@@ -227,8 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if given.device == "auto" else given.device
     try:
         folder = _local_folder(given.model, given.revision)
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        scan(folder, given.out, device=device, batch=given.batch)
+        out = given.out or given.cache / f"{fingerprint(stored_tensors(folder))}.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if given.cache is None or not out.is_file():
+            scan(folder, out, device=device, batch=given.batch)
+        print(out)
     except BadInput as error:
         print(error, file=sys.stderr)
         return ExitCode.BAD_INPUT
