@@ -134,24 +134,29 @@ def _explained(finding: Finding, known: list[str]) -> Finding:
     if message.startswith("extra inputs"):
         return Finding(where, unknown_key(_group(where), str(where[-1]), known))
     if message.startswith("does not have the right form"):
-        fields = [info for name, info in _fields_at(where).items() if name == where[-1]]
-        return Finding(where, f"{message}; {fields[0].description}" if fields else message)
+        from launcher.explanations import explanations
+
+        told = {name: text for group in _groups_at(where) for name, text in explanations(group).items()}
+        return Finding(where, f"{message}: {told[where[-1]]}" if where[-1] in told else message)
     return finding
-
-
-def _fields_at(where: Where) -> dict[str, FieldInfo]:
-    """The settings of the group that holds `where`, by name."""
-    groups: list[type[BaseModel]] = [JobSpec]
-    fields: dict[str, FieldInfo] = {}
-    for part in where:
-        if isinstance(part, str):
-            fields = {name: info for group in groups for name, info in group.model_fields.items()}
-            groups = groups_in(fields[part].annotation) if part in fields else []
-    return fields
 
 
 def _group(where: Where) -> str:
     return ".".join(str(part) for part in where[:-1] if not isinstance(part, int))
+
+
+def _groups_at(where: Where) -> list[type[BaseModel]]:
+    """The groups (models) that may hold the key `where`; none where a group on the way is unknown."""
+    groups: list[type[BaseModel]] = [JobSpec]
+    for part in where[:-1]:
+        if isinstance(part, str):
+            fields = _fields(groups)
+            groups = groups_in(fields[part].annotation) if part in fields else []
+    return groups
+
+
+def _fields(groups: list[type[BaseModel]]) -> dict[str, FieldInfo]:
+    return {name: info for group in groups for name, info in group.model_fields.items()}
 
 
 def _not_finite(value: Any, where: Where) -> list[Finding]:
@@ -168,7 +173,7 @@ def _blanks(source: Source) -> list[Finding]:
     """`key:` with nothing after it: an empty group is its defaults, an empty setting says nothing and is an error."""
     findings = []
     for where in sorted(source.document.blank, key=str):
-        fields = _fields_at(where)
+        fields = _fields(_groups_at(where))
         key = str(where[-1])
         parent = _at(source.data, where[:-1])
         if not isinstance(parent, dict) or parent.get(key, 0) is not None or where in source.from_command_line:

@@ -1,6 +1,6 @@
 """A model's parameter names and shapes without weights and without torch: from a safetensors index or header, else from config.json.
 
-Owns finding what is at hand on this machine (a folder, or the hub's cache) and the check that every unfrozen pattern hits
+Owns finding the model on this machine (a folder, or the hub's cache) and the check that every unfrozen pattern hits
 something. Refuses to download. What it does not know it says nothing about.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import LauncherError
 from launcher.problems import Finding
 from launcher.yaml_lines import Where
 from trainer.patterns import match
@@ -54,13 +55,26 @@ def _layers(names: list[str]) -> str:
 
 def parameter_names(base: str, revision: str | None = None) -> list[str]:
     """Names of all parameters, or an empty list where neither the weights nor a known configuration is at hand."""
+    # Not at the top: architecture finds its folders here.
+    from launcher.architecture import find_architecture, stored_shapes
+
     folder = local_folder(base, revision)
-    if folder is None:
-        return []
-    names = _names_of_index(folder) or _names_of_header(folder) or _names_of_config(folder)
+    names = _names_of_index(folder) if folder is not None else []
+    if not names and folder is not None and any(folder.glob("*.safetensors")):
+        names = list(_or_nothing(lambda: stored_shapes(folder)))
+    if not names:
+        names = list(_or_nothing(lambda: find_architecture(base, revision).shapes))
     if "model.embed_tokens.weight" in names and "lm_head.weight" not in names:
         names.append("lm_head.weight")  # tied to the embeddings: stored once, and hit by either name
     return names
+
+
+def _or_nothing(find: Callable[[], Iterable[str]]) -> Iterable[str]:
+    """An unknown family or an unreadable file is no fault of a pattern: then the check is left to the trainer."""
+    try:
+        return find()
+    except LauncherError:
+        return []
 
 
 def local_folder(base: str, revision: str | None = None) -> Path | None:
@@ -89,50 +103,3 @@ def _json(path: Path) -> dict[str, Any]:
 def _names_of_index(folder: Path) -> list[str]:
     weights = _json(folder / "model.safetensors.index.json").get("weight_map")
     return list(weights) if isinstance(weights, dict) else []
-
-
-def _names_of_header(folder: Path) -> list[str]:
-    """A safetensors file begins with the header's length (8 bytes, little endian), then the header as JSON."""
-    try:
-        with open(folder / "model.safetensors", "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if length < 100_000_000 else {}
-    except (OSError, ValueError, struct.error):
-        return []
-    return [name for name in header if name != "__metadata__"]
-
-
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-_FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "llama": ((), ("input_layernorm", "post_attention_layernorm")),
-    "mistral": ((), ("input_layernorm", "post_attention_layernorm")),
-    "qwen2": (("q_proj", "k_proj", "v_proj"), ("input_layernorm", "post_attention_layernorm")),
-    "qwen3": ((), ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")),
-    "gemma": ((), ("input_layernorm", "post_attention_layernorm")),
-    "gemma2": (
-        (),
-        ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-    ),
-}
-"""model_type -> attention projections with a bias, and the norms of a layer."""
-
-
-def _names_of_config(folder: Path) -> list[str]:
-    config = _json(folder / "config.json")
-    family, layers = _FAMILIES.get(str(config.get("model_type"))), config.get("num_hidden_layers")
-    if family is None or not isinstance(layers, int):
-        return []
-    biased, norms = family
-    biased = _ATTENTION if config.get("attention_bias") else biased
-    names = ["model.embed_tokens.weight"]
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        names += [f"{prefix}self_attn.{name}.weight" for name in _ATTENTION]
-        names += [f"{prefix}self_attn.{name}.bias" for name in biased]
-        names += [f"{prefix}mlp.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")]
-        names += [
-            f"{prefix}mlp.{name}.bias" for name in ("gate_proj", "up_proj", "down_proj") if config.get("mlp_bias")
-        ]
-        names += [f"{prefix}{name}.weight" for name in norms]
-    names.append("model.norm.weight")
-    return names

@@ -71,8 +71,23 @@ def read_scalar(text: str) -> Any:
     return document.data
 
 
+def write_yaml(data: Any) -> str:
+    """`data` as YAML that `read_yaml` and older readers (YAML 1.1) take for the same values."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own protocol: replaced per class)
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}  # noqa: RUF012
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)  # list items are indented under their key
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 for _tag, _expression, _first in (
@@ -82,7 +97,8 @@ for _tag, _expression, _first in (
     ("merge", r"<<", "<"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):  # fmt: skip
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_expression})$"), list(_first))
+    for _reader in (_Loader, _Dumper):  # the writer quotes what either version of YAML would read as something else
+        _reader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_expression})$"), list(_first))
 
 
 class _Builder:
