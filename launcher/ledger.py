@@ -53,6 +53,8 @@ class RunRecord:
     """When the newest submit returned."""
     down_requested_at: float | None = None
     """When `dolphin down` was asked for, since the newest submit."""
+    submit_error: dict[str, str] | None = None
+    """Why the newest submit failed: `reason` (an EndReason) and `message`."""
     launcher_version: str = ""
 
     @property
@@ -73,24 +75,39 @@ def cache_dir() -> Path:
     return home() / "cache"
 
 
-def create(name: str, backend: str, **fields: Any) -> RunRecord:
-    """A new run with a folder and an id of its own, whatever else is being launched at this moment."""
-    while True:
-        run_id = _new_id(name)
-        folder = runs_dir() / run_id
-        try:
-            runs_dir().mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise LauncherError(
-                f"{error.filename or folder}: cannot write the run's folder ({error.strerror}); "
-                "set DOLPHIN_HOME to a folder of yours"
-            ) from None
+def new_id(name: str) -> str:
+    """A run id for a job of this name; taken only once `create` made its folder."""
+    stamp = time.strftime("%y%m%d-%H%M%S", time.gmtime())
+    tail = "".join(secrets.choice(_ID_LETTERS) for _ in range(4))
+    return f"{name[:_MAX_NAME_IN_ID].rstrip('-')}-{stamp}-{tail}"
+
+
+def folder_of(run_id: str) -> Path:
+    return runs_dir() / run_id
+
+
+def create(run_id: str, name: str, backend: str, **fields: Any) -> RunRecord:
+    """Make the run's folder and record. FileExistsError where the id is taken, by whoever launches at this moment."""
+    folder = folder_of(run_id)
+    try:
+        runs_dir().mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
         record = RunRecord(run_id, folder, name, backend, time.time(), **fields)
         _write(record)
-        return record
+    except FileExistsError as error:
+        if error.filename == str(folder):
+            raise
+        raise _unwritable(error) from None
+    except OSError as error:
+        raise _unwritable(error) from None
+    return record
+
+
+def _unwritable(error: OSError) -> LauncherError:
+    return LauncherError(
+        f"{error.filename or runs_dir()}: cannot write the run's folder ({error.strerror}); "
+        "set DOLPHIN_HOME to a folder of yours"
+    )
 
 
 def update(record: RunRecord, **changes: Any) -> RunRecord:
@@ -178,12 +195,6 @@ def _try_lock(descriptor: int) -> bool:
         return True
     except BlockingIOError:
         return False
-
-
-def _new_id(name: str) -> str:
-    stamp = time.strftime("%y%m%d-%H%M%S", time.gmtime())
-    tail = "".join(secrets.choice(_ID_LETTERS) for _ in range(4))
-    return f"{name[:_MAX_NAME_IN_ID].rstrip('-')}-{stamp}-{tail}"
 
 
 def _write(record: RunRecord) -> None:

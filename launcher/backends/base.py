@@ -184,8 +184,8 @@ class Backend(Protocol):
         ...
 
     def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
-        """Copy the model folder, the checkpoints or the log into the folder `target` (made where missing), and return
-        the path of the copy. BackendError where there is none to copy."""
+        """Copy the model folder or the checkpoints as the folder `target`, or the log into it, whole or not at all, and
+        return the path of the copy (launcher.copying). BackendError where there is none, or where target is in use."""
         ...
 
 

@@ -1,0 +1,238 @@
+"""LocalBackend: a run as processes of this machine, on its GPUs or its CPU.
+
+Owns starting the supervisor away from the terminal, and reading the run folder, which is the ledger's own. Refuses to
+know how training works: it starts `python -m trainer.supervise train.json` and believes outcome.json.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launcher import ledger, processes
+from launcher.backends.base import (
+    BEGINNING,
+    BackendError,
+    BackendStatus,
+    BadUsage,
+    Cursor,
+    DownReport,
+    Fetchable,
+    Handle,
+    LogChunk,
+    Offer,
+    Placement,
+    Submission,
+)
+from launcher.copying import copy_folder
+from launcher.ledger import RunRecord
+from launcher.spec import JobSpec
+from launcher.states import RunState, after_down, is_over, state_of_exit_code
+
+_CHUNK_BYTES = 1 << 18
+
+
+class LocalBackend:
+    """Satisfies `launcher.backends.base.Backend`."""
+
+    name = "local"
+    poll_s = 0.5
+
+    def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
+        gpus = local_gpus()
+        if gpus:
+            name, memory_mib = gpus[0]
+            count = nproc or _default_ranks(job, len(gpus))
+            return [Offer(self.name, "local", name, count, accelerator_memory_mib=memory_mib)]
+        return [Offer(self.name, "local", None, nproc or _default_ranks(job, 0))]
+
+    def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
+        gpus = local_gpus()
+        if gpus and nproc is not None and nproc > len(gpus):
+            raise BadUsage(f"--nproc {nproc}: this machine has {len(gpus)} GPUs; ask for at most that many")
+        count = nproc or _default_ranks(job, len(gpus))
+        return Placement(str(folder), str(ledger.cache_dir()), count, "cuda" if gpus else "cpu")
+
+    def submit(self, submission: Submission) -> Handle:
+        record = submission.record
+        if importlib.util.find_spec("torch") is None:
+            raise BackendError(
+                "--on local: the trainer is not installed here; pip install 'dolphin-launcher[train]', or use --on docker or sky"
+            )
+        if processes.of_run(record.run_id):
+            raise BackendError(
+                f"{record.run_id}: processes of this run still run; `dolphin down {record.run_id}` first"
+            )
+        files = record.files
+        files.outcome.unlink(missing_ok=True)  # of an earlier attempt: it must not speak for this one
+        environment = {**os.environ, **submission.env, **submission.secrets}
+        environment[processes.RUN_MARKER] = record.run_id
+        environment["PYTHONUNBUFFERED"] = "1"
+        # DeepSpeed looks for ninja on the PATH, where a virtual environment that is not activated is missing.
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+        try:
+            with open(files.log, "ab") as log:
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "trainer.supervise", str(files.train_json)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=record.folder,
+                    env=environment,
+                    start_new_session=True,  # neither Ctrl-C nor the closing terminal reaches it
+                )
+        except OSError as error:
+            raise BackendError(f"{record.run_id}: cannot start the trainer: {error}") from None
+        identity = processes.identify(child.pid)
+        started = identity.started if identity else "ended at once"
+        return {"pid": child.pid, "started": started, "host": platform.node()}
+
+    def find(self, run_id: str) -> Handle | None:
+        for process in processes.roots(processes.of_run(run_id)):
+            identity = processes.identify(process.pid)
+            if identity is not None:
+                return {**asdict(identity), "host": platform.node()}
+        return None
+
+    def status(self, record: RunRecord) -> BackendStatus:
+        state, detail, exit_code = self._state(record)
+        if record.down_requested_at is not None:
+            state = after_down(state)
+        return BackendStatus(
+            state, detail, exit_code, node=platform.node(), price_usd_per_hour=0.0, price_usd_so_far=0.0
+        )
+
+    def logs(self, record: RunRecord, after: Cursor = BEGINNING) -> Iterator[LogChunk]:
+        offset = int(after or 0)
+        is_dead = is_over(self.status(record).state)  # asked before reading: what comes after is read next time
+        try:
+            with open(record.files.log, "rb") as log:
+                log.seek(offset)
+                while block := log.read(_CHUNK_BYTES):
+                    end = block.rfind(b"\n") + 1
+                    if end == 0 and (is_dead or len(block) == _CHUNK_BYTES):
+                        end = len(block)
+                    if end == 0:
+                        return
+                    offset += end
+                    log.seek(offset)
+                    yield LogChunk(block[:end].decode(errors="replace"), str(offset))
+        except FileNotFoundError:
+            return
+
+    def read_file(self, record: RunRecord, name: str, offset: int = 0) -> bytes | None:
+        try:
+            with open(record.folder / name, "rb") as handle:
+                handle.seek(offset)
+                return handle.read()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+
+    def down(self, record: RunRecord, grace_s: float) -> DownReport:
+        root = _root(record)
+        host = (record.handle or {}).get("host", platform.node())
+        if host != platform.node() and not is_over(self.status(record).state):
+            raise BackendError(f"{record.run_id}: runs on {host}, this is {platform.node()}; run `dolphin down` there")
+        num_found, was_killed, left = processes.stop(record.run_id, root, grace_s)
+        if left:
+            return DownReport(False, tuple(left), "some processes cannot be ended", was_killed)
+        if not num_found:
+            return DownReport(True, detail="nothing of it was running", price_usd=0.0)
+        how = "killed" if was_killed else "stopped by itself"
+        return DownReport(True, detail=f"{how}; {num_found} processes gone", was_killed=was_killed, price_usd=0.0)
+
+    def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
+        files = record.files
+        if what == "log":
+            source = files.log
+        elif what == "checkpoints":
+            source = files.checkpoints
+        else:
+            outcome = _outcome(record)
+            if outcome is None or outcome.get("state") != "done":
+                state = self.status(record).state
+                raise BackendError(
+                    f"{record.run_id}: has no finished model (it is {state.value}); --what checkpoints copies what there is"
+                )
+            source = Path(outcome.get("model") or files.model)
+        if not source.exists():
+            raise BackendError(f"{record.run_id}: has no {what} at {source}; nothing was copied")
+        return copy_folder(source, target)
+
+    def _state(self, record: RunRecord) -> tuple[RunState, str, int | None]:
+        root = _root(record)
+        if root is not None and processes.is_alive(root):
+            return RunState.RUNNING, f"process {root.pid}", None
+        if record.handle is None:
+            if ledger.is_locked(record):
+                return RunState.CREATED, "being started", None
+            if self.find(record.run_id) is not None:
+                return RunState.RUNNING, "its launcher died while starting it", None
+        elif record.handle.get("host") != platform.node() and _outcome(record) is None:
+            return RunState.LOST, f"it was started on {record.handle.get('host')}: ask there", None
+        outcome = _outcome(record)
+        if outcome is not None:
+            exit_code = outcome.get("exit_code")
+            return state_of_exit_code(exit_code), str(outcome.get("reason") or ""), exit_code
+        if record.submissions == 0 or (record.handle is None and not record.files.events.exists()):
+            return RunState.LOST, "it was never started; `dolphin resume` starts it", None
+        orphans = processes.of_run(record.run_id)
+        rest = f"{len(orphans)} of its processes still run: `dolphin down` ends them; then " if orphans else ""
+        return (
+            RunState.LOST,
+            f"its process is gone without an outcome (killed, or a reboot); {rest}`dolphin resume` goes on",
+            None,
+        )
+
+
+def local_gpus() -> list[tuple[str, int]]:
+    """Name and memory (MiB) of each GPU that the run would see, by nvidia-smi and CUDA_VISIBLE_DEVICES."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
+        return []
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if answer.returncode != 0:
+        return []
+    gpus = []
+    for line in answer.stdout.splitlines():
+        name, _, memory = line.rpartition(",")
+        if name and memory.strip().isdigit():
+            gpus.append((name.strip(), int(memory)))
+    return gpus if visible is None else gpus[: len(visible.split(","))]
+
+
+def _default_ranks(job: JobSpec, num_gpus: int) -> int:
+    """What the job states, as far as there are GPUs for it; on a CPU its `ranks_per_node`, else one."""
+    if not num_gpus:
+        return job.resources.ranks_per_node or 1
+    return min(num_gpus, job.resources.ranks_per_node or job.resources.gpus_per_node or num_gpus)
+
+
+def _root(record: RunRecord) -> processes.Identity | None:
+    if record.handle is None:
+        return None
+    return processes.Identity(record.handle["pid"], record.handle["started"])
+
+
+def _outcome(record: RunRecord) -> dict[str, Any] | None:
+    try:
+        outcome = json.loads(record.files.outcome.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return outcome if isinstance(outcome, dict) else None

@@ -1,0 +1,220 @@
+"""The `dolphin` command: parse, delegate, exit code. Nothing is decided here.
+
+The top imports the standard library and typer alone, so that `dolphin --help` is quick (tested): each command
+imports what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    name="dolphin",
+    help="One file in, a fine-tuned language model out: on spot GPUs, in docker, or on a CPU.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+)
+spectrum = typer.Typer(
+    help="Choose the layers to train by signal-to-noise ratio.", rich_markup_mode=None, no_args_is_help=True
+)
+app.add_typer(spectrum, name="spectrum")
+
+Job = Annotated[Path, typer.Argument(metavar="JOB.YAML", help="The job file.", show_default=False)]
+Run = Annotated[
+    str | None, typer.Argument(metavar="[RUN]", help="A run id or its beginning; the newest run where not given.")
+]
+OneRun = Annotated[str, typer.Argument(metavar="RUN", help="A run id or its beginning.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, as train.max_steps=20.")
+]
+Nproc = Annotated[int | None, typer.Option("--nproc", min=1, help="Ranks on the node.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output, for scripts.")]
+Detach = Annotated[bool, typer.Option("-d", "--detach", help="Return at once; the run goes on.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand anywhere.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed_version
+
+        print(installed_version("dolphin-launcher"))
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE", help="Where to write; - is standard output.")
+    ] = "job.yaml",
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="FILE", help="Convert this axolotl configuration.")
+    ] = None,
+) -> int:
+    """Write a commented job.yaml, or convert an axolotl configuration."""
+    from launcher.init import init_command
+
+    return init_command(output, from_)
+
+
+@app.command()
+def validate(job: Job, set_: Set = None, json_: Json = False) -> int:
+    """Report all errors of a job, with line, key and the nearest right key."""
+    from launcher.validate import validate_command
+
+    return validate_command(str(job), set_ or (), json_)
+
+
+@app.command()
+def schema() -> int:
+    """Print a JSON Schema of job.yaml, for editors."""
+    from launcher.schema import schema_command
+
+    return schema_command()
+
+
+@app.command()
+def launch(
+    job: Job,
+    on: Annotated[str, typer.Option("--on", help="Where to run: local, docker or sky.")] = "local",
+    nproc: Nproc = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Start without asking.")] = False,
+    detach: Detach = False,
+    set_: Set = None,
+    json_: Json = False,
+) -> int:
+    """Show the plan, start the job, and follow it to its model."""
+    from launcher.run import LaunchOptions
+    from launcher.run import launch as launch_command
+
+    return launch_command(job, LaunchOptions(on, nproc, set_ or (), yes, detach, json_))
+
+
+@app.command()
+def logs(
+    run: Run = None,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="Print what there is, and end.")] = False,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, help="Begin with the last N lines.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="AGE", help="Begin with lines of this age, as 10m or 2h.")
+    ] = None,
+) -> int:
+    """Follow a run's log, from any moment; its exit code is the run's."""
+    from launcher import ledger, look
+    from launcher.follow import LogFrom, parse_age
+
+    start = LogFrom(tail, parse_age(since) if since is not None else None)
+    return look.logs(ledger.find(run), start, is_following=not no_follow)
+
+
+@app.command()
+def status(
+    run: Run = None,
+    all_: Annotated[bool, typer.Option("--all", help="A table of every run.")] = False,
+    json_: Json = False,
+) -> int:
+    """Phase, step, loss, speed, time left and price of a run."""
+    from launcher import ledger, look
+
+    if all_:
+        return look.status_of_all(json_wanted=json_)
+    return look.status(ledger.find(run), json_wanted=json_)
+
+
+@app.command()
+def down(
+    run: Run = None,
+    grace: Annotated[float, typer.Option("--grace", min=0, help="Seconds that the trainer has to save.")] = 60.0,
+    now: Annotated[bool, typer.Option("--now", help="Kill at once; steps since the last save are lost.")] = False,
+) -> int:
+    """Stop a run, and return once it is known to be gone."""
+    from launcher import ledger, look
+
+    return look.down(ledger.find(run), 0.0 if now else grace)
+
+
+@app.command()
+def resume(run: OneRun, nproc: Nproc = None, detach: Detach = False, set_: Set = None, json_: Json = False) -> int:
+    """Go on with a stopped run from its last checkpoint."""
+    from launcher import ledger
+    from launcher.run import LaunchOptions
+    from launcher.run import resume as resume_command
+
+    options = LaunchOptions(nproc=nproc, overrides=set_ or (), is_detached=detach, as_json=json_)
+    return resume_command(ledger.find(run), options)
+
+
+@app.command()
+def fetch(
+    run: OneRun,
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
+    what: Annotated[Literal["model", "checkpoints", "log"], typer.Option("--what", help="Which part.")] = "model",
+) -> int:
+    """Bring a run's model folder home."""
+    from launcher import ledger, look
+
+    return look.fetch(ledger.find(run), target, what)
+
+
+@app.command()
+def doctor(json_: Json = False) -> int:
+    """Check this machine, backend by backend, and say what to do."""
+    from launcher.doctor import doctor_command
+
+    return doctor_command(json_wanted=json_)
+
+
+def main() -> None:
+    """Entry point. Every error that is not a defect of dolphin is one or two lines, without a traceback."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name="dolphin", standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `dolphin logs | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 130
+    except Exception as error:
+        code = _explain(error, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    """Print an error for a person; the exit code it asks for."""
+    if debug:
+        traceback.print_exc()
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: a wrong option or argument
+        show = getattr(error, "show", None)
+        if show is not None:
+            show()
+        return int(error.exit_code)
+    from launcher.errors import LauncherError
+    from launcher.states import EXIT_CODES, EndReason
+
+    if isinstance(error, LauncherError):
+        print(f"dolphin: {error}", file=sys.stderr)
+        return EXIT_CODES[error.reason]
+    if type(error).__name__ == "SpecErrors":
+        print(error, file=sys.stderr)
+        return EXIT_CODES[EndReason.BAD_SPECIFICATION]
+    if not debug:
+        print(f"dolphin: unexpected {type(error).__name__}: {error}; run it again with --debug", file=sys.stderr)
+    return EXIT_CODES[EndReason.FAILED]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Starting runs: job -> plan -> confirmation -> ledger -> submit -> follow, for `launch` and `resume`.
+
+Owns the order: nothing starts before it is in the ledger, and nothing is reported that was not asked of the backend.
+Refuses to know any particular backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher import console, ledger
+from launcher.backends.base import Backend, BackendStatus, Submission, get_backend
+from launcher.errors import BadUsage, LauncherError
+from launcher.follow import LogFrom, end_of_log, follow
+from launcher.ledger import RunRecord
+from launcher.observe import Observation, as_json, model_of, observe, price_text, status_of, with_detail
+from launcher.spec import JobSpec, load_job, settle
+from launcher.states import EXIT_CODES, EndReason, RunState, exit_code_of, is_over
+from launcher.tail import ViewReader
+from trainer.rundir import write_atomic
+from trainer.spec import NodeJob, result_settings
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """The command line of `launch` and `resume`."""
+
+    on: str = "local"
+    nproc: int | None = None
+    overrides: Sequence[str] = ()
+    is_confirmed: bool = False
+    is_detached: bool = False
+    as_json: bool = False
+    backend_options: dict[str, Any] = field(default_factory=dict)
+
+
+def launch(path: Path, options: LaunchOptions) -> int:
+    """Start a new run of the job and follow it; the exit code of the command."""
+    job = load_job(path, options.overrides)
+    backend = get_backend(options.on)
+    secrets = collect_secrets(job)
+    run_id = ledger.new_id(job.name)
+    train = _settled(job, backend, run_id, options.nproc)
+    _show_plan(job, backend, train, options)
+    _confirm(options)
+    while True:
+        try:
+            record = ledger.create(
+                run_id,
+                job.name,
+                backend.name,
+                options=options.backend_options,
+                secret_names=tuple(secrets),
+                launcher_version=version("dolphin-launcher"),
+            )
+            break
+        except FileExistsError:
+            run_id = ledger.new_id(job.name)
+            train = _settled(job, backend, run_id, options.nproc)
+    return _start(backend, record, job, train, secrets, options)
+
+
+def resume(record: RunRecord, options: LaunchOptions) -> int:
+    """Go on with a run that is over, from its last checkpoint, under the same id; the exit code of the command."""
+    backend = get_backend(record.backend)
+    status = status_of(backend, record)
+    if status.state is RunState.SUCCEEDED:
+        console.say(f"{record.run_id}: is finished; there is nothing to resume")
+        return 0
+    _refuse_active(record, status)
+    if not record.files.job.exists():
+        raise LauncherError(f"{record.run_id}: its launcher died before the job was written; launch it anew")
+    job = load_job(record.files.job, options.overrides)
+    before = NodeJob.read(record.files.train_json) if record.files.train_json.exists() else None
+    train = before
+    if train is None or options.nproc is not None or options.overrides:
+        train = _settled(job, backend, record.run_id, options.nproc or (before.nproc if before else None))
+        if before is not None:
+            _refuse_other_results(record, before, train)
+    console.say(f"{record.run_id}: was {status.state.value}; starting it again")
+    reader = ViewReader(backend, record)
+    reader.read()  # what came before is told already
+    start = LogFrom(after=end_of_log(backend, record))
+    return _start(backend, record, job, train, collect_secrets(job), options, start, reader)
+
+
+def follow_to_end(
+    backend: Backend,
+    record: RunRecord,
+    start: LogFrom = LogFrom(),
+    reader: ViewReader | None = None,
+    *,
+    json_wanted: bool = False,
+) -> int:
+    """Follow the run and sum it up; the exit code it deserves, 130 where the person stopped following."""
+    out = sys.stderr if json_wanted else sys.stdout
+    try:
+        with console.open_screen(out) as screen:
+            follow(backend, record, screen, start, reader)
+    except KeyboardInterrupt:
+        _say_detached(backend, record)
+        if json_wanted:
+            _print_json(observe(backend, record), EndReason.DETACHED)
+        return EXIT_CODES[EndReason.DETACHED]
+    seen = observe(backend, ledger.load(record.folder))
+    sum_up(seen)
+    if json_wanted:
+        _print_json(seen, None)
+    return exit_code_of(seen.status.state)
+
+
+def sum_up(seen: Observation) -> None:
+    """How the run ended, on standard error: validation losses, a sample answer, where the model is."""
+    record, status, view = seen.record, seen.status, seen.view
+    console.evaluation_table(view, sys.stderr)
+    sample = seen.outcome.get("sample") or view.sample
+    if isinstance(sample, dict) and status.state is RunState.SUCCEEDED:
+        console.say(f"  question  {sample.get('question')}")
+        console.say(f"  answer    {sample.get('answer')}")
+    price = f" ({price_text(status)})" if price_text(status) else ""
+    console.say(f"{record.run_id}: {with_detail(status)}{price}")
+    model = model_of(seen)
+    if model:
+        console.say(f"model: {model}")
+        if not Path(model).exists():
+            console.say(f"  `dolphin fetch {record.run_id} DIR` brings it home")
+    elif status.state in (RunState.PREEMPTED, RunState.CANCELLED, RunState.LOST, RunState.FAILED):
+        saved = f" from step {view.saved_step}" if view.saved_step is not None else ""
+        console.say(f"  `dolphin resume {record.run_id}` goes on{saved}; the log is {record.files.log}")
+
+
+def collect_secrets(job: JobSpec) -> dict[str, str]:
+    """Values of the job's secrets, from this process's environment. BadUsage names those that are missing."""
+    missing = [name for name in job.secrets if not os.environ.get(name)]
+    if missing:
+        raise BadUsage(
+            f"secrets: {', '.join(missing)} not set in this shell; `export {missing[0]}=...`, or take it out of the job"
+        )
+    return {name: os.environ[name] for name in job.secrets}
+
+
+def _settled(job: JobSpec, backend: Backend, run_id: str, nproc: int | None) -> NodeJob:
+    place = backend.place(job, run_id, ledger.folder_of(run_id), nproc)
+    return settle(
+        job,
+        nproc=place.nproc,
+        run_id=run_id,
+        run_dir=place.run_dir,
+        cache_dir=place.cache_dir,
+        device=place.device,
+        zero=3 if place.nproc > 1 else 0,
+    )
+
+
+def _start(
+    backend: Backend,
+    record: RunRecord,
+    job: JobSpec,
+    train: NodeJob,
+    secrets: dict[str, str],
+    options: LaunchOptions,
+    start: LogFrom = LogFrom(),
+    reader: ViewReader | None = None,
+) -> int:
+    """Submit a run that is in the ledger, then follow it or leave it."""
+    try:
+        with ledger.locked(record) as record:
+            _refuse_active(record, status_of(backend, record))
+            record = _submit(backend, record, job, train, secrets)
+    except KeyboardInterrupt:
+        record = ledger.load(record.folder)
+        if record.handle is None:
+            raise
+        _say_detached(backend, record)
+        return EXIT_CODES[EndReason.DETACHED]
+    console.say(f"run {record.run_id}, in {record.folder}")
+    if not options.is_detached:
+        reader = reader or ViewReader(backend, record)
+        return follow_to_end(backend, record, start, reader, json_wanted=options.as_json)
+    _say_detached(backend, record)
+    if options.as_json:
+        _print_json(observe(backend, record), None)
+    return 0
+
+
+def _submit(backend: Backend, record: RunRecord, job: JobSpec, train: NodeJob, secrets: dict[str, str]) -> RunRecord:
+    """Write, then start, then record. Ctrl-C waits until the record says what was started. The caller holds the lock."""
+    text = yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+    write_atomic(record.files.job, text)
+    write_atomic(record.files.train_json, train.model_dump_json(indent=2) + "\n")
+    record = ledger.update(
+        record,
+        nproc=train.nproc,
+        device=train.device,
+        submissions=record.submissions + 1,
+        handle=None,
+        down_requested_at=None,
+        submit_error=None,
+    )
+    with _uninterrupted():
+        try:
+            handle = backend.submit(Submission(record, job, train, dict(job.env), secrets))
+        except LauncherError as error:
+            ledger.update(record, submit_error={"reason": error.reason.value, "message": str(error)})
+            raise
+        return ledger.update(record, handle=handle, submitted_at=time.time())
+
+
+def _refuse_active(record: RunRecord, status: BackendStatus) -> None:
+    if record.submissions and not is_over(status.state):
+        raise BadUsage(f"{record.run_id}: is {with_detail(status)}; `dolphin logs {record.run_id}` follows it")
+
+
+def _say_detached(backend: Backend, record: RunRecord) -> None:
+    try:
+        hourly = backend.status(record).price_usd_per_hour
+    except LauncherError:
+        hourly = None
+    console.say(f"Detached; the run goes on{f' (${hourly:.2f}/h)' if hourly else ''}.")
+    console.say(f"  come back: dolphin logs {record.run_id}")
+    console.say(f"  stop it:   dolphin down {record.run_id}")
+
+
+def _print_json(seen: Observation, reason: EndReason | None) -> None:
+    values = as_json(seen)
+    values["trainer_exit_code"] = values["exit_code"]
+    if reason is not None:
+        values["exit_code"] = EXIT_CODES[reason]
+    else:
+        values["exit_code"] = exit_code_of(seen.status.state) if is_over(seen.status.state) else 0
+    print(json.dumps(values, ensure_ascii=False), flush=True)
+
+
+def _show_plan(job: JobSpec, backend: Backend, train: NodeJob, options: LaunchOptions) -> None:
+    offers = backend.offers(job, options.nproc)
+    best = offers[0] if offers else None
+    hardware = "no offer"
+    if best is not None:
+        hardware = f"{best.count} x {best.accelerator or 'CPU rank'} at {best.infra}"
+    console.say(f"{job.name}: {job.model.base} on {hardware}")
+    console.say(
+        f"  {train.nproc} ranks ({train.device}), ZeRO-{train.spec.train.zero}, {train.global_batch} sequences a step"
+    )
+
+
+def _confirm(options: LaunchOptions) -> None:
+    if options.is_confirmed:
+        return
+    if not sys.stdin.isatty():
+        raise BadUsage("launch asks before it starts, and there is no terminal to ask on; pass -y to start")
+    print("Start it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Declined("not started")
+
+
+class Declined(LauncherError):
+    """The person said no."""
+
+    reason = EndReason.CANCELLED
+
+
+def _refuse_other_results(record: RunRecord, before: NodeJob, after: NodeJob) -> None:
+    old, new = result_settings(before.spec), result_settings(after.spec)
+    changed = [key for key in new if new[key] != old.get(key)]
+    if changed:
+        raise BadUsage(
+            f"{record.run_id}: {', '.join(changed)} would change what the run computes; `dolphin launch` a new run for that"
+        )
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C inside waits for the end: between a submit and its record it would leave a run that nobody knows."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
