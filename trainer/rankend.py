@@ -9,6 +9,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -25,6 +26,12 @@ from trainer.rundir import RunDir, write_atomic
 from trainer.watch import Heartbeat
 
 TRACEBACK_LINES = 30
+PEER_LOSS = re.compile(
+    r"connection (closed|reset) by peer|connection refused|broken pipe|socket timeout|DistBackendError|DistNetworkError"
+    r"|NCCL (communicator|error)|remote process exited|timed out waiting|Gloo.*(closed|reset|timed? ?out)|ProcessGroup",
+    re.IGNORECASE,
+)
+"""Messages of a rank that lost another one: gloo's and NCCL's, never a cause of their own."""
 LEFT_AT_ONCE = "LeftAtOnce"
 """`error` of a rank that left on a second signal, without a save."""
 
@@ -125,8 +132,11 @@ def rank_guard(run_dir: str | Path, attempt: int, rank: int) -> Iterator[Rank]:
         kind = _kind_of(error)
         report_rank_end(attempt_dir, rank, _end(kind, _one_line(error), heartbeat, stop, error))
         if kind is EndKind.FAILED and not isinstance(error, TrainingFailed):
-            print(f"rank {rank} failed at step {heartbeat.steps_done}:", file=sys.stderr)
-            traceback.print_exception(error)
+            if PEER_LOSS.search(str(error)):
+                print(f"rank {rank} lost another rank at step {heartbeat.steps_done}", file=sys.stderr)
+            else:
+                print(f"rank {rank} failed at step {heartbeat.steps_done}:", file=sys.stderr)
+                traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ

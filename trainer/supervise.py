@@ -30,6 +30,7 @@ from trainer.preempt import SAVE_FILE, STOP_FILE
 from trainer.rankend import EXIT_CODES, EndKind
 from trainer.rundir import EventKind, Phase, RunDir
 from trainer.spec import NodeJob
+from trainer.trackers import require_packages
 from trainer.verdict import AttemptEnd, death, judge
 from trainer.wake import Wake, kill_descendants
 
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         job = read_job(arguments.train_json)
+        require_packages(job.spec.track)
         nodes = Nodes.from_environment(os.environ)
         supervisor = Supervisor(job, arguments.train_json.resolve(), nodes, arguments.main, arguments.prepare)
     except (BadInput, TrainingFailed) as error:
@@ -139,6 +141,8 @@ class Supervisor:
         code = EXIT_CODES[kind]
         if self._nodes.rank == 0:
             if kind is EndKind.PREEMPTED:
+                if self._story.last(EventKind.STOP_REQUESTED, "attempt") != attempt:
+                    self._emit(EventKind.STOP_REQUESTED, attempt, reason=asked or reason, step=end.step)
                 self._emit(EventKind.PREEMPTED, attempt, step=self._story.saved_step(), reason=reason)
             if kind is EndKind.DONE:
                 self._emit(EventKind.PHASE, attempt, phase=Phase.DONE.value)
@@ -211,9 +215,9 @@ class Supervisor:
             )
 
     def _say_stop(self, reason: str, attempt: int, step: int) -> None:
+        """The ranks tell of it themselves once they have agreed; see `_finish` for when they could not."""
         self._stop_said = True
-        say(f"asked to stop: {reason}")
-        self._emit(EventKind.STOP_REQUESTED, attempt, reason=reason, step=step)
+        say(f"asked to stop: {reason} (attempt {attempt}, step {step})")
 
     def _watch_notices(self) -> None:
         """A thread: a spot notice becomes a request to stop."""

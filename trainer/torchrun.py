@@ -8,6 +8,7 @@ torchrun noticed, not those that it then closed. Refuses to know what the ranks 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -18,12 +19,13 @@ from trainer.rundir import write_atomic
 
 def main(argv: list[str]) -> int:
     os.environ[lifeline.TORCHRUN_PID] = str(os.getpid())
-    os.environ.setdefault("LOGLEVEL", "ERROR")
 
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
     report, arguments = Path(argv[0]), argv[1:]
     try:
         run.run(run.parse_args(arguments))

@@ -5,19 +5,11 @@ Owns which of several ends is the cause: when one rank dies, the others fail too
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trainer.rankend import LEFT_AT_ONCE, EndKind, RankEnd
-
-PEER_LOSS = re.compile(
-    r"connection (closed|reset) by peer|connection refused|broken pipe|socket timeout|DistBackendError|DistNetworkError"
-    r"|NCCL (communicator|error)|remote process exited|timed out waiting|Gloo.*(closed|reset|timed? ?out)|ProcessGroup",
-    re.IGNORECASE,
-)
-"""Messages of a rank that lost another one: gloo's and NCCL's, never a cause of their own."""
+from trainer.rankend import LEFT_AT_ONCE, PEER_LOSS, EndKind, RankEnd
 
 
 @dataclass(frozen=True, slots=True)
