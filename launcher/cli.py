@@ -40,16 +40,22 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard o
 Detach = Annotated[bool, typer.Option("-d", "--detach", help="Return at once; the run goes on.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("dolphin-launcher"))
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks. May stand anywhere.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed_version
-
-        print(installed_version("dolphin-launcher"))
-        raise typer.Exit
+    """`debug` is taken out by `main`, wherever it stands; it is here for the help."""
 
 
 @app.command()
@@ -172,6 +178,48 @@ def doctor(json_: Json = False) -> int:
     from launcher.doctor import doctor_command
 
     return doctor_command(json_wanted=json_)
+
+
+@spectrum.command("scan")
+def spectrum_scan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or hub id.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write the ratios.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Matrices at once; fewer need less memory.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
+) -> int:
+    """Measure a model's signal-to-noise ratios."""
+    from launcher.spectrum_command import scan_command
+
+    return scan_command(model, output, device=device, batch=batch, revision=revision)
+
+
+@spectrum.command("select")
+def spectrum_select(
+    snr: Annotated[str, typer.Argument(metavar="SNR.JSON", help="What `scan` wrote.")],
+    top: Annotated[str, typer.Option("--top", metavar="PERCENT", help="Share of each module type.")] = "50%",
+    json_: Json = False,
+) -> int:
+    """Print the patterns of the layers with the highest ratios."""
+    from launcher.spectrum_command import select_command
+
+    return select_command(snr, top, json_)
+
+
+@spectrum.command("names")
+def spectrum_names(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or hub id.")],
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
+    json_: Json = False,
+) -> int:
+    """List a model's parameter names, for train.unfrozen."""
+    from launcher.spectrum_command import names_command
+
+    return names_command(model, revision, json_)
 
 
 def main() -> None:

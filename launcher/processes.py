@@ -83,28 +83,33 @@ def roots(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
 def stop(run_id: str, root: Identity | None, grace_s: float) -> tuple[int, bool, list[str]]:
     """End every process of the run: SIGTERM to its roots, `grace_s` to finish, then SIGKILL to all that are left,
     looking again until none is. Returns how many there were, whether any had to be killed, and what cannot be ended."""
-    found = {p.pid for p in of_run(run_id, root)}
+    seen: set[Identity] = set()  # a worker without the marker is known by its parent alone, which may go first
     was_killed = False
-    if found and grace_s > 0:
-        for process in roots(of_run(run_id, root)):
+    left = _look(run_id, root, seen)
+    if left and grace_s > 0:
+        for process in roots(left):
             _signal(process, signal.SIGTERM)
-        _wait_gone(run_id, root, grace_s)
+        deadline = time.monotonic() + grace_s
+        while (left := _look(run_id, root, seen)) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
     deadline = time.monotonic() + _KILL_WAIT_S
-    while left := of_run(run_id, root):
+    while left and time.monotonic() < deadline:
         was_killed = True
-        found.update(p.pid for p in left)
         for process in left:
             _signal(process, signal.SIGKILL)
-        if time.monotonic() > deadline:
-            break
         time.sleep(_POLL_S)
-    return len(found), was_killed, [_describe(p) for p in of_run(run_id, root)]
+        left = _look(run_id, root, seen)
+    return len(seen), was_killed, [_describe(p) for p in left]
 
 
-def _wait_gone(run_id: str, root: Identity | None, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while of_run(run_id, root) and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
+def _look(run_id: str, root: Identity | None, seen: set[Identity]) -> list[psutil.Process]:
+    """Processes of the run that live now, with those that were seen before and live still; adds to `seen`."""
+    found = {process.pid: process for process in of_run(run_id, root)}
+    seen.update(identity for pid in found if (identity := identify(pid)) is not None)
+    for identity in seen:
+        if identity.pid not in found and is_alive(identity):
+            found[identity.pid] = psutil.Process(identity.pid)
+    return list(found.values())
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

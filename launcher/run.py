@@ -27,6 +27,7 @@ from launcher.follow import LogFrom, end_of_log, follow
 from launcher.ledger import RunRecord
 from launcher.observe import Observation, as_json, model_of, observe, price_text, status_of, with_detail
 from launcher.spec import JobSpec, load_job, settle
+from launcher.spectrum_command import with_resolved_unfrozen
 from launcher.states import EXIT_CODES, EndReason, RunState, exit_code_of, is_over
 from launcher.tail import ViewReader
 from trainer.rundir import write_atomic
@@ -51,6 +52,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
     job = load_job(path, options.overrides)
     backend = get_backend(options.on)
     secrets = collect_secrets(job)
+    job = _with_patterns(job)
     run_id = ledger.new_id(job.name)
     train = _settled(job, backend, run_id, options.nproc)
     _show_plan(job, backend, train, options)
@@ -82,7 +84,7 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     _refuse_active(record, status)
     if not record.files.job.exists():
         raise LauncherError(f"{record.run_id}: its launcher died before the job was written; launch it anew")
-    job = load_job(record.files.job, options.overrides)
+    job = _with_patterns(load_job(record.files.job, options.overrides))
     before = NodeJob.read(record.files.train_json) if record.files.train_json.exists() else None
     train = before
     if train is None or options.nproc is not None or options.overrides:
@@ -149,6 +151,13 @@ def collect_secrets(job: JobSpec) -> dict[str, str]:
             f"secrets: {', '.join(missing)} not set in this shell; `export {missing[0]}=...`, or take it out of the job"
         )
     return {name: os.environ[name] for name in job.secrets}
+
+
+def _with_patterns(job: JobSpec) -> JobSpec:
+    """The job with the layers that Spectrum chooses as plain patterns, which the node can read."""
+    resolved = with_resolved_unfrozen(job)
+    assert isinstance(resolved, JobSpec)
+    return resolved
 
 
 def _settled(job: JobSpec, backend: Backend, run_id: str, nproc: int | None) -> NodeJob:

@@ -140,7 +140,7 @@ class LocalBackend:
     def down(self, record: RunRecord, grace_s: float) -> DownReport:
         root = _root(record)
         host = (record.handle or {}).get("host", platform.node())
-        if host != platform.node() and not is_over(self.status(record).state):
+        if host != platform.node() and _outcome(record) is None:
             raise BackendError(f"{record.run_id}: runs on {host}, this is {platform.node()}; run `dolphin down` there")
         num_found, was_killed, left = processes.stop(record.run_id, root, grace_s)
         if left:

@@ -1,7 +1,7 @@
 """A trainer that misbehaves on request: what a launcher must cope with, in a second and without torch.
 
 `FAKE` in its environment is JSON: steps, pause_s (per step), exit (code), workers (session-detached grandchildren),
-stubborn (ignores SIGTERM), vanish_at (step at which it dies without an outcome), tear (writes a torn line), reason.
+leave (them behind), unmarked (they lack the marker), stubborn (ignores SIGTERM), vanish_at (step at which it dies without an outcome), tear (writes a torn line), reason.
 """
 
 import json
@@ -61,7 +61,7 @@ def main() -> int:
                    "eval_loss": 9.0 - step, "model": model, "attempt": attempt}  # fmt: skip
         write_atomic(run / "outcome.json", json.dumps(outcome))
         emit(EventKind.FINISHED, exit_code=code, reason=reason)
-        for worker in workers:
+        for worker in [] if wish.get("leave") else workers:
             worker.kill()
             worker.wait()
         return code
