@@ -1,0 +1,152 @@
+"""The same job must train the same model however many ranks share it, and leave a folder that others can load."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from tests.support import tiny_job
+from tests.support.tiny_job import losses, train, write_job
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def finished(root):
+    """One run to its end: two ranks, ZeRO-3, fp32, evaluated, with added tokens and a last step of an odd size."""
+    return train(
+        write_job(
+            root, "full", nproc=2,
+            model={"added_tokens": ["<|tool|>"], "special_tokens": {"eos_token": "<|im_end|>"}},
+            train={"zero": 3, "evaluate_every": 10},
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 5e-3)])
+def test_two_ranks_of_zero_3_and_one_rank_of_zero_0_have_the_same_losses(root, precision, tolerance):
+    two = train(write_job(root, f"two-{precision}", nproc=2, train={"zero": 3, "precision": precision}))
+    one = train(write_job(root, f"one-{precision}", nproc=1, train={"zero": 0, "precision": precision}))
+    assert len(losses(one)) == 20
+    assert losses(one)[-1] < losses(one)[0] - 0.1
+    differences = [abs(a - b) for a, b in zip(losses(one), losses(two), strict=True)]
+    assert max(differences) < tolerance
+
+
+def test_every_step_has_its_line_of_metrics(finished):
+    steps = [line for line in finished.read_metrics() if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 21))
+    keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "attempt"}
+    assert all(set(line) == keys for line in steps)
+    assert all(line["tokens"] > 0 and math.isfinite(line["grad_norm"]) for line in steps)
+    evaluations = [line for line in finished.read_metrics() if "eval_loss" in line]
+    assert [line["step"] for line in evaluations] == [0, 10, 20]
+    assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
+
+
+def test_the_outcome_says_what_happened(finished):
+    outcome = json.loads(finished.outcome.read_text())
+    assert outcome["state"] == "done"
+    assert outcome["exit_code"] == 0
+    assert outcome["step"] == outcome["total_steps"] == 20
+    assert outcome["model"] == str(finished.model)
+
+
+def test_transformers_loads_the_model_folder_and_it_has_the_loss_that_was_reported(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from trainer.data.batch import IGNORE
+    from trainer.data.plan import DataPlan
+    from trainer.spec import NodeJob
+
+    model = AutoModelForCausalLM.from_pretrained(finished.model)
+    tokenizer = AutoTokenizer.from_pretrained(finished.model)
+    assert model.dtype == torch.bfloat16
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    assert "<|tool|>" in tokenizer.get_vocab()
+    assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+    plan = DataPlan.open(NodeJob.read(finished.train_json))
+    total = weight = 0.0
+    with torch.no_grad():
+        for index in range(plan.eval_num_micro_batches(1, 1)):
+            batch = plan.eval_batch(0, 1, 1, index)
+            for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
+                part = slice(start, end)
+                logits = model.float()(input_ids=batch.ids_BT[:, part]).logits[0]
+                each = torch.nn.functional.cross_entropy(
+                    logits, batch.labels_BT[0, part], ignore_index=IGNORE, reduction="none"
+                )
+                total += float((each * batch.weights_BT[0, part]).sum())
+                weight += float(batch.weights_BT[0, part].sum())
+    reported = [line["eval_loss"] for line in finished.read_metrics() if "eval_loss" in line][-1]
+    assert total / weight == pytest.approx(reported, abs=0.02)  # the folder is bf16, the run was fp32
+
+
+def test_frozen_parameters_are_those_of_the_base_model(finished, root):
+    from transformers import AutoModelForCausalLM
+
+    before = dict(AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.bfloat16).named_parameters())
+    after = dict(AutoModelForCausalLM.from_pretrained(finished.model).named_parameters())
+    frozen = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(before[frozen], after[frozen])
+    assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_the_model_card_holds_this_runs_facts_and_no_local_path(finished, root):
+    card = (finished.model / "README.md").read_text()
+    for section in ("Prompt format", "Base model", "Hyperparameters", "Training results", "Configuration", "versions"):
+        assert section in card
+    final = [line["eval_loss"] for line in finished.read_metrics() if "eval_loss" in line][-1]
+    assert f"{final:.4f}" in card
+    assert "<|im_start|>user\n{prompt}<|im_end|>" in card
+    assert str(root) not in card
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_applied_and_names_the_conversations(root):
+    run = write_job(root, "diverge", train={"learning_rate": 1.0, "max_grad_norm": 0, "max_steps": 60, "warmup_steps": 0},
+                    checkpoint={"max_restarts": 0})  # fmt: skip
+    poison_the_base(root)
+    job = json.loads(run.train_json.read_text())
+    job["spec"]["model"]["base"] = str(root / "poisoned")
+    run.train_json.write_text(json.dumps(job))
+    train(run, expect=1)
+    outcome = json.loads(run.outcome.read_text())
+    assert outcome["state"] == "failed"
+    assert "loss of step 1 is nan" in outcome["reason"]
+    assert "data.jsonl:" in outcome["reason"]
+    assert losses(run) == []
+
+
+def poison_the_base(root) -> None:
+    """The base model with one weight that is not a number."""
+    import shutil
+
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(root / "base")
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.nan
+    shutil.copytree(root / "base", root / "poisoned")
+    model.save_pretrained(root / "poisoned")
+
+
+def test_a_pattern_that_hits_nothing_exits_with_64_and_is_not_tried_again(root):
+    run = write_job(root, "pattern", train={"unfrozen": ["layers.9.mlp"]})
+    train(run, expect=64)
+    assert "'layers.9.mlp' matches no parameter" in json.loads(run.outcome.read_text())["reason"]
+    assert len(list(run.attempts.iterdir())) == 1
+
+
+def test_tiny_job_is_the_same_every_time(tmp_path):
+    """The other tests compare runs by their bits: their inputs must not wander."""
+    first = tiny_job.write_data(tmp_path / "a.jsonl").read_bytes()
+    assert first == tiny_job.write_data(tmp_path / "b.jsonl").read_bytes()
