@@ -71,7 +71,7 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     if not isinstance(document.data, dict):
         raise SpecErrors(located)
     if is_axolotl(document.data):
-        source = _converted(source, located)
+        source = _converted(source, located, overrides)
     findings = _override(source, overrides)
     if not source.origins:
         findings += _blanks(source)
@@ -248,14 +248,15 @@ def _set(data: Any, where: Where, value: Any) -> str | None:
     return None
 
 
-def _converted(source: Source, located: list[LocatedProblem]) -> Source:
-    """The same source as a job; says on standard error what became of its keys."""
+def _converted(source: Source, located: list[LocatedProblem], overrides: Sequence[str]) -> Source:
+    """The same source as a job; says on standard error what became of its keys. An override settles the error it answers."""
     from launcher.axolotl import convert
 
     conversion = convert(source.data, Path(source.file).resolve().parent)
+    answered = {text.partition("=")[0].strip() for text in overrides}
+    errors = [f for f in conversion.errors if conversion.choices.get(f.where) not in answered]
     located += [
-        LocatedProblem(source.file, source.document.line(f.where), key_name(f.where), f.message)
-        for f in conversion.errors
+        LocatedProblem(source.file, source.document.line(f.where), key_name(f.where), f.message) for f in errors
     ]
     print(conversion.summary(source.file), file=sys.stderr)
     return Source(source.file, source.document, conversion.job, origins=conversion.origins)

@@ -1,0 +1,215 @@
+"""An axolotl configuration as a job: every key is mapped, listed as having no effect here and why, or an error.
+
+Owns the account of the keys and the settings outside of data and sharding. Refuses to drop anything in silence, and to
+invent: where axolotl's own default differs from dolphin's, the job states axolotl's.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from launcher.axolotl_account import Conversion, Mapped
+from launcher.axolotl_data import read_datasets
+from launcher.axolotl_keys import ERRORS, MAPPED, NO_EFFECT
+from launcher.axolotl_model import convert_model, convert_name, convert_template, convert_unfrozen
+from launcher.axolotl_parallel import Parallel, read_deepspeed, read_fsdp
+from launcher.axolotl_train import convert_cadence, convert_optimization, convert_precision, convert_tracking
+from launcher.problems import LocatedProblem, SpecErrors, key_name
+from launcher.suggest import nearest_key
+from launcher.yaml_lines import Where, read_yaml
+
+EMPTY: tuple[Any, ...] = (None, False, "", [], {})
+DEFAULT_ACCELERATORS = "L40S:8"
+
+
+def convert(source: str | Path | dict[str, Any], folder: Path | None = None) -> Conversion:
+    """Convert a configuration: its text, its path, or its data. `folder` is what relative paths are relative to.
+
+    Raises SpecErrors where the text is not YAML or holds no group.
+    """
+    if isinstance(source, dict):
+        config = source
+    else:
+        from launcher.job_file import read_text
+
+        text = read_text(source) if isinstance(source, Path) else source
+        folder = folder or (source.resolve().parent if isinstance(source, Path) else None)
+        name = str(source) if isinstance(source, Path) else "configuration"
+        document = read_yaml(text)
+        problems = [LocatedProblem(name, line, key_name(where), message) for line, where, message in document.faults]
+        if problems or not isinstance(document.data, dict):
+            raise SpecErrors(problems or [LocatedProblem(name, 1, "", "holds no lines of `key: value`")])
+        config = document.data
+    return _Converter(config, folder or Path.cwd()).run()
+
+
+class _Converter:
+    def __init__(self, config: dict[str, Any], folder: Path) -> None:
+        self.config, self.folder, self.out = config, folder, Conversion()
+
+    def run(self) -> Conversion:
+        self._account()
+        stated = {key: value for key, value in self.config.items() if value is not None and key in MAPPED}
+        convert_name(self.out, stated)
+        convert_model(self.out, stated)
+        self._data(stated)
+        convert_optimization(self.out, stated)
+        convert_precision(self.out, stated)
+        self._sharding(stated)
+        convert_unfrozen(self.out, stated)
+        convert_cadence(self.out, stated)
+        self.out.assume(
+            "resources.accelerators", DEFAULT_ACCELERATORS, "axolotl does not say on which GPUs; change it with --set"
+        )
+        convert_tracking(self.out, stated)
+        self._secrets(stated)
+        self._rest(stated)
+        return self.out
+
+    def _account(self) -> None:
+        """Keys that are not mapped: no effect, or an error."""
+        adapter = self.config.get("adapter")
+        for key, value in self.config.items():
+            key = str(key)
+            off = value in EMPTY or (value in (1, "none") and key.endswith(("_degree", "_size")))
+            if key in NO_EFFECT:
+                belongs = adapter and "adapter" in NO_EFFECT[key]
+                self.out.skip(
+                    key,
+                    "it belongs to the adapter"
+                    if belongs
+                    else "has no value"
+                    if value in (None, "")
+                    else NO_EFFECT[key],
+                )
+            elif key in ERRORS:
+                if off:
+                    self.out.skip(key, "has no value" if value in (None, "") else "is off, as here")
+                else:
+                    self.out.fail(key, ERRORS[key])
+            elif key not in MAPPED:
+                near = nearest_key(key, (*MAPPED, *NO_EFFECT, *ERRORS))
+                self.out.fail(
+                    key, f"unknown key; did you mean {near!r}?" if near else "unknown key, in axolotl too; remove it"
+                )
+
+    def _data(self, stated: dict[str, Any]) -> None:
+        keys = [key for key in ("datasets", "pretraining_dataset") if stated.get(key)]
+        if not keys:
+            self.out.fail("datasets", "is missing; name at least one dataset")
+        sources: list[dict[str, Any]] = []
+        templates: list[tuple[Where, str]] = []
+        for key in keys:
+            found = read_datasets(key, stated[key], self.folder)
+            for index, origin in found.origins.items():
+                place = ("data", "sources", len(sources) + index)
+                self.out.origins[place] = origin
+                for name in ("path", "split"):
+                    self.out.origins[(*place, name)] = (*origin, name)
+            sources += found.sources
+            templates += found.templates
+            self.out.mapped += [Mapped(key_name(where), setting, remark) for where, setting, remark in found.mapped]
+            self.out.no_effect += [(key_name(where), why) for where, why in found.no_effect]
+            self.out.errors += found.errors
+        self.out.set("data.sources", sources)
+        self.out.origins[("data", "sources")] = (keys[0] if keys else "datasets",)
+        convert_template(
+            self.out,
+            stated,
+            templates,
+            plain_text=all(source.get("format") == "text" or "text" in source.get("fields", {}) for source in sources),
+        )
+        for key, setting in (
+            ("sequence_len", "sequence_length"),
+            ("sample_packing", "packing"),
+            ("train_on_inputs", "train_on_inputs"),
+            ("dataset_processes", "workers"),
+            ("dataset_num_proc", "workers"),
+        ):
+            if key in stated:
+                self.out.put(f"data.{setting}", stated[key], key)
+        if "sequence_len" not in stated:
+            self.out.assume("data.sequence_length", 512, "axolotl's default")
+        if "sample_packing" not in stated:
+            self.out.assume("data.packing", False, "axolotl's default")
+        if stated.get("dataset_exact_deduplication"):
+            self.out.put("data.deduplicate", "exact", "dataset_exact_deduplication")
+        self._over_long(stated)
+        self._validation(stated)
+
+    def _over_long(self, stated: dict[str, Any]) -> None:
+        strategy = stated.get("excess_length_strategy")
+        if strategy in ("drop", "truncate"):
+            self.out.put("data.over_long", strategy, "excess_length_strategy")
+        elif strategy is not None:
+            self.out.fail(
+                "excess_length_strategy", f"{strategy!r} is not done; write drop or truncate", "data.over_long"
+            )
+
+    def _validation(self, stated: dict[str, Any]) -> None:
+        size = stated.get("val_set_size")
+        if size is None:
+            self.out.assume("data.validation_fraction", 0.0, "axolotl's default: nothing is held out")
+        elif isinstance(size, (int, float)) and not isinstance(size, bool) and 0 <= size < 1:
+            self.out.put("data.validation_fraction", float(size), "val_set_size")
+        else:
+            self.out.set("data.validation_fraction", 0.01)
+            self.out.fail(
+                "val_set_size", f"{size!r} counts conversations; dolphin holds out a share", "data.validation_fraction"
+            )
+
+    def _sharding(self, stated: dict[str, Any]) -> None:
+        if stated.get("deepspeed"):
+            found, key = read_deepspeed(stated["deepspeed"], self.folder), "deepspeed"
+        elif stated.get("fsdp") or stated.get("fsdp_config") or stated.get("fsdp_version"):
+            key = "fsdp" if stated.get("fsdp") else "fsdp_config" if stated.get("fsdp_config") else "fsdp_version"
+            found = read_fsdp(stated.get("fsdp"), stated.get("fsdp_config"), stated.get("fsdp_version"))
+        else:
+            return
+        self._apply(found, key)
+
+    def _apply(self, found: Parallel, key: str) -> None:
+        for message in found.errors:
+            self.out.fail(key, message)
+        if found.stage is not None:
+            self.out.put("train.zero", found.stage, key, "; ".join(found.remarks))
+        train = self.out.job.setdefault("train", {})
+        if found.precision and train.get("precision") not in (None, found.precision):
+            self.out.fail(
+                key, f"it computes in {found.precision}, but the configuration says {train['precision']}; change one"
+            )
+        if found.max_grad_norm is not None and "max_grad_norm" not in train:
+            self.out.put("train.max_grad_norm", found.max_grad_norm, key, "gradient_clipping")
+        if found.schedule is not None:
+            self.out.put(
+                "train.schedule", found.schedule, key, "its scheduler takes the place of lr_scheduler, as in axolotl"
+            )
+        if found.gradient_checkpointing:
+            self.out.put("train.gradient_checkpointing", True, key, "activation_checkpointing")
+
+    def _secrets(self, stated: dict[str, Any]) -> None:
+        secrets = self.out.job.get("secrets", [])
+        base = str(stated.get("base_model", ""))
+        if stated.get("hf_use_auth_token") or re.match(r"(meta-llama|google|mistralai)/", base):
+            secrets = ["HF_TOKEN", *secrets]
+            self.out.assumed.append(("secrets: HF_TOKEN", "the base model may ask for it"))
+        self.out.job.pop("secrets", None)
+        if secrets:
+            self.out.job["secrets"] = secrets
+
+    def _rest(self, stated: dict[str, Any]) -> None:
+        """Mapped keys that stated nothing: empty, off, or with nothing to decide."""
+        used = {entry.key.partition("[")[0].partition(".")[0] for entry in self.out.mapped}
+        used |= {key for key, _ in self.out.no_effect} | {str(f.where[0]) for f in self.out.errors}
+        for key, value in self.config.items():
+            if key in MAPPED and key not in used:
+                self.out.skip(
+                    str(key),
+                    "has no value"
+                    if value in (None, "", [], {})
+                    else "is off, as here"
+                    if value is False
+                    else "decides nothing beside the other keys",
+                )

@@ -1,0 +1,64 @@
+"""Texts about conversions: a job.yaml made from an axolotl file, and the table of all keys for the documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.axolotl import convert
+from launcher.axolotl_account import Conversion
+from launcher.axolotl_keys import (
+    DATASET_ERRORS,
+    DATASET_MAPPED,
+    DATASET_NO_EFFECT,
+    ERRORS,
+    MAPPED,
+    NO_EFFECT,
+)  # fmt: skip
+from launcher.job_file import read_text
+from launcher.local_files import resolve_paths
+from launcher.problems import LocatedProblem, SpecErrors, key_name
+from launcher.yaml_lines import read_yaml, write_yaml
+
+
+def converted_text(path: Path, folder: Path) -> str:
+    """A job.yaml for `folder` from the axolotl file `path`, with the account as comments. Raises SpecErrors."""
+    text = read_text(path)
+    conversion = convert(path)
+    document = read_yaml(text)
+    if conversion.errors:
+        raise SpecErrors(
+            [LocatedProblem(str(path), document.line(f.where), key_name(f.where), f.message) for f in conversion.errors]
+        )
+    job = conversion.job
+    if folder != path.resolve().parent:
+        job, _ = resolve_paths(job, path.resolve().parent)  # what is missing is said when the job is read
+    return f"{_comments(conversion, path)}\n{write_yaml(job)}"
+
+
+def _comments(conversion: Conversion, path: Path) -> str:
+    return "".join(f"# {line}\n" for line in conversion.summary(path.name).splitlines())
+
+
+def key_tables() -> str:
+    """docs/axolotl.md."""
+    parts = [
+        "# axolotl configurations\n\n"
+        "`dolphin launch axolotl.yml` takes an axolotl configuration as it is, and `dolphin init --from axolotl.yml` writes it as a\n"
+        "job.yaml. Every key is mapped, has no effect here for a reason that is told, or is an error; a key that is in none of these\n"
+        "tables is an error too. Where axolotl's default differs from dolphin's, the job states axolotl's. The GPUs, which axolotl\n"
+        "leaves open, are taken to be `resources.accelerators: L40S:8`.\n"
+    ]
+    for title, about, table in (
+        ("Mapped", "becomes", MAPPED),
+        ("No effect here", "why", NO_EFFECT),
+        ("Errors, where they state something", "why", ERRORS),
+        ("Datasets: mapped", "becomes", DATASET_MAPPED),
+        ("Datasets: no effect here", "why", DATASET_NO_EFFECT),
+        ("Datasets: errors, where they state something", "why", DATASET_ERRORS),
+    ):
+        grouped: dict[str, list[str]] = {}
+        for key, text in table.items():
+            grouped.setdefault(text, []).append(f"`{key}`")
+        rows = "".join(f"| {' '.join(keys)} | {text.replace('|', '/')} |\n" for text, keys in grouped.items())
+        parts.append(f"\n## {title}\n\n| key | {about} |\n|---|---|\n{rows}")
+    return "".join(parts)

@@ -1,0 +1,142 @@
+"""axolotl's `deepspeed` and `fsdp` settings: which ZeRO stage does the same, and what of them is not done here.
+
+Reads the DeepSpeed file where it is at hand, else knows axolotl's own files by name. Refuses to know the other keys.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.axolotl_keys import FSDP_CONFIG
+from launcher.suggest import nearest_key
+
+SHIPPED = re.compile(r"^zero([123])(_bf16)?(_cpuoffload(?:_all|_params)?)?(_torch_compile)?(\.json)?$")
+"""Names of the DeepSpeed configurations that axolotl ships."""
+
+SCHEDULERS = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
+
+
+@dataclass
+class Parallel:
+    """What a sharding configuration asks for."""
+
+    stage: int | None = None
+    remarks: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    precision: str | None = None
+    max_grad_norm: float | None = None
+    schedule: str | None = None
+    gradient_checkpointing: bool | None = None
+
+
+def read_deepspeed(value: Any, folder: Path) -> Parallel:
+    """Of `deepspeed:`, a path (relative to the working or the file's folder), a known name, or the configuration itself."""
+    if isinstance(value, dict):
+        return _deepspeed(value)
+    name = str(value)
+    for path in (folder / name, Path(name)):
+        if path.is_file():
+            try:
+                config = json.loads(path.read_bytes())
+            except (OSError, ValueError) as error:
+                return Parallel(errors=[f"{path} is no readable JSON ({error}); correct it, or set train.zero"])
+            return (
+                _deepspeed(config) if isinstance(config, dict) else Parallel(errors=[f"{path} holds no configuration"])
+            )
+    shipped = SHIPPED.match(Path(name).name)
+    if shipped is None:
+        return Parallel(
+            errors=[
+                f"no such file: {name}, and no name of a known configuration (zero1, zero2, zero3, ...); correct it, or set train.zero"
+            ]
+        )
+    found = Parallel(stage=int(shipped[1]))
+    if shipped[3]:
+        found.remarks.append(_NO_OFFLOAD)
+    return found
+
+
+_NO_OFFLOAD = "offload to the CPU is not done: `dolphin plan` says whether it fits without"
+
+
+def _deepspeed(config: dict[str, Any]) -> Parallel:
+    found = Parallel()
+    zero = config.get("zero_optimization") or {}
+    found.stage = zero.get("stage", 0)
+    if found.stage not in (0, 1, 2, 3) or isinstance(found.stage, bool):
+        found.errors.append(f"zero_optimization.stage {zero.get('stage')!r} is none of 0, 1, 2, 3")
+        found.stage = None
+    for key in ("offload_optimizer", "offload_param"):
+        if (
+            isinstance(zero.get(key), dict)
+            and zero[key].get("device", "cpu") != "none"
+            and _NO_OFFLOAD not in found.remarks
+        ):
+            found.remarks.append(_NO_OFFLOAD)
+    half, brain = ((config.get(key) or {}).get("enabled") for key in ("fp16", "bf16"))
+    if half is True:
+        found.errors.append("fp16 is on, but dolphin trains in bf16 or fp32; switch it off")
+    elif brain is True:
+        found.precision = "bf16"
+    clipping = config.get("gradient_clipping", "auto")
+    if isinstance(clipping, (int, float)):
+        found.max_grad_norm = float(clipping)
+    optimizer = (config.get("optimizer") or {}).get("type")
+    if optimizer is not None and str(optimizer).lower() not in ("adam", "adamw"):
+        found.errors.append(f"its optimizer {optimizer} is not AdamW, the only one here; remove it there")
+    numbers = [
+        f"{group}.{name}"
+        for group in ("optimizer", "scheduler")
+        for name, inner in ((config.get(group) or {}).get("params") or {}).items()
+        if inner != "auto" and name not in ("torch_adam", "adam_w_mode")
+    ]
+    if numbers:
+        found.errors.append(
+            f"it sets {', '.join(numbers)}; write auto there and state the numbers in the configuration"
+        )
+    scheduler = (config.get("scheduler") or {}).get("type")
+    if scheduler is not None:
+        found.schedule = SCHEDULERS.get(str(scheduler))
+        if found.schedule is None:
+            found.errors.append(f"its scheduler {scheduler} is none of {', '.join(SCHEDULERS)}; remove it there")
+    return found
+
+
+def read_fsdp(flags: Any, config: Any, version: Any) -> Parallel:
+    """Of `fsdp`, `fsdp_config` and `fsdp_version`; each may be None."""
+    found = Parallel(stage=3)
+    words = flags.split() if isinstance(flags, str) else list(flags) if isinstance(flags, list) else []
+    for word in words:
+        if word in ("full_shard", "hybrid_shard"):
+            found.stage = 3
+        elif word in ("shard_grad_op", "hybrid_shard_zero2"):
+            found.stage = 2
+        elif word == "no_shard":
+            found.stage = 0
+        elif word == "offload":
+            found.remarks.append(_NO_OFFLOAD)
+        elif word != "auto_wrap":
+            found.errors.append(f"{word!r} is no sharding that is known; correct it, or set train.zero")
+    settings = {str(key).removeprefix("fsdp_"): value for key, value in (config or {}).items()}
+    for key in settings:
+        if key not in FSDP_CONFIG:
+            near = nearest_key(key, FSDP_CONFIG)
+            found.errors.append(f"unknown key {key!r} in fsdp_config{f'; did you mean {near!r}?' if near else ''}")
+    strategy = settings.get("sharding_strategy")
+    if strategy is not None:
+        stages = {"FULL_SHARD": 3, "1": 3, "SHARD_GRAD_OP": 2, "2": 2, "NO_SHARD": 0, "3": 0, "HYBRID_SHARD": 3, "4": 3}
+        found.stage = stages.get(str(strategy).upper(), found.stage)
+    if settings.get("reshard_after_forward") is False:
+        found.stage = 2
+    if settings.get("offload_params") and _NO_OFFLOAD not in found.remarks:
+        found.remarks.append(_NO_OFFLOAD)
+    if settings.get("activation_checkpointing"):
+        found.gradient_checkpointing = True
+    found.remarks.insert(
+        0, f"FSDP{f' {version}' if version else ''} becomes DeepSpeed's ZeRO-{found.stage}, which does the same"
+    )
+    return found
