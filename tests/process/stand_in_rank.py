@@ -32,11 +32,12 @@ def train(job, attempt, rank, me) -> None:
     run = RunDir(job.run_dir)
     agree = Agreement() if plan.get("gloo", True) else Alone()
     saved = [e["step"] for e in run.read_events() if e["event"] == EventKind.CHECKPOINT_SAVED]
+    took_s = plan.get("save_seconds", 0.5)
     step, total = (saved[-1] if saved else 0), plan.get("steps", 6)
 
     def save() -> None:
         if rank == 0:
-            run.emit(EventKind.CHECKPOINT_SAVED, attempt=attempt, step=step, checkpoint=f"step-{step}", seconds=0.5)
+            run.emit(EventKind.CHECKPOINT_SAVED, attempt=attempt, step=step, checkpoint=f"step-{step}", seconds=took_s)
         agree.on(0.0)
 
     if rank == 0:
