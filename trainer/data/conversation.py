@@ -1,0 +1,99 @@
+"""Conversation: what every dataset format is turned into, and what makes one unusable.
+
+Owns roles, turns and their order. Refuses to know columns, templates and tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
+
+
+class Reason(StrEnum):
+    """Why a row is not used; data_report.json counts by these."""
+
+    UNDECODABLE = "undecodable"
+    MISSING_COLUMN = "missing column"
+    NOT_TEXT = "not text"
+    EMPTY = "empty"
+    ONE_SIDED = "one-sided"
+    ROLE_BROKEN = "role-broken"
+    BAD_WEIGHT = "bad weight"
+    TEMPLATE = "refused by the chat template"
+    FILTER = "filter fails"
+
+
+class BadRow(Exception):
+    """A row that cannot be used: a reason to count, and a detail for a person."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(slots=True)
+class Turn:
+    """One message."""
+
+    role: str
+    content: str
+    weight: float | None = None
+    """How much its tokens count in the loss, for an assistant turn; None is 1."""
+    extra: dict[str, Any] | None = None
+    """What else the chat template may use: tool_calls, name, reasoning_content."""
+
+    def message(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        if self.extra is None:
+            return {"role": self.role, "content": self.content}
+        return {"role": self.role, "content": self.content, **self.extra}
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Turns in order, or a plain text (then there are no turns)."""
+
+    turns: list[Turn] = field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
+    """JSON schemas of the functions that the assistant may call."""
+    text: str | None = None
+
+
+def check(conversation: Conversation) -> None:
+    """Raises BadRow where nobody could learn from it: empty, one-sided, or turns out of order."""
+    if conversation.text is not None:
+        if not conversation.text.strip():
+            raise BadRow(Reason.EMPTY, "the text is empty")
+        return
+    turns = conversation.turns
+    if not turns:
+        raise BadRow(Reason.EMPTY, "there are no turns")
+    roles = [turn.role for turn in turns]
+    if ASSISTANT not in roles:
+        raise BadRow(Reason.ONE_SIDED, "the assistant says nothing")
+    if USER not in roles:
+        raise BadRow(Reason.ONE_SIDED, "the user says nothing")
+    before = None
+    for number, turn in enumerate(turns, 1):
+        role = turn.role
+        if role == SYSTEM:
+            if number > 1:
+                raise BadRow(Reason.ROLE_BROKEN, f"turn {number} is a system message behind others")
+        elif not turn.content.strip() and not (turn.extra and turn.extra.get("tool_calls")):
+            if role != TOOL:
+                raise BadRow(Reason.EMPTY, f"turn {number} ({role}) is empty")
+        elif role == before and role != TOOL:
+            raise BadRow(Reason.ROLE_BROKEN, f"turns {number - 1} and {number} are both {role}")
+        elif before in (None, SYSTEM) and role != USER:
+            raise BadRow(Reason.ROLE_BROKEN, f"the conversation starts with the {role}")
+        elif role == TOOL and before not in (ASSISTANT, TOOL):
+            raise BadRow(Reason.ROLE_BROKEN, f"turn {number} is a tool's result that no one asked for")
+        if turn.weight is not None and not (0 <= turn.weight < float("inf")):
+            raise BadRow(Reason.BAD_WEIGHT, f"turn {number} has weight {turn.weight}")
+        if turn.weight and role != ASSISTANT:
+            raise BadRow(Reason.BAD_WEIGHT, f"turn {number} ({role}) has a loss weight; only the assistant is trained")
+        before = role

@@ -1,0 +1,154 @@
+"""What a worker does with a block of rows: parse, check, render, encode, cut to length. No files, no other blocks.
+
+Owns the fate of a single row. Refuses to know what happens across rows (duplicates, sampling, the held-out part).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainer.data.conversation import BadRow, Conversation, Reason, check
+from trainer.data.encode import Encoded, Encoder
+from trainer.data.filters import Filter
+from trainer.data.formats.base import DatasetFormat
+from trainer.data.minhash import signature
+from trainer.data.prepared import Sequences
+from trainer.data.render import Rendered, Renderer
+from trainer.spec import DataSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Row = Mapping[str, Any] | BadRow
+"""A row of a dataset, or why there is none in this place."""
+
+
+@dataclass
+class Fate:
+    """What became of the rows of a block."""
+
+    sequences: Sequences
+    pieces: np.ndarray
+    """int64: sequences of each conversation, in order; 0 where none is left of it."""
+    hashes: np.ndarray
+    """uint64 of each conversation's text."""
+    signatures: np.ndarray | None
+    """uint32 (conversations, permutations), for near-duplicates."""
+    num_rows: int = 0
+    bad: list[tuple[int, Reason, str]] = field(default_factory=list)
+    """Row in the block (from 1), reason, detail."""
+    num_filtered: int = 0
+    over_long: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    """Of each conversation: was it longer than a sequence?"""
+    untrained: int = 0
+    """Pieces or conversations left out because nothing in them is trained."""
+    tools_in_system: int = 0
+    """Conversations whose tools went into the system message, because the template does not write them."""
+
+
+class Pipeline:
+    """Everything that a block needs, made once in a process."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, data: DataSpec) -> None:
+        self._data = data
+        self._renderer = Renderer(tokenizer, data.train_on_inputs, data.last_turn_only)
+        self._encoder = Encoder(tokenizer)
+
+    def run(self, rows: Iterable[Row], shape: DatasetFormat, keep: Filter | None) -> Fate:
+        rendered: list[Rendered] = []
+        plain: list[bool] = []
+        numbers: list[int] = []
+        bad: list[tuple[int, Reason, str]] = []
+        num_rows = num_filtered = tools_in_system = 0
+        for num_rows, row in enumerate(rows, 1):
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                if keep is not None and not keep(row):
+                    num_filtered += 1
+                    continue
+                conversation = shape.parse(row)
+                check(conversation)
+                rendered.append(self._renderer.render(conversation))
+            except BadRow as error:
+                bad.append((num_rows, error.reason, error.detail))
+                continue
+            plain.append(conversation.text is not None)
+            numbers.append(num_rows)
+            tools_in_system += bool(conversation.tools) and not self._renderer.uses_tools
+        fate = self._cut(self._encoder.encode(rendered, plain), np.array(numbers, np.int64))
+        fate.hashes = np.array([_hash(item) for item in rendered], np.uint64)
+        if self._data.deduplicate == "near":
+            fate.signatures = signature([item.text for item in rendered])
+        fate.num_rows, fate.bad, fate.num_filtered = num_rows, bad, num_filtered
+        fate.tools_in_system = tools_in_system
+        return fate
+
+    def preview(self, conversation: Conversation) -> tuple[list[str], list[float]]:
+        """Text and weight of each token, for people."""
+        encoded = self._encoder.encode([self._renderer.render(conversation)], [conversation.text is not None])
+        return self._encoder.pieces(encoded.tokens), encoded.weights.tolist()
+
+    def _cut(self, encoded: Encoded, rows: np.ndarray) -> Fate:
+        """Apply `over_long`; leave out what has nothing to train."""
+        limit, policy = self._data.sequence_length, self._data.over_long
+        over_long = encoded.lengths > limit
+        tokens, weights = encoded.tokens, encoded.weights
+        starts = np.cumsum(encoded.lengths) - encoded.lengths
+        lengths, owner = encoded.lengths, np.arange(len(encoded.lengths))
+        if policy == "drop":
+            keep = ~over_long
+            starts, lengths, owner = starts[keep], lengths[keep], owner[keep]
+        elif policy == "truncate":
+            lengths = np.minimum(lengths, limit)
+        elif over_long.any():
+            pieces = -(-lengths // limit)
+            owner = np.repeat(owner, pieces)
+            number = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+            lengths = np.minimum(encoded.lengths[owner] - number * limit, limit)
+            starts = starts[owner] + number * limit
+            weights[starts[number > 0]] = 0.0  # the first token of a piece is nobody's target
+        sums = _sums(weights.astype(np.float64), starts, lengths)
+        trained = _sums((weights > 0).astype(np.int64), starts, lengths)
+        useful = trained > 0
+        untrained = int(len(useful) - useful.sum())
+        starts, lengths, owner = starts[useful], lengths[useful], owner[useful]
+        chosen = _ranges(starts, lengths)
+        whole = len(chosen) == len(tokens)
+        sequences = Sequences(
+            tokens=tokens if whole else tokens[chosen],
+            weights=weights if whole else weights[chosen],
+            lengths=lengths,
+            weight_sum=sums[useful],
+            trained=trained[useful],
+            rows=rows[owner],
+        )
+        return Fate(
+            sequences=sequences,
+            pieces=np.bincount(owner, minlength=len(encoded.lengths)).astype(np.int64),
+            hashes=np.zeros(0, np.uint64),
+            signatures=None,
+            over_long=over_long,
+            untrained=untrained,
+        )
+
+
+def _hash(item: Rendered) -> int:
+    """Of the text alone: the same words with another weight are the same conversation."""
+    return int.from_bytes(hashlib.blake2b(item.text.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def _sums(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    total = np.zeros(len(values) + 1, values.dtype)
+    np.cumsum(values, out=total[1:])
+    return total[starts + lengths] - total[starts]
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Indices of all [start, start + length), one behind another."""
+    return np.arange(int(lengths.sum())) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)

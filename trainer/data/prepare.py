@@ -1,0 +1,121 @@
+"""Prepares the data of a job once: `python -m trainer.data.prepare TRAIN_JSON [--show N]`, run before the ranks start.
+
+Owns the cache: its key, its lock and its commit. An entry is named by a hash over everything that decides its content
+(the files' content, the tokenizer, the template, the settings, the version of this code), is built under another name,
+and gets its own only when it is complete. Two processes that want the same entry build it once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from trainer.data.build import build
+from trainer.data.inputs import files_of, fingerprints, where
+from trainer.data.prepared import REPORT, VERSION, Prepared
+from trainer.data.progress import Progress
+from trainer.data.readers import InputFile
+from trainer.data.report import bad_share_problem, write_report
+from trainer.exits import BadInput, ExitCode
+from trainer.spec import NodeJob
+from trainer.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def prepare(job: NodeJob, progress: Progress | None = None) -> Prepared:
+    """The prepared data of a job, from the cache or made now; leaves prepared.json and data_report.json in the run folder.
+
+    Raises BadInput where the data cannot be used: then data_report.json says why as far as it is known.
+    """
+    progress = progress or Progress()
+    tokenizer = load_tokenizer(job.spec.model)
+    Path(job.run_dir).mkdir(parents=True, exist_ok=True)
+    cache = Path(job.cache_dir) / "data"
+    cache.mkdir(parents=True, exist_ok=True)
+    files = [files_of(source, where(number, source)) for number, source in enumerate(job.spec.data.sources)]
+    contents = fingerprints([file for own in files for file in own], cache)
+    key = cache_key(job, tokenizer, files, contents)
+    entry = cache / key
+    if not entry.is_dir():
+        with FileLock(cache / f"{key}.lock"):
+            if not entry.is_dir():
+                for stale in cache.glob(f"{key}.tmp-*"):  # of a killed run: whoever builds this entry holds the lock
+                    shutil.rmtree(stale, ignore_errors=True)
+                build(job, tokenizer, files, entry, progress)
+    data = Prepared.load(entry, key)
+    report = json.loads((entry / REPORT).read_text(encoding="utf-8"))
+    write_report(job.run_dir, report)
+    problem = bad_share_problem(report, job.spec.data.max_bad_fraction)
+    if problem is not None:
+        raise BadInput(problem)
+    data.point_to(job.run_dir)
+    return data
+
+
+def cache_key(
+    job: NodeJob, tokenizer: PreTrainedTokenizerFast, files: Sequence[Sequence[InputFile]], contents: Sequence[str]
+) -> str:
+    """Hash over everything that decides the content of an entry; paths do not, so that it is the same on every node."""
+    data = job.spec.data
+    decides = {
+        "version": VERSION,
+        "settings": data.model_dump(mode="json", exclude={"workers", "sources", "max_bad_fraction"}),
+        "sources": [
+            {**spec.model_dump(mode="json", exclude={"path"}), "files": [file.key for file in own]}
+            for spec, own in zip(data.sources, files, strict=True)
+        ],
+        "contents": list(contents),
+        "seed": job.spec.train.seed,
+        "tokenizer": tokenizer.backend_tokenizer.to_str(),
+        "template": tokenizer.chat_template,
+        "special": dict(tokenizer.special_tokens_map),
+    }
+    text = json.dumps(decides, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m trainer.data.prepare", description="Prepare the data of a job.")
+    parser.add_argument("train_json", help="the train.json of a run")
+    parser.add_argument(
+        "--show", type=int, default=0, metavar="N", help="print N conversations as JSON lines of tokens"
+    )
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        job = NodeJob.read(options.train_json)
+        data = prepare(job)
+        if options.show:
+            from trainer.data.show import show
+
+            show(data, load_tokenizer(job.spec.model), options.show, sys.stdout)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.BAD_INPUT
+    except (ValidationError, FileNotFoundError) as error:
+        print(f"error: {options.train_json}: {error}", file=sys.stderr)
+        return ExitCode.BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-made is left in the cache", file=sys.stderr)
+        return 130
+    return ExitCode.DONE
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
