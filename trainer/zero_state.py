@@ -103,28 +103,34 @@ def trainable_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
 
 
 def load_shards(engine: Any, read: ReadRange, optimizer_step: int) -> None:
-    """Replace masters and moments by what `read` gives, then make the parameters of the forward pass from them.
+    """Replace masters and moments by what `read` gives, and the parameters of the forward pass with them. All ranks."""
+    fill_shards(engine, read, optimizer_step)
+    refresh_parameters(engine)
 
-    All ranks call it, before or after any number of steps: what it does not overwrite is padding. Collective at the
-    end only, after the last `read`. An error of `read` leaves the engine half loaded: load again, or give it up.
+
+@torch.no_grad()
+def fill_shards(engine: Any, read: ReadRange, optimizer_step: int) -> None:
+    """Replace this rank's masters and moments by what `read` gives; no collective, before or after any number of steps.
+
+    `refresh_parameters` must follow, on all ranks. An error of `read` leaves the engine half filled: fill it again, or
+    give it up.
     """
     inner = _inner_optimizer(engine)
     groups = _group_of_holder(engine)
     ready: set[int] = set()
-    with torch.no_grad():
-        for held in _held_ranges(engine):
-            if id(held.holder) not in ready:
-                inner.state[held.holder] = _fresh_state(groups[id(held.holder)], held.holder, optimizer_step)
-                ready.add(id(held.holder))
-            if held.numel == 0:
-                continue
-            state = inner.state[held.holder]
-            parts = read(held.name, held.start, held.numel)
-            for target, part in zip((held.holder, *(state[key] for key in MOMENTS)), parts, strict=True):
-                target.detach().view(-1).narrow(0, held.offset, held.numel).copy_(part)
-        refresh_parameters(engine)
+    for held in _held_ranges(engine):
+        if id(held.holder) not in ready:  # padding gets moments of 0, as a step would make them
+            inner.state[held.holder] = _fresh_state(groups[id(held.holder)], held.holder, optimizer_step)
+            ready.add(id(held.holder))
+        if held.numel == 0:
+            continue
+        state = inner.state[held.holder]
+        parts = read(held.name, held.start, held.numel)
+        for target, part in zip((held.holder, *(state[key] for key in MOMENTS)), parts, strict=True):
+            target.detach().view(-1).narrow(0, held.offset, held.numel).copy_(part)
 
 
+@torch.no_grad()
 def refresh_parameters(engine: Any) -> None:
     """Make the parameters that the forward pass uses from the masters. All ranks call it (it gathers over them)."""
     optimizer = engine.optimizer

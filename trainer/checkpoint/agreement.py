@@ -1,0 +1,53 @@
+"""Agreement: what ranks tell each other around reads and writes, in a process group of its own.
+
+Its timeout is a day, where the training's group gives up after minutes: a slow store must not look like a hanging GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from trainer.checkpoint.store import StoreError
+from trainer.exits import BadInput
+
+TIMEOUT = timedelta(hours=24)
+
+
+class Agreement:
+    """Every method is called by all ranks, in the same order."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self._rank, self._world_size = rank, world_size
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+
+    def first(self, value: Any) -> Any:
+        """Rank 0's value."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def all(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank."""
+        values: list[Any] = [None] * self._world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def done_first(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns on rank 0, which alone does it; its BadInput or StoreError is raised on all ranks."""
+        outcome: tuple[Any, Exception | None] = (None, None)
+        if self._rank == 0:
+            try:
+                outcome = (work(), None)
+            except (BadInput, StoreError) as error:
+                outcome = (None, error)
+        value, raised = self.first(outcome)
+        if raised is not None:
+            raise raised
+        return value
+
+    def wait_for_all(self) -> None:
+        dist.barrier(group=self._group)

@@ -1,0 +1,326 @@
+"""CheckpointManager: what the loop asks for. When to save, saving behind the training, and going on from a save.
+
+Owns the agreement between ranks and the one save in flight. Files are `writer`'s, the choice of a checkpoint is
+`resume`'s, DeepSpeed's insides are `zero_state`'s.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer import zero_state
+from trainer.checkpoint import random_state, store
+from trainer.checkpoint.agreement import Agreement
+from trainer.checkpoint.manifest import CorruptCheckpoint, FileEntry, Manifest, folder_name
+from trainer.checkpoint.resume import Candidate, Search, check_same_job, lost_work
+from trainer.checkpoint.schedule import SaveSchedule
+from trainer.checkpoint.shards import ShardReader
+from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.store import FolderStore, StoreError
+from trainer.checkpoint.writer import SaveWriter, random_file
+from trainer.exits import TrainingFailed
+from trainer.rundir import EventKind, RunDir
+from trainer.spec import NodeJob, result_hash, result_settings
+from trainer.state import TrainerState
+
+Emit = Callable[..., None]
+PACKAGES = ("dolphin-launcher", "torch", "deepspeed", "transformers", "safetensors")
+
+
+def probe_store(job: NodeJob) -> None:
+    """Write, read and delete a small object where the checkpoints will go. Raises BadInput with the reason."""
+    store.probe(store.open_store(job.checkpoint_store))
+
+
+class CheckpointManager:
+    """All ranks make the same calls in the same order, except where a method says otherwise."""
+
+    last_save_seconds: float | None = None
+    """How long the last save took, from the call until it was published."""
+    last_blocked_seconds: float | None = None
+    """How long the last save held training up."""
+
+    def __init__(
+        self,
+        job: NodeJob,
+        engine: Any,
+        plan_key: str,
+        *,
+        rank: int,
+        world_size: int,
+        attempt: int,
+        total_steps: int,
+        steps_per_epoch: int,
+        emit: Emit | None,
+    ) -> None:
+        """`engine` is DeepSpeed's. `emit(EventKind, **fields)` is given on rank 0 only."""
+        self._job, self._engine, self._plan_key = job, engine, plan_key
+        self._rank, self._world_size, self._attempt = rank, world_size, attempt
+        self._total_steps = total_steps
+        self._emit = emit
+        self._run = RunDir(job.run_dir)
+        self._agree = Agreement(rank, world_size)
+        self._schedule = SaveSchedule(job.spec.checkpoint, self._run, attempt, total_steps, steps_per_epoch)
+        target = store.open_store(job.checkpoint_store)
+        is_folder = isinstance(target, FolderStore)
+        one_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) == world_size
+        self._writer = SaveWriter(
+            local=target if isinstance(target, FolderStore) else FolderStore(Path(self._run.checkpoints)),
+            remote=None if is_folder else target,
+            rank=rank,
+            world_size=world_size,
+            commits_locally=is_folder or one_node,
+            is_node_leader=os.environ.get("LOCAL_RANK", "0") == "0",
+            keep=job.spec.checkpoint.keep,
+            warn=self._warn,
+        )
+        self._snapshot = Snapshot()
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._saved_step = -1
+        """Step of the last save that was begun, or that the run was resumed from."""
+        self._save_id = self._agree.first(os.urandom(4).hex())
+
+    # ---- going on ----
+
+    def probe(self) -> None:
+        """Rank 0 alone: whether the store can be written, read and deleted from. Raises BadInput."""
+        store.probe(self._writer.remote or self._writer.local)
+
+    def resume(self) -> TrainerState | None:
+        """Go on from the newest checkpoint that verifies; None where there is none yet.
+
+        Raises BadInput where the job has changed, TrainingFailed where checkpoints exist and none can be used.
+        """
+        search = Search(self._writer.local, self._writer.remote, self._writer.commits_locally)
+        candidates = search.candidates() if self._rank == 0 else iter(())
+        while True:
+            candidate = self._agree.done_first(lambda: self._next_compatible(candidates))
+            if candidate is None:
+                break
+            reason = self._load(candidate.manifest)
+            if reason is None:
+                break
+            search.refused[candidate.folder] = reason
+        nothing = self._agree.first(self._nothing_usable(candidate, search.refused))
+        if nothing is not None:
+            raise TrainingFailed(nothing)
+        self._agree.done_first(lambda: search.sweep(candidate))
+        self._snapshot.reserve(self._engine)
+        if candidate is None:
+            self._schedule.saved(0)
+            return None
+        self._saved_step = candidate.manifest.step
+        self._schedule.saved(self._saved_step)
+        self._tell(candidate, search.refused)
+        if not candidate.is_published:
+            self._publish_in_background(candidate.manifest)
+        return TrainerState.from_state_dict({**candidate.manifest.state, "attempt": self._attempt})
+
+    def _nothing_usable(self, candidate: Candidate | None, refused: dict[str, str]) -> str | None:
+        """Checkpoints that exist and cannot be used must be looked at: starting over in silence would cost days."""
+        if candidate is not None or not refused:
+            return None
+        listed = "; ".join(f"{folder}: {reason}" for folder, reason in refused.items())
+        where = self._job.checkpoint_store
+        return f"no checkpoint of this run can be used ({listed}). To start again from step 0, delete {where}"
+
+    def _next_compatible(self, candidates: Any) -> Candidate | None:
+        candidate = next(candidates, None)
+        if candidate is not None:
+            check_same_job(candidate.manifest, result_settings(self._job.spec), self._plan_key, self._job.run_id)
+        return candidate
+
+    def _load(self, manifest: Manifest) -> str | None:
+        """Put the checkpoint into the engine. None, or why it cannot be used: the same on every rank."""
+        reader = ShardReader(manifest, [s for s in (self._writer.local, self._writer.remote) if s is not None])
+        outcome: Exception | None = None
+        try:
+            if zero_state.trainable_shapes(self._engine) != manifest.shapes:
+                raise CorruptCheckpoint("it was made of a model with other trainable parameters")
+            zero_state.fill_shards(self._engine, reader.read, manifest.optimizer_step)
+            random_data = None
+            if self._rank < manifest.world_size:
+                random_data = reader.read_file(manifest.random_files[self._rank])
+        except (CorruptCheckpoint, StoreError) as error:
+            outcome = error
+        finally:
+            reader.close()
+        outcomes = self._agree.all(outcome)
+        for found in outcomes:
+            if isinstance(found, StoreError):
+                raise found
+        refusal = next((str(found) for found in outcomes if found is not None), None)
+        if refusal is not None:
+            return refusal
+        zero_state.refresh_parameters(self._engine)
+        if random_data is not None:
+            random_state.restore(random_data)
+        else:
+            random_state.derive(self._job.spec.train.seed, manifest.step, self._rank)
+        return None
+
+    def _tell(self, candidate: Candidate, refused: dict[str, str]) -> None:
+        """Rank 0: one line and the events."""
+        if self._emit is None:
+            return
+        step = candidate.manifest.step
+        steps, seconds = lost_work(self._run, self._attempt, step)
+        line = (
+            f"attempt {self._attempt}: resumed at step {step} of {self._total_steps} from {self._url(candidate.folder)} "
+            f"(lost {steps} steps, {seconds:.0f} s)"
+        )
+        for folder, reason in refused.items():
+            line += f"; {folder} refused: {reason}"
+            self._emit(EventKind.CHECKPOINT_REFUSED, checkpoint=self._url(folder), reason=reason)
+        print(line, flush=True)
+        self._emit(
+            EventKind.RESUMED,
+            step=step,
+            total_steps=self._total_steps,
+            checkpoint=candidate.folder,
+            store=self._job.checkpoint_store,
+            lost_steps=steps,
+            lost_seconds=seconds,
+        )
+
+    def _publish_in_background(self, manifest: Manifest) -> None:
+        """Finish the upload that the last attempt could not; what arrived then is not sent again."""
+        mine = [file for i, file in enumerate(manifest.files) if i % self._world_size == self._rank]
+        self._start(
+            manifest.step,
+            0.0,
+            lambda: self._writer.publish(manifest.folder, manifest.save_id, mine, lambda _: manifest),
+        )
+
+    # ---- saving ----
+
+    def due(self, state: TrainerState) -> bool:
+        """Whether the step count asks for a save: the same on every rank, without communication."""
+        return self._schedule.is_due_by_step(state.step)
+
+    def local_due(self, state: TrainerState) -> bool:
+        """Rank 0 alone: whether the clock asks for a save; the loop tells the other ranks."""
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        return self._schedule.is_due_by_clock(state.step, self.last_blocked_seconds, self.last_save_seconds)
+
+    def save(self, state: TrainerState, *, wait: bool = False) -> float:
+        """Save the state after `state.step` steps; returns how many seconds training was held up.
+
+        Returns when the state is copied to host memory, or with `wait` when the checkpoint is committed and published.
+        A save still in flight is waited for first. Raises TrainingFailed where it or this one failed.
+        """
+        begun = time.monotonic()
+        self.finish()
+        if state.step != self._saved_step:
+            self._begin(state, begun)
+        if wait:
+            self.finish()
+        return time.monotonic() - begun
+
+    def check(self) -> None:
+        """Raise TrainingFailed where the save in the background failed. Every step."""
+        if self._failure is not None:
+            raise TrainingFailed(f"a checkpoint could not be saved: {self._failure}") from self._failure
+
+    def finish(self) -> None:
+        """Wait until the save in flight is committed and published, on all ranks."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            self.check()
+            self._agree.wait_for_all()  # rank 0 commits for all: no rank is further than it
+
+    def _begin(self, state: TrainerState, begun: float) -> None:
+        self._snapshot.take(self._engine)
+        blocked_s = time.monotonic() - begun
+        self._saved_step = state.step
+        self._schedule.saved(state.step)
+        self.last_blocked_seconds = blocked_s
+        save_id = f"{self._save_id}-{state.step}"
+        frozen = TrainerState.from_state_dict(state.state_dict())
+
+        def complete(files: Sequence[FileEntry]) -> Manifest:
+            return self._manifest(frozen, save_id, files)
+
+        self._start(
+            state.step,
+            blocked_s,
+            lambda: self._writer.save(frozen.step, save_id, self._snapshot, complete),
+            begun,
+            save_id,
+        )
+
+    def _start(
+        self,
+        step: int,
+        blocked_s: float,
+        work: Callable[[], int],
+        begun: float | None = None,
+        save_id: str | None = None,
+    ) -> None:
+        """Run `work` in the thread of the one save in flight. A daemon: a rank that dies does not wait for a store."""
+
+        def run() -> None:
+            started = time.monotonic() if begun is None else begun
+            try:
+                size_bytes = work()
+            except Exception as error:  # whatever it was, the next step must not go on as if the state were safe
+                self._failure = error
+                if save_id is not None:
+                    self._writer.report_failure(step, save_id, str(error))
+                return
+            seconds = time.monotonic() - started
+            if begun is not None:
+                self.last_save_seconds = seconds
+            if self._emit is not None:
+                self._emit(
+                    EventKind.CHECKPOINT_SAVED,
+                    step=step,
+                    checkpoint=self._url(folder_name(step)),
+                    size_bytes=size_bytes,
+                    blocked_seconds=blocked_s,
+                    seconds=seconds,
+                )
+
+        self._thread = threading.Thread(target=run, name=f"save-step-{step}", daemon=True)
+        self._thread.start()
+
+    def _manifest(self, state: TrainerState, save_id: str, files: Sequence[FileEntry]) -> Manifest:
+        return Manifest(
+            save_id=save_id,
+            step=state.step,
+            total_steps=self._total_steps,
+            world_size=self._world_size,
+            zero_stage=self._engine.zero_optimization_stage(),
+            optimizer_step=self._snapshot.optimizer_step,
+            state=state.state_dict(),
+            plan_key=self._plan_key,
+            result_settings=result_settings(self._job.spec),
+            result_hash=result_hash(self._job.spec),
+            shapes=self._snapshot.shapes,
+            files=tuple(files),
+            random_files=tuple(random_file(rank, save_id) for rank in range(self._world_size)),
+            versions={name: _version(name) for name in PACKAGES},
+            saved_at=time.time(),
+        )
+
+    def _url(self, folder: str) -> str:
+        return f"{self._job.checkpoint_store}/{folder}"
+
+    def _warn(self, message: str) -> None:
+        print(f"rank {self._rank}: warning: {message}", flush=True)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

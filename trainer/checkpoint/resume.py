@@ -1,0 +1,142 @@
+"""Which checkpoint to go on from: what is there, what is refused and why, and what is swept away.
+
+Runs on rank 0 alone and touches no engine. Owns the order of preference (newest first, a local copy before the store's)
+and the refusal of a job whose results would differ. Refuses to know DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.checkpoint.manifest import (
+    MANIFEST,
+    REFUSED_MANIFEST,
+    CorruptCheckpoint,
+    Manifest,
+    differences,
+    step_of,
+)
+from trainer.checkpoint.store import CheckpointStore, FolderStore
+from trainer.checkpoint.writer import committed
+from trainer.exits import BadInput
+from trainer.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A checkpoint whose manifest is sound and whose files are there in full length; their content is not read yet."""
+
+    manifest: Manifest
+    is_published: bool
+    """The remote store has it; what the run folder lacks is read from there."""
+
+    @property
+    def folder(self) -> str:
+        return self.manifest.folder
+
+
+@dataclass(slots=True)
+class Search:
+    """The checkpoints of a run in order of preference. `refused` grows as the candidates are taken."""
+
+    local: FolderStore
+    remote: CheckpointStore | None
+    is_local_whole: bool
+    """Whether `local` holds all ranks' files: not on several nodes with a remote store."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Folder -> reason, newest first."""
+    _listings: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Newest first. Raises StoreError where a store does not answer: that is no reason to go back in time."""
+        stores = [self.local] if self.remote is None or self.is_local_whole else []
+        everywhere: list[CheckpointStore] = [*stores, *([self.remote] if self.remote else [])]
+        self._listings = {store.url: store.list() for store in everywhere}
+        folders = sorted({f for listing in self._listings.values() for f in committed(listing)}, reverse=True)
+        for folder in folders:
+            seen: set[str] = set()
+            for store in everywhere:
+                if f"{folder}/{MANIFEST}" not in self._listings[store.url]:
+                    continue
+                try:
+                    manifest = Manifest.decode(store.get(f"{folder}/{MANIFEST}"), folder)
+                    if manifest.save_id in seen:
+                        continue
+                    self._check_sizes(manifest, everywhere)
+                except CorruptCheckpoint as error:
+                    self.refused.setdefault(folder, str(error))
+                    continue
+                seen.add(manifest.save_id)
+                yield Candidate(manifest, self._is_published(manifest))
+
+    def _is_published(self, manifest: Manifest) -> bool:
+        if self.remote is None:
+            return True
+        name = f"{manifest.folder}/{MANIFEST}"
+        if name not in self._listings[self.remote.url]:
+            return False
+        try:
+            return Manifest.decode(self.remote.get(name), manifest.folder).save_id == manifest.save_id
+        except CorruptCheckpoint:
+            return False
+
+    def _check_sizes(self, manifest: Manifest, stores: Sequence[CheckpointStore]) -> None:
+        for file in manifest.files:
+            sizes = [self._listings[store.url].get(f"{manifest.folder}/{file.name}") for store in stores]
+            if file.size_bytes not in sizes:
+                found = next((size for size in sizes if size is not None), None)
+                raise CorruptCheckpoint(
+                    f"{file.name} is missing"
+                    if found is None
+                    else f"{file.name} has {found} of {file.size_bytes} bytes"
+                )
+
+    def sweep(self, used: Candidate | None) -> None:
+        """Make room: folders without a manifest go, and the manifests of refused checkpoints are put aside.
+
+        `used` is what the run goes on from; where it is not published yet, what was uploaded of it stays.
+        """
+        for store in (self.local, self.remote):
+            if store is None:
+                continue
+            listing = store.list()
+            whole = set(committed(listing))
+            for folder in self.refused.keys() & whole:
+                if used is None or folder != used.folder:
+                    store.put(f"{folder}/{REFUSED_MANIFEST}", store.get(f"{folder}/{MANIFEST}"))
+                    store.delete(f"{folder}/{MANIFEST}")
+            kept = {used.folder} if used is not None and not used.is_published else set()
+            for name in listing:
+                folder = name.split("/")[0]
+                if step_of(folder) is not None and folder not in whole | kept:
+                    store.delete(name)
+        self.local.remove_leftovers()
+
+
+def check_same_job(manifest: Manifest, result_settings: dict[str, Any], plan_key: str, run_id: str) -> None:
+    """Raise BadInput where the job would go on to other results than those that the checkpoint began."""
+    found = differences(manifest.result_settings, result_settings)
+    if found:
+        raise BadInput(
+            f"run {run_id} has a checkpoint at step {manifest.step} that was made with other settings: "
+            f"{'; '.join(found)}. Put them back, or start a new run"
+        )
+    if manifest.plan_key != plan_key:
+        raise BadInput(
+            f"run {run_id} has a checkpoint at step {manifest.step} that was trained on other data: the files or the "
+            "tokenizer have changed since. Put them back, or start a new run"
+        )
+
+
+def lost_work(run: RunDir, attempt: int, resumed_step: int) -> tuple[int, float]:
+    """(steps, seconds) that the attempt before this one had trained beyond the checkpoint, by metrics.jsonl."""
+    events, metrics = run.read_events(), [line for line in run.read_metrics() if "loss" in line and "step" in line]
+    head = 0
+    for earlier in range(1, attempt):
+        reached = [line["step"] for line in metrics if line.get("attempt") == earlier]
+        begun = [e["step"] for e in events if e["event"] == "resumed" and e["attempt"] == earlier]
+        head = max([*reached, *begun], default=head)
+    seconds = {line["step"]: float(line.get("seconds", 0.0)) for line in metrics if resumed_step < line["step"] <= head}
+    return max(0, head - resumed_step), sum(seconds.values())

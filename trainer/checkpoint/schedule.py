@@ -1,0 +1,56 @@
+"""SaveSchedule: when the next save is due, by steps, by epochs, or by the clock."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from trainer.checkpoint import interval
+from trainer.rundir import EventKind, RunDir
+from trainer.spec import CheckpointSpec, SaveEvery
+
+
+class SaveSchedule:
+    """Knows the last save by being told. Steps 0 and `total_steps` are never due: the loop saves the last one itself."""
+
+    def __init__(
+        self, settings: CheckpointSpec, run: RunDir, attempt: int, total_steps: int, steps_per_epoch: int
+    ) -> None:
+        self._settings, self._attempt = settings, attempt
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        starts = [event["time"] for event in run.read_events() if event["event"] == EventKind.ATTEMPT_STARTED.value]
+        self._watched_since = float(min(starts, default=time.time()))
+        self._saved_step = 0
+        self._saved_at_s = time.monotonic()
+
+    def saved(self, step: int) -> None:
+        """A save was begun, or the run was resumed, at `step`."""
+        self._saved_step = step
+        self._saved_at_s = time.monotonic()
+
+    def is_due_by_step(self, step: int) -> bool:
+        """The same on every rank."""
+        every = self._settings.every
+        if not isinstance(every, SaveEvery) or step in (0, self._saved_step, self._total_steps):
+            return False
+        if every.steps is not None and step % every.steps == 0:
+            return True
+        if every.epochs is None:
+            return False
+        length = every.epochs * self._steps_per_epoch
+        return math.floor(step / length) > math.floor((step - 1) / length)
+
+    def is_due_by_clock(self, step: int, blocked_s: float | None, whole_s: float | None) -> bool:
+        """This rank's own opinion. `blocked_s` and `whole_s` are the last save's cost, None before the first."""
+        every = self._settings.every
+        if step in (0, self._saved_step, self._total_steps):
+            return False
+        since_s = time.monotonic() - self._saved_at_s
+        if isinstance(every, SaveEvery):
+            return every.minutes is not None and since_s >= every.minutes * 60
+        return since_s >= interval.save_interval_s(blocked_s, whole_s, self._preemptions_per_day())
+
+    def _preemptions_per_day(self) -> float:
+        """What was stated, corrected by what this run has seen."""
+        watched_s = max(0.0, time.time() - self._watched_since)
+        return interval.preemptions_per_day(self._settings.preemptions_per_day, self._attempt - 1, watched_s)

@@ -1,0 +1,210 @@
+"""Shard files: safetensors with a checksum for every block, written in one pass and read by range.
+
+Owns the layout of a file, its hashing while it is written, and verified reading from any mixture of stores. The bytes
+are laid out here and not by the safetensors library because each is hashed while it is written, from a buffer that is
+already in place, with no second copy of a state of many gigabytes; the files open with that library.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+import xxhash
+
+from trainer.checkpoint.manifest import (
+    BLOCK_BYTES,
+    ELEMENT_BYTES,
+    CorruptCheckpoint,
+    FileEntry,
+    Manifest,
+    Piece,
+)
+from trainer.checkpoint.store import CheckpointStore, NotInStore
+
+TENSOR_NAMES = ("master", "exp_avg", "exp_avg_sq")
+FILE_BYTES = 1 << 30
+"""A rank's state is split into files of about this size: what is uploaded already is not uploaded again."""
+READ_AHEAD_BLOCKS = 4
+KEPT_BLOCKS = 64
+
+
+class Writable(Protocol):
+    """An unbuffered file."""
+
+    def write(self, data: memoryview, /) -> int:
+        """Takes some of `data`; returns how many bytes."""
+
+
+def plan_files(
+    pieces: Sequence[tuple[str, int, int]], file_bytes: int = FILE_BYTES
+) -> list[list[tuple[str, int, int]]]:
+    """Split (name, start, numel) into runs of at most about `file_bytes`, in order; none where there are no pieces."""
+    files: list[list[tuple[str, int, int]]] = []
+    room = 0
+    for piece in pieces:
+        size = piece[2] * ELEMENT_BYTES * len(TENSOR_NAMES)
+        if not files or size > room:
+            files.append([])
+            room = file_bytes
+        files[-1].append(piece)
+        room -= size
+    return files
+
+
+def write_shard(
+    handle: Writable,
+    name: str,
+    pieces: Sequence[tuple[str, int, int]],
+    shapes: dict[str, tuple[int, ...]],
+    data: memoryview,
+) -> FileEntry:
+    """Write one file. `data` holds master, exp_avg and exp_avg_sq of each piece one after the other, fp32."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    placed, offset = [], 0
+    for parameter, start, numel in pieces:
+        placed.append((parameter, start, numel, offset))
+        for kind in TENSOR_NAMES:
+            end = offset + numel * ELEMENT_BYTES
+            key = f"{parameter}[{start}:{start + numel}].{kind}"
+            header[key] = {"dtype": "F32", "shape": [numel], "data_offsets": [offset, end]}
+            offset = end
+    header["__metadata__"] = {
+        "format": "pt",
+        "shapes": json.dumps({parameter: shapes[parameter] for parameter, _, _ in pieces}),
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    writer = HashingWriter(handle)
+    writer.write(memoryview(len(text).to_bytes(8, "little") + text))
+    before = 8 + len(text)
+    writer.write(data)
+    return writer.entry(name, tuple(Piece(*piece[:3], piece[3] + before) for piece in placed))
+
+
+class HashingWriter:
+    """Writes through to a file and keeps the checksums of the whole and of each block."""
+
+    def __init__(self, handle: Writable) -> None:
+        self._handle = handle
+        self._whole = xxhash.xxh3_128()
+        self._block = xxhash.xxh3_64()
+        self._blocks: list[str] = []
+        self._size = 0
+
+    def write(self, data: memoryview) -> None:
+        position = 0
+        while position < len(data):
+            room = BLOCK_BYTES - self._size % BLOCK_BYTES
+            part = data[position : position + room]
+            written = self._handle.write(part)  # an unbuffered file may take less than it was given
+            part = part[:written]
+            self._whole.update(part)
+            self._block.update(part)
+            self._size += len(part)
+            position += len(part)
+            if self._size % BLOCK_BYTES == 0:
+                self._close_block()
+
+    def entry(self, name: str, pieces: tuple[Piece, ...] = ()) -> FileEntry:
+        """Called once, after the last write."""
+        if self._size % BLOCK_BYTES:
+            self._close_block()
+        return FileEntry(
+            name=name,
+            size_bytes=self._size,
+            checksum=self._whole.hexdigest(),
+            blocks=tuple(self._blocks),
+            pieces=pieces,
+        )
+
+    def _close_block(self) -> None:
+        self._blocks.append(self._block.hexdigest())
+        self._block.reset()
+
+
+class ShardReader:
+    """Reads ranges of parameters from a checkpoint; every byte that is handed out has passed its checksum.
+
+    `stores` are asked in order, block by block: a local copy first, and what is missing or damaged there from the next.
+    """
+
+    def __init__(self, manifest: Manifest, stores: Sequence[CheckpointStore]) -> None:
+        self.manifest = manifest
+        self._stores = list(stores)
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="checkpoint-read")
+        self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+        self._ranges: dict[str, list[tuple[Piece, FileEntry]]] = {}
+        for file in manifest.files:
+            for piece in file.pieces:
+                self._ranges.setdefault(piece.name, []).append((piece, file))
+        for found in self._ranges.values():
+            found.sort(key=lambda item: item[0].start)
+
+    def read(self, name: str, start: int, numel: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Master, exp_avg and exp_avg_sq of a flat range. Raises CorruptCheckpoint, or StoreError."""
+        out = torch.empty(len(TENSOR_NAMES), numel, dtype=torch.float32)
+        covered = 0
+        for piece, file in self._ranges.get(name, ()):
+            left, right = max(start, piece.start), min(start + numel, piece.start + piece.numel)
+            if left >= right:
+                continue
+            for row in range(len(TENSOR_NAMES)):
+                offset = piece.offset + (row * piece.numel + left - piece.start) * ELEMENT_BYTES
+                target = out[row, left - start : right - start]
+                view = memoryview(target.numpy()).cast("B")
+                for part, position in self._bytes(file, offset, (right - left) * ELEMENT_BYTES):
+                    view[position : position + len(part)] = part
+            covered += right - left
+        if covered != numel:
+            raise CorruptCheckpoint(f"it holds {covered} of {numel} elements of {name}")
+        return out[0], out[1], out[2]
+
+    def read_file(self, name: str) -> bytes:
+        """A whole small file, verified."""
+        file = self.manifest.file(name)
+        data = b"".join(part for part, _ in self._bytes(file, 0, file.size_bytes))
+        if xxhash.xxh3_128_hexdigest(data) != file.checksum:
+            raise CorruptCheckpoint(f"{name} does not match its checksum")
+        return data
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._blocks.clear()
+
+    def _bytes(self, file: FileEntry, start: int, length: int) -> Iterable[tuple[memoryview, int]]:
+        """(bytes, position in the wanted range) for `length` bytes from `start`."""
+        end = start + length
+        for index in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
+            block = self._block(file, index)
+            left, right = max(start, index * BLOCK_BYTES), min(end, (index + 1) * BLOCK_BYTES)
+            yield memoryview(block)[left - index * BLOCK_BYTES : right - index * BLOCK_BYTES], left - start
+
+    def _block(self, file: FileEntry, index: int) -> bytes:
+        for ahead in range(index, min(index + READ_AHEAD_BLOCKS, len(file.blocks))):
+            key = (file.name, ahead)
+            if key not in self._blocks:
+                self._blocks[key] = self._pool.submit(self._fetch, file, ahead)
+        self._blocks.move_to_end((file.name, index))
+        block = self._blocks[file.name, index].result()
+        while len(self._blocks) > KEPT_BLOCKS:
+            self._blocks.popitem(last=False)[1].cancel()
+        return block
+
+    def _fetch(self, file: FileEntry, index: int) -> bytes:
+        name = f"{self.manifest.folder}/{file.name}"
+        length = min(BLOCK_BYTES, file.size_bytes - index * BLOCK_BYTES)
+        trouble = "is missing"
+        for store in self._stores:
+            try:
+                data = store.get_range(name, index * BLOCK_BYTES, length)
+            except NotInStore:
+                continue
+            if len(data) == length and xxhash.xxh3_64_hexdigest(data) == file.blocks[index]:
+                return data
+            trouble = "is cut off" if len(data) < length else f"does not match its checksum in block {index}"
+        raise CorruptCheckpoint(f"{file.name} {trouble}")

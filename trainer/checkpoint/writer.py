@@ -1,0 +1,210 @@
+"""SaveWriter: from a snapshot in memory to a committed checkpoint, in a thread, without a collective.
+
+Every rank writes its files and then a receipt that names them. Rank 0 waits for the receipts of all ranks of this very
+save, checks the sizes, and writes the manifest last. With a remote store the same happens twice: in the run folder
+first, so that a crash of a process costs no upload, then in the store.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trainer.checkpoint import fault
+from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, folder_name, step_of
+from trainer.checkpoint.shards import HashingWriter, write_shard
+from trainer.checkpoint.snapshot import ShardSnapshot, Snapshot
+from trainer.checkpoint.store import CheckpointStore, FolderStore, StoreError
+
+UPLOAD_ATTEMPTS = 3
+"""A file's upload is begun anew this often; every single request has the store library's own retries below that."""
+FIRST_POLL_S, LONGEST_POLL_S = 0.02, 2.0
+
+CompleteManifest = Callable[[Sequence[FileEntry]], Manifest]
+"""Rank 0's: everything about the save but the files is known when it begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveWriter:
+    """Where a save goes and which part of it is this rank's."""
+
+    local: FolderStore
+    """The run folder, or the store itself where that is a folder."""
+    remote: CheckpointStore | None
+    rank: int
+    world_size: int
+    commits_locally: bool
+    """Whether `local` is one folder for all ranks; with several nodes and a remote store it is not."""
+    is_node_leader: bool
+    """The rank that looks after its node's `local` where that is not one folder for all."""
+    keep: int
+    warn: Callable[[str], None]
+
+    def save(self, step: int, save_id: str, snapshot: Snapshot, complete: CompleteManifest) -> int:
+        """Write, commit and publish; returns the checkpoint's size in bytes (rank 0; 0 elsewhere)."""
+        folder = folder_name(step)
+        entries = self._write_files(step, folder, save_id, snapshot)
+        fault.point("after-shards", step, self.rank)
+        size_bytes = 0
+        if self.commits_locally:
+            size_bytes = self._commit(self.local, folder, save_id, entries, complete)
+        if self.remote is not None:
+            size_bytes = self.publish(folder, save_id, entries, complete)
+        self.prune()
+        return size_bytes
+
+    def publish(self, folder: str, save_id: str, entries: Sequence[FileEntry], complete: CompleteManifest) -> int:
+        """Upload this rank's files from the run folder and commit in the remote store."""
+        assert self.remote is not None
+        there = self.remote.list(folder)
+        for entry in entries:
+            name = f"{folder}/{entry.name}"
+            if there.get(name) != entry.size_bytes:  # a name is used for one save only: same name and size, same file
+                self._upload(name)
+        return self._commit(self.remote, folder, save_id, entries, complete)
+
+    def prune(self) -> None:
+        """Delete the oldest committed checkpoints beyond `keep`. What cannot be deleted is said and left."""
+        try:
+            if self.rank == 0:
+                for store in (self.remote, self.local if self.commits_locally else None):
+                    if store is not None:
+                        listing = store.list()
+                        for folder in committed(listing)[self.keep :]:
+                            delete_folder(store, folder, listing)
+            if self.is_node_leader and not self.commits_locally and self.remote is not None:
+                kept = committed(self.remote.list())[: self.keep]
+                listing = self.local.list()
+                for folder in {name.split("/")[0] for name in listing}:
+                    if kept and folder < kept[-1]:
+                        delete_folder(self.local, folder, listing)
+        except StoreError as error:
+            self.warn(f"an old checkpoint could not be deleted, training goes on: {error}")
+
+    def _write_files(self, step: int, folder: str, save_id: str, snapshot: Snapshot) -> list[FileEntry]:
+        fault.point("before-first-byte", step, self.rank)
+        entries = []
+        for index, shard in enumerate(snapshot.shards):
+            name = f"rank-{self.rank:05d}-{index:03d}-{save_id}.safetensors"
+            entries.append(self._write_shard(step, folder, name, shard, snapshot))
+        name = random_file(self.rank, save_id)
+        with self.local.writing(f"{folder}/{name}") as handle:
+            writer = HashingWriter(handle)
+            writer.write(memoryview(snapshot.random))
+        return [*entries, writer.entry(name)]
+
+    def _write_shard(self, step: int, folder: str, name: str, shard: ShardSnapshot, snapshot: Snapshot) -> FileEntry:
+        data = shard.bytes()
+        with self.local.writing(f"{folder}/{name}") as handle:
+            target = fault.CutHandle(handle, len(data) // 2, step, self.rank) if fault.is_asked() else handle
+            return write_shard(target, name, shard.pieces, snapshot.shapes, data)
+
+    def _upload(self, name: str) -> None:
+        assert self.remote is not None
+        for attempt in itertools.count(1):
+            try:
+                self.remote.put_file(name, self.local.root / name)
+                return
+            except StoreError as error:
+                if attempt == UPLOAD_ATTEMPTS:
+                    raise
+                self.warn(f"an upload failed and is tried again: {error}")
+
+    def _commit(
+        self,
+        store: CheckpointStore,
+        folder: str,
+        save_id: str,
+        entries: Sequence[FileEntry],
+        complete: CompleteManifest,
+    ) -> int:
+        receipt = json.dumps([entry.model_dump(mode="json") for entry in entries]).encode()
+        store.put(f"{folder}/{receipt_file(self.rank, save_id)}", receipt)
+        if self.rank != 0:
+            return 0
+        files = self._await_receipts(store, folder, save_id)
+        manifest = complete(files)
+        present = store.list(folder)
+        for file in files:
+            size = present.get(f"{folder}/{file.name}")
+            if size != file.size_bytes:
+                raise StoreError(f"{store.url}/{folder}/{file.name}: {size} bytes arrived of {file.size_bytes}")
+        name = f"{folder}/{MANIFEST}"
+        if fault.is_asked() and isinstance(store, FolderStore):
+            data = manifest.encode()
+            with store.writing(name) as handle:
+                handle.write(data[: len(data) // 2])
+                fault.point("mid-manifest", manifest.step, self.rank)
+                handle.write(data[len(data) // 2 :])
+            fault.point("after-manifest", manifest.step, self.rank)
+        else:
+            store.put(name, manifest.encode())
+        self._tidy(store, folder, {MANIFEST, *(file.name for file in files)})
+        return manifest.size_bytes
+
+    def _await_receipts(self, store: CheckpointStore, folder: str, save_id: str) -> list[FileEntry]:
+        """Files of all ranks, by rank. Raises StoreError where another rank reports that it failed.
+
+        Waits without limit: a rank that dies is noticed by the supervisor, which then ends this one too.
+        """
+        files: dict[int, list[FileEntry]] = {}
+        pause_s = FIRST_POLL_S
+        while True:
+            present = store.list(folder)
+            for rank in range(self.world_size):
+                if f"{folder}/{failure_file(rank, save_id)}" in present:
+                    reason = store.get(f"{folder}/{failure_file(rank, save_id)}").decode()
+                    raise StoreError(f"rank {rank} could not save its part: {reason}")
+                name = f"{folder}/{receipt_file(rank, save_id)}"
+                if rank not in files and name in present:
+                    files[rank] = [FileEntry.model_validate(entry) for entry in json.loads(store.get(name))]
+            if len(files) == self.world_size:
+                return [entry for rank in sorted(files) for entry in files[rank]]
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
+
+    def report_failure(self, step: int, save_id: str, reason: str) -> None:
+        """Let rank 0 know that no receipt will come. Best effort: the store may be what failed."""
+        for store in (self.local, self.remote):
+            if store is not None:
+                try:
+                    store.put(f"{folder_name(step)}/{failure_file(self.rank, save_id)}", reason.encode())
+                except StoreError as error:
+                    self.warn(f"rank 0 cannot be told of a failed save: {error}")
+
+    def _tidy(self, store: CheckpointStore, folder: str, wanted: set[str]) -> None:
+        """Delete receipts, and files of an earlier save of the same step."""
+        try:
+            for name in store.list(folder):
+                if name.removeprefix(f"{folder}/") not in wanted:
+                    store.delete(name)
+        except StoreError as error:
+            self.warn(f"leftovers of a save could not be deleted, training goes on: {error}")
+
+
+def random_file(rank: int, save_id: str) -> str:
+    return f"rank-{rank:05d}-{save_id}.json"
+
+
+def receipt_file(rank: int, save_id: str) -> str:
+    return f"receipt-{rank:05d}-{save_id}.json"
+
+
+def failure_file(rank: int, save_id: str) -> str:
+    return f"failed-{rank:05d}-{save_id}.txt"
+
+
+def committed(listing: dict[str, int]) -> list[str]:
+    """Folders of a store's listing that have a manifest, newest first."""
+    folders = {name.split("/")[0] for name in listing if name.endswith(f"/{MANIFEST}")}
+    return sorted((folder for folder in folders if step_of(folder) is not None), reverse=True)
+
+
+def delete_folder(store: CheckpointStore, folder: str, listing: dict[str, int]) -> None:
+    """Delete a checkpoint, its manifest first: from then on it is none, also if the rest fails."""
+    names = [name for name in listing if name.startswith(f"{folder}/")]
+    for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
+        store.delete(name)
