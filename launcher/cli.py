@@ -75,7 +75,7 @@ def init(
 
 @app.command()
 def validate(job: Job, set_: Set = None, json_: Json = False) -> int:
-    """Report all errors of a job, with line, key and the nearest right key."""
+    """Report every error of a job, each with its line."""
     from launcher.validate import validate_command
 
     return validate_command(str(job), set_ or (), json_)
@@ -254,7 +254,8 @@ def _explain(error: Exception, debug: bool) -> int:
     from launcher.states import EXIT_CODES, EndReason
 
     if isinstance(error, LauncherError):
-        print(f"dolphin: {error}", file=sys.stderr)
+        if str(error):
+            print(f"dolphin: {error}", file=sys.stderr)
         return EXIT_CODES[error.reason]
     if type(error).__name__ == "SpecErrors":
         print(error, file=sys.stderr)

@@ -7,11 +7,13 @@ there is a terminal to draw on, or a table to print.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TextIO
 
+from launcher.errors import ReaderGone
 from launcher.story import RunView, count, seconds
 
 _PROGRESS_EVERY_S = 30.0
@@ -38,8 +40,7 @@ class PlainScreen:
         self._said_at, self._said_step = clock(), 0
 
     def log(self, text: str) -> None:
-        self._log.write(text)
-        self._log.flush()
+        _write(self._log, text)
 
     def say(self, line: str) -> None:
         print(f"dolphin: {line}", file=self._story, flush=True)
@@ -63,8 +64,7 @@ class LiveScreen:
 
     def log(self, text: str) -> None:
         if self._log is not None:
-            self._log.write(text)
-            self._log.flush()
+            _write(self._log, text)
             return
         from rich.text import Text
 
@@ -105,6 +105,15 @@ def open_screen(log: TextIO) -> Iterator[Screen]:
     )
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
         yield LiveScreen(None if log.isatty() else log, progress)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the flush at exit must not fail again
+        raise ReaderGone from None
 
 
 def numbers(view: RunView, *, with_time_left: bool = True) -> str:

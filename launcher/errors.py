@@ -27,3 +27,9 @@ class NoCapacity(LauncherError):
     """Nobody had the resources asked for; the message says what was tried."""
 
     reason = EndReason.NO_CAPACITY
+
+
+class ReaderGone(LauncherError):
+    """Whoever read standard output has enough (`dolphin logs | head`); there is nobody to tell."""
+
+    reason = EndReason.DETACHED

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from launcher import console, ledger
+from launcher.attend import follow_to_end
 from launcher.backends.base import Fetchable, get_backend
 from launcher.errors import LauncherError
 from launcher.follow import LogFrom, show_log
 from launcher.ledger import RunRecord
 from launcher.observe import as_json, as_rows, observe, run_table, status_of
-from launcher.run import follow_to_end
 from launcher.states import EXIT_CODES, EndReason, RunState, is_over
 from launcher.story import RunView
 

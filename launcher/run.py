@@ -7,7 +7,6 @@ Refuses to know any particular backend.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -21,14 +20,15 @@ from typing import Any
 import yaml
 
 from launcher import console, ledger
+from launcher.attend import follow_to_end, print_json, say_detached
 from launcher.backends.base import Backend, BackendStatus, Submission, get_backend
 from launcher.errors import BadUsage, LauncherError
-from launcher.follow import LogFrom, end_of_log, follow
+from launcher.follow import LogFrom, end_of_log
 from launcher.ledger import RunRecord
-from launcher.observe import Observation, as_json, model_of, observe, price_text, status_of, with_detail
+from launcher.observe import observe, status_of, with_detail
 from launcher.spec import JobSpec, load_job, settle
 from launcher.spectrum_command import with_resolved_unfrozen
-from launcher.states import EXIT_CODES, EndReason, RunState, exit_code_of, is_over
+from launcher.states import EXIT_CODES, EndReason, RunState, is_over
 from launcher.tail import ViewReader
 from trainer.rundir import write_atomic
 from trainer.spec import NodeJob, result_settings
@@ -98,51 +98,6 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     return _start(backend, record, job, train, collect_secrets(job), options, start, reader)
 
 
-def follow_to_end(
-    backend: Backend,
-    record: RunRecord,
-    start: LogFrom = LogFrom(),
-    reader: ViewReader | None = None,
-    *,
-    json_wanted: bool = False,
-) -> int:
-    """Follow the run and sum it up; the exit code it deserves, 130 where the person stopped following."""
-    out = sys.stderr if json_wanted else sys.stdout
-    try:
-        with console.open_screen(out) as screen:
-            follow(backend, record, screen, start, reader)
-    except KeyboardInterrupt:
-        _say_detached(backend, record)
-        if json_wanted:
-            _print_json(observe(backend, record), EndReason.DETACHED)
-        return EXIT_CODES[EndReason.DETACHED]
-    seen = observe(backend, ledger.load(record.folder))
-    sum_up(seen)
-    if json_wanted:
-        _print_json(seen, None)
-    return exit_code_of(seen.status.state)
-
-
-def sum_up(seen: Observation) -> None:
-    """How the run ended, on standard error: validation losses, a sample answer, where the model is."""
-    record, status, view = seen.record, seen.status, seen.view
-    console.evaluation_table(view, sys.stderr)
-    sample = seen.outcome.get("sample") or view.sample
-    if isinstance(sample, dict) and status.state is RunState.SUCCEEDED:
-        console.say(f"  question  {sample.get('question')}")
-        console.say(f"  answer    {sample.get('answer')}")
-    price = f" ({price_text(status)})" if price_text(status) else ""
-    console.say(f"{record.run_id}: {with_detail(status)}{price}")
-    model = model_of(seen)
-    if model:
-        console.say(f"model: {model}")
-        if not Path(model).exists():
-            console.say(f"  `dolphin fetch {record.run_id} DIR` brings it home")
-    elif status.state in (RunState.PREEMPTED, RunState.CANCELLED, RunState.LOST, RunState.FAILED):
-        saved = f" from step {view.saved_step}" if view.saved_step is not None else ""
-        console.say(f"  `dolphin resume {record.run_id}` goes on{saved}; the log is {record.files.log}")
-
-
 def collect_secrets(job: JobSpec) -> dict[str, str]:
     """Values of the job's secrets, from this process's environment. BadUsage names those that are missing."""
     missing = [name for name in job.secrets if not os.environ.get(name)]
@@ -192,15 +147,15 @@ def _start(
         record = ledger.load(record.folder)
         if record.handle is None:
             raise
-        _say_detached(backend, record)
+        say_detached(backend, record)
         return EXIT_CODES[EndReason.DETACHED]
     console.say(f"run {record.run_id}, in {record.folder}")
     if not options.is_detached:
         reader = reader or ViewReader(backend, record)
         return follow_to_end(backend, record, start, reader, json_wanted=options.as_json)
-    _say_detached(backend, record)
+    say_detached(backend, record)
     if options.as_json:
-        _print_json(observe(backend, record), None)
+        print_json(observe(backend, record), None)
     return 0
 
 
@@ -230,26 +185,6 @@ def _submit(backend: Backend, record: RunRecord, job: JobSpec, train: NodeJob, s
 def _refuse_active(record: RunRecord, status: BackendStatus) -> None:
     if record.submissions and not is_over(status.state):
         raise BadUsage(f"{record.run_id}: is {with_detail(status)}; `dolphin logs {record.run_id}` follows it")
-
-
-def _say_detached(backend: Backend, record: RunRecord) -> None:
-    try:
-        hourly = backend.status(record).price_usd_per_hour
-    except LauncherError:
-        hourly = None
-    console.say(f"Detached; the run goes on{f' (${hourly:.2f}/h)' if hourly else ''}.")
-    console.say(f"  come back: dolphin logs {record.run_id}")
-    console.say(f"  stop it:   dolphin down {record.run_id}")
-
-
-def _print_json(seen: Observation, reason: EndReason | None) -> None:
-    values = as_json(seen)
-    values["trainer_exit_code"] = values["exit_code"]
-    if reason is not None:
-        values["exit_code"] = EXIT_CODES[reason]
-    else:
-        values["exit_code"] = exit_code_of(seen.status.state) if is_over(seen.status.state) else 0
-    print(json.dumps(values, ensure_ascii=False), flush=True)
 
 
 def _show_plan(job: JobSpec, backend: Backend, train: NodeJob, options: LaunchOptions) -> None:

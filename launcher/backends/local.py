@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher import ledger, processes
 from launcher.backends.base import (
@@ -35,8 +35,10 @@ from launcher.backends.base import (
 )
 from launcher.copying import copy_folder
 from launcher.ledger import RunRecord
-from launcher.spec import JobSpec
 from launcher.states import RunState, after_down, is_over, state_of_exit_code
+
+if TYPE_CHECKING:
+    from launcher.spec import JobSpec
 
 _CHUNK_BYTES = 1 << 18
 
