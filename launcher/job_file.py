@@ -125,7 +125,8 @@ def validate(data: dict[str, Any]) -> tuple[JobSpec | None, list[Finding]]:
     known = all_keys(JobSpec)
     for finding in from_pydantic([e for e in errors if e["type"] != "finite_number"], data):
         findings.append(finding)
-    return None, [_explained(finding, known) for finding in findings]
+    first = {finding.where: finding for finding in reversed(findings)}  # what else is wrong with a value can wait
+    return None, [_explained(finding, known) for finding in findings if first[finding.where] is finding]
 
 
 def _explained(finding: Finding, known: list[str]) -> Finding:
