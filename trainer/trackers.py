@@ -99,7 +99,10 @@ class TensorboardTracker:
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+            suffix = (
+                f".{time.time_ns()}"  # its own names have a second: a quick restart would overwrite its predecessor
+            )
+            self._writer = SummaryWriter(str(self._folder), purge_step=step, filename_suffix=suffix)
         for key, value in values.items():
             self._writer.add_scalar(key, value, step)
 
@@ -138,7 +141,10 @@ class WandbTracker:
         self._run.log({"step": step, **values})
 
     def end(self, outcome: str) -> None:
+        import wandb
+
         self._run.finish(exit_code=0 if outcome == "done" else 1)
+        wandb.teardown()  # waits for its writer process, which may still hold the last records behind `finish`
 
 
 class MlflowTracker:
