@@ -1,0 +1,76 @@
+# make demo   install into .venv and run the quickstart job to its end
+# make test   install into .venv and run every check: ruff, mypy, pytest
+# make lint   ruff and mypy alone
+# make venv   install alone
+#
+# PYTHON=python3.12       another Python, 3.11 or newer
+# VENV=/some/where        another place for the virtual environment
+# TORCH_INDEX=URL         take torch from this index, for example PyTorch's index of CPU builds (200 MB instead of gigabytes)
+# pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CERT and so on) hold as everywhere.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= train,docker,dev
+TORCH_INDEX ?=
+TESTS ?= tests/unit tests/contract tests/process tests/lab tests/gpu
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+# An installation is up to date while neither of these files changed.
+INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+QUICKSTART := examples/quickstart
+export PYTHONWARNINGS ?= ignore::FutureWarning
+
+.PHONY: help demo test lint venv constraints clean tools
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
+
+demo: venv
+	@$(BIN)/python $(QUICKSTART)/build.py
+	@$(BIN)/dolphin launch $(QUICKSTART)/job.yaml --on local -y
+
+test: lint
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+lint: venv
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+
+venv: tools $(INSTALLED)
+
+# torch first and alone: resolved together with the rest, a newer one may be pulled with gigabytes of CUDA.
+$(INSTALLED):
+	@echo "installing into $(VENV) (the first time takes some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(PIP) install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+# One line for each thing that is missing, naming Debian's package.
+tools:
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON): apt-get install python3 python3-venv python3-dev" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than 3.11: apt-get install python3.11-venv python3.11-dev, then make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv: apt-get install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "make: $(PYTHON) has no headers, which DeepSpeed's extensions need: apt-get install python3-dev" >&2; exit 1; }
+	@command -v c++ >/dev/null || { echo "make: no C++ compiler, which DeepSpeed needs on a CPU: apt-get install g++" >&2; exit 1; }
+
+# Writes constraints.txt anew from an unconstrained installation. Run `make test` with it before it is committed.
+constraints: tools
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.13,<2.14'
+	build/constraints/bin/python -m pip install --quiet '.[$(EXTRAS)]'
+	{ sed -n '/^#/p' constraints.txt; build/constraints/bin/python -m pip freeze --exclude dolphin-launcher | sed 's/+[a-z0-9.]*$$//'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/constraints
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(QUICKSTART)/data $(QUICKSTART)/model

@@ -1,0 +1,17 @@
+"""Unit tests reach no network: a connection is an error here, not a slow test somewhere else."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, NoReturn
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: socket.socket, address: Any) -> NoReturn:
+        raise RuntimeError(f"a unit test tried to connect to {address}; it belongs in tests/process")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)

@@ -1,0 +1,78 @@
+"""The tree as git has it: what would shadow a package, pack too much, or speak of somewhere else.
+
+The forbidden phrases are put together here, so that this file does not hold them itself.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LARGEST_FILE_BYTES = 1 << 20
+LONGEST_MODULE_LINES = 400
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("git: this is no checkout, so what is tracked is not known")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def texts() -> list[tuple[Path, str]]:
+    found = []
+    for path in tracked():
+        data = path.read_bytes()
+        if b"\0" not in data[:1024]:
+            found.append((path.relative_to(ROOT), data.decode("utf-8")))
+    return found
+
+
+def test_no_python_under_sky_shadows_skypilot() -> None:
+    assert [
+        path for path in (ROOT / "sky").rglob("*") if path.suffix in (".py", ".pyi") or path.name == "py.typed"
+    ] == []
+
+
+def test_only_launcher_and_trainer_are_packed() -> None:
+    """`sky/`, `tests/` or `build/` in a wheel would land in everyone's site-packages."""
+    from setuptools import find_packages
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    assert settings["namespaces"] is False
+    packages = find_packages(str(ROOT), include=settings["include"])
+    assert {name.split(".")[0] for name in packages} == {"launcher", "trainer"}
+    folders = {path.parent for package in ("launcher", "trainer") for path in (ROOT / package).rglob("*.py")}
+    missing = {".".join(folder.relative_to(ROOT).parts) for folder in folders} - set(packages)
+    assert missing == set(), "a folder of modules without __init__.py would be left out of the wheel"
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [r"(^|[^A-Za-z0-9_.-])/" + "(work|farm)" + "/", r"\.\./" + "shared", "iss" + r"ue #?[0-9]+", "TO" + "DO", "NotImplemented" + "Error"],
+)  # fmt: skip
+def test_nothing_speaks_of_what_is_outside_the_project_or_unfinished(phrase: str) -> None:
+    found = []
+    for path, text in texts():
+        if path.parts[0] == ".ci":  # the one place that may know where samples lie
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.search(phrase, line):
+                found.append(f"{path}:{number}: {line.strip()[:100]}")
+    assert found == []
+
+
+def test_no_large_file_is_tracked() -> None:
+    assert [str(path) for path in tracked() if path.stat().st_size > LARGEST_FILE_BYTES] == []
+
+
+def test_every_module_can_be_read_at_one_sitting() -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in tracked() if path.suffix == ".py"
+    }
+    assert {name: length for name, length in lengths.items() if length > LONGEST_MODULE_LINES} == {}
