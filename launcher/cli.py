@@ -90,6 +90,27 @@ def schema() -> int:
 
 
 @app.command()
+def data(
+    job: Annotated[Path | None, typer.Argument(metavar="[JOB.YAML]", help="The job file.", show_default=False)] = None,
+    show: Annotated[
+        int, typer.Option("--show", metavar="N", min=0, help="Print N conversations, what is trained in colour.")
+    ] = 0,
+    formats: Annotated[bool, typer.Option("--formats", help="List the dataset formats.")] = False,
+    set_: Set = None,
+    json_: Json = False,
+) -> int:
+    """Prepare the data without training, and show what became of it."""
+    from launcher.data_command import data_command, formats_command
+    from launcher.errors import BadUsage
+
+    if formats:
+        return formats_command(json_)
+    if job is None:
+        raise BadUsage("name the job file: dolphin data job.yaml")
+    return data_command(job, set_ or (), show, json_)
+
+
+@app.command()
 def launch(
     job: Job,
     on: Annotated[str, typer.Option("--on", help="Where to run: local, docker or sky.")] = "local",
