@@ -7,6 +7,7 @@ state is in zero_state.py. Every rank makes the same calls in the same order.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import math
 import os
@@ -32,9 +33,20 @@ def initialize_distributed(device: str) -> tuple[int, int, torch.device]:
     where = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         torch.cuda.set_device(where)
+    else:
+        _skip_unused_extension()
     with quiet():
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size(), where
+
+
+def _skip_unused_extension() -> None:
+    """Spare a CPU run DeepSpeed's shared-memory extension, which only inference uses.
+
+    Building it takes a C++ compiler and over a minute, and a rank that is killed meanwhile leaves a lock file behind
+    that every later start would wait for.
+    """
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
 
 
 def configuration(job: NodeJob, world_size: int, num_micro_batches: int) -> dict[str, Any]:
@@ -164,11 +176,12 @@ def sum_over_ranks(*values: float | torch.Tensor, device: torch.device) -> list[
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """DeepSpeed's information lines are not the user's; its warnings and errors are."""
+    """DeepSpeed's information lines are not the user's; its warnings and errors, on stderr, are."""
     logger = logging.getLogger("DeepSpeed")
     before = logger.level
     logger.setLevel(logging.WARNING)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logger.setLevel(before)

@@ -29,6 +29,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     """All of a rank's work. Raises the errors that `rank_guard` turns into an exit code."""
     import torch
     import torch.distributed as dist
+    from transformers.utils import logging as transformers_logging
 
     from trainer import export, freeze, model
     from trainer.checkpoint.manager import CheckpointManager, probe_store
@@ -39,6 +40,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.state import TrainerState
     from trainer.tokenizer import load_tokenizer
 
+    transformers_logging.disable_progress_bar()
     run = RunDir(job.run_dir)
     is_first = int(os.environ.get("RANK", "0")) == 0
     emit = partial(run.emit, attempt=attempt) if is_first else None
