@@ -18,7 +18,7 @@ from trainer.spec import NodeJob
 from trainer.trackers import JsonlTracker, Tracker, requested_trackers
 
 QUEUE_LENGTH = 10_000
-DRAIN_TIMEOUT_S = 30.0
+DRAIN_TIMEOUT_S = 20.0
 PACE_STEPS = 50
 """Steps that the estimate of the time left looks back on."""
 
@@ -29,7 +29,7 @@ class MetricsWriter:
     def __init__(self, job: NodeJob, attempt: int, *, total_steps: int) -> None:
         self._attempt, self._total_steps = attempt, total_steps
         self._log_every = job.spec.train.log_every
-        self._pace: deque[float] = deque([time.monotonic()], maxlen=PACE_STEPS + 1)
+        self._pace: deque[float] = deque(maxlen=PACE_STEPS + 1)
         self._jsonl = JsonlTracker(RunDir(job.run_dir).metrics)
         self._jsonl.start(job)
         self._trackers = [Background(tracker, job) for tracker in requested_trackers(job)]
@@ -53,7 +53,10 @@ class MetricsWriter:
             "attempt": self._attempt,
         }
         self._record(step, values)
-        self._pace.append(time.monotonic())
+        now = time.monotonic()
+        if not self._pace:
+            self._pace.append(now - seconds)
+        self._pace.append(now)
         if step % self._log_every == 0 or step == self._total_steps:
             pace_s = (self._pace[-1] - self._pace[0]) / (len(self._pace) - 1)
             print(step_line(step, self._total_steps, loss, lr, grad_norm, speed, pace_s), flush=True)
@@ -69,8 +72,11 @@ class MetricsWriter:
             return
         self._closed = True
         self._jsonl.end(outcome)
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
         for tracker in self._trackers:
-            tracker.end(outcome)
+            tracker.finish(outcome)
+        for tracker in self._trackers:
+            tracker.wait(deadline)
 
     def _record(self, step: int, values: Mapping[str, float]) -> None:
         self._jsonl.log(step, values)
@@ -120,15 +126,19 @@ class Background:
             if self._dropped == 1:
                 print(f"warning: {self._tracker.name} does not keep up; it loses records (metrics.jsonl has all)")
 
-    def end(self, outcome: str) -> None:
+    def finish(self, outcome: str) -> None:
+        """No more records come; does not wait."""
         self._outcome = outcome
         try:
-            self._queue.put(None, timeout=DRAIN_TIMEOUT_S)
+            self._queue.put_nowait(None)
         except queue.Full:
-            self._dropped += 1
-        self._thread.join(timeout=DRAIN_TIMEOUT_S)
+            self._failed = True  # 10,000 records behind: it will not catch up now
+
+    def wait(self, deadline: float) -> None:
+        """Until everything is sent, or until `deadline` on the monotonic clock."""
+        self._thread.join(timeout=max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            print(f"warning: {self._tracker.name} did not take all records within {DRAIN_TIMEOUT_S:.0f} s", flush=True)
+            print(f"warning: {self._tracker.name} did not take all records in time (metrics.jsonl has all)", flush=True)
 
     def _work(self) -> None:
         try:

@@ -252,7 +252,7 @@ class Supervisor:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BadInput(
+            raise TrainingFailed(
                 f"{self._run_dir.path}: another supervisor works in this run folder; stop it first"
             ) from error
         except OSError:

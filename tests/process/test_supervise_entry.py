@@ -1,0 +1,146 @@
+"""The supervisor as a container's entry: its input, the data's preparation, as PID 1, and as one of two nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+HERE = Path(__file__).parent
+PATIENCE_S = 120
+
+
+def write_job(folder: Path, **more: Any) -> Path:
+    spec = {"name": "t", "model": {"base": "x"}, "data": {"sources": [{"path": "x"}]}, "train": {"global_batch": 2}}
+    job = {"run_id": "t-1", "run_dir": str(folder / "run"), "cache_dir": str(folder), "nproc": 1, "device": "cpu"}
+    path = folder / "train.json"
+    path.write_text(json.dumps({**job, "spec": spec, **more}))
+    return path
+
+
+def start(train_json: Path, *options: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)]), **environment}
+    command = [*before, sys.executable, "-m", "trainer.supervise", str(train_json), "--main", "stand_in_rank", *options]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    try:
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, output
+
+
+def outcome(train_json: Path) -> dict[str, Any]:
+    return json.loads((Path(json.loads(train_json.read_text())["run_dir"]) / "outcome.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file or directory"),
+        ("{", "Invalid JSON"),
+        ('{"run_id": "x"}', "run_dir: Field required"),
+    ],
+)
+def test_a_bad_train_json_is_one_line_and_exit_code_64(tmp_path: Path, text: str | None, said: str) -> None:
+    path = tmp_path / "train.json"
+    if text is not None:
+        path.write_text(text)
+    code, output = end(start(path))
+    assert code == 64
+    assert said in output
+    assert output.count("\n") == 1
+
+
+def test_bad_data_ends_the_run_before_any_rank_with_the_last_line_as_its_reason(tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    code, output = end(start(path, "--prepare", "stand_in_prepare", STAND_IN_PREPARE="bad"))
+    assert code == 64
+    assert outcome(path)["reason"].startswith("data.jsonl:7: no `messages`; 1 of 9 rows is bad")
+    assert "reading 3 sources" in output
+    assert "starting" not in output
+
+
+def test_a_preparation_that_dies_is_said_as_such(tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    code, _ = end(start(path, "--prepare", "stand_in_prepare", STAND_IN_PREPARE="crash"))
+    assert code == 1
+    assert outcome(path)["reason"] == "preparing data was ended by SIGABRT"
+
+
+def test_a_stop_while_preparing_leaves_no_worker_and_may_be_resumed(tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    process = start(path, "--prepare", "stand_in_prepare", STAND_IN_PREPARE="long")
+    assert process.stdout is not None
+    while "pool is up" not in process.stdout.readline():
+        assert process.poll() is None
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) == 3
+    second, said = end(start(path, "--prepare", "none"))
+    assert second == 1
+    assert "another supervisor works in this run folder" in said
+    process.send_signal(signal.SIGINT)
+    code, _ = end(process)
+    assert code == 75
+    assert outcome(path)["reason"] == "SIGINT to the supervisor"
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
+
+
+def can_unshare() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not can_unshare(), reason="needs the right to make a process-id namespace (unshare --pid)")
+def test_as_pid_1_it_reaps_orphans_and_stops_on_a_signal(tmp_path: Path) -> None:
+    path = write_job(tmp_path)
+    inside = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    plan = json.dumps({"steps": 100_000, "step_s": 0.05, "gloo": False})
+    process = start(path, "--prepare", "stand_in_prepare", before=inside, STAND_IN=plan, STAND_IN_PREPARE="orphans")
+    beat = tmp_path / "run" / "attempts" / "1" / "heartbeat-0"
+    deadline = time.monotonic() + PATIENCE_S
+    while not (beat.exists() and json.loads(beat.read_text() or "{}").get("step", 0) > 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (supervisor,) = psutil.Process(process.pid).children()
+    below = supervisor.children(recursive=True)
+    assert [child for child in below if child.status() == psutil.STATUS_ZOMBIE] == []
+    supervisor.send_signal(signal.SIGTERM)
+    code, output = end(process)
+    assert code == 75, output
+    assert outcome(path)["state"] == "preempted"
+
+
+def test_two_nodes_rendezvous_and_only_the_first_writes_the_outcome(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = write_job(tmp_path)
+    common = {"DOLPHIN_NUM_NODES": "2", "DOLPHIN_MASTER_ADDR": "127.0.0.1", "DOLPHIN_MASTER_PORT": str(port)}
+    nodes = [
+        start(path, "--prepare", "none", STAND_IN='{"steps": 6}', DOLPHIN_NODE_RANK=str(rank), **common)
+        for rank in range(2)
+    ]
+    ends = [end(node) for node in nodes]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert (outcome(path)["state"], outcome(path)["attempt"]) == ("done", 1)
+    words = sorted(file.name for file in (tmp_path / "run" / "attempts" / "1").glob("rank-*.json"))
+    assert words == ["rank-0.json", "rank-1.json"]
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert events.count('"finished"') == 1
