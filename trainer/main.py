@@ -31,7 +31,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     import torch.distributed as dist
     from transformers.utils import logging as transformers_logging
 
-    from trainer import export, freeze, model
+    from trainer import export, freeze, model, sample
     from trainer.checkpoint.manager import CheckpointManager, probe_store
     from trainer.data.plan import DataPlan
     from trainer.engine import Engine, initialize_distributed
@@ -98,7 +98,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
         weights = engine.gathered_state(torch.bfloat16)
         if is_first:
             folder = export.write(job, engine.model, tokenizer, weights, plan, report, world_size)
-            run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder))
+            run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), sample=sample.of_run(folder, run.path))
     if metrics is not None:
         metrics.close()
     dist.destroy_process_group()

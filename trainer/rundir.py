@@ -40,7 +40,7 @@ class EventKind(StrEnum):
     STOP_REQUESTED = "stop_requested"  # reason, step
     PREEMPTED = "preempted"  # step, reason
     RESTARTING = "restarting"  # reason, restarts
-    EXPORTED = "exported"  # model
+    EXPORTED = "exported"  # model, sample (question, answer, expected; null where there is none)
     FINISHED = "finished"  # exit_code, reason
 
 
