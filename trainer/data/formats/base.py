@@ -112,15 +112,32 @@ def add_calls(turns: list[Turn], text: str, weight: float | None) -> None:
         raise BadRow(
             Reason.UNDECODABLE, f"turn {len(turns) + 1} is a function call that is not JSON: {error}"
         ) from error
-    calls = calls if isinstance(calls, list) else [calls]
-    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
-        raise BadRow(Reason.NOT_TEXT, f"turn {len(turns) + 1} is a function call without a name")
-    wrapped = [{"type": "function", "function": {"arguments": {}, **call}} for call in calls]
+    wrapped = wrap_calls(calls if isinstance(calls, list) else [calls], f"turn {len(turns) + 1}")
     if turns and turns[-1].role == ASSISTANT:
         extra = turns[-1].extra = turns[-1].extra or {}
         extra.setdefault("tool_calls", []).extend(wrapped)
         return
     turns.append(Turn(ASSISTANT, "", weight, {"tool_calls": wrapped}))
+
+
+def wrap_calls(calls: list[Any], where: str) -> list[dict[str, Any]]:
+    """Function calls as chat templates take them: a name, and arguments as an object, not its JSON text. Raises BadRow."""
+    out = []
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRow(Reason.NOT_TEXT, f"{where} has a function call without a name")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments or "{}")
+            except ValueError as error:
+                raise BadRow(Reason.UNDECODABLE, f"{where} calls a function with arguments that are not JSON") from error
+        identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        out.append({"type": "function", **identity, "function": {"name": function["name"], "arguments": arguments}})
+    if not out:
+        raise BadRow(Reason.EMPTY, f"{where} calls no function")
+    return out
 
 
 def _part_text(part: Any, where: str) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from trainer.data.conversation import ASSISTANT, BadRow, Conversation, Reason, Turn
-from trainer.data.formats.base import CALL_ROLES, ROLES, add_calls, column, text_of, tools_of, turn_weight
+from trainer.data.formats.base import CALL_ROLES, ROLES, add_calls, column, text_of, tools_of, turn_weight, wrap_calls
 
 _PLAIN_KEYS = (frozenset({"from", "value"}), frozenset({"role", "content"}))
-_EXTRA_KEYS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
+_EXTRA_KEYS = ("tool_call_id", "name", "reasoning_content", "thinking", "reasoning")
 
 
 class TurnsFormat:
@@ -59,8 +59,11 @@ def _add(turns: list[Turn], message: Any) -> None:
         turns.append(Turn(role, content))
         return
     extra = {key: message[key] for key in _EXTRA_KEYS if message.get(key) is not None} or None
-    if role == ASSISTANT and message.get("function_call"):
-        extra = {**(extra or {}), "tool_calls": [{"type": "function", "function": message["function_call"]}]}
+    calls = message.get("tool_calls") or (message.get("function_call") and [message["function_call"]])
+    if calls:
+        if role != ASSISTANT or not isinstance(calls, list):
+            raise BadRow(Reason.ROLE_BROKEN, f"turn {len(turns) + 1} ({role}) calls functions")
+        extra = {**(extra or {}), "tool_calls": wrap_calls(calls, f"turn {len(turns) + 1}")}
     turns.append(Turn(role, content, turn_weight(message), extra))
 
 

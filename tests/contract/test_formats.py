@@ -1,0 +1,155 @@
+"""Every dataset shape of the reference mix loads, with its roles, weights and function calls: a row lost in silence is a
+model that was trained on something else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.data_job import FIXTURES, data_job
+from trainer.data.conversation import BadRow, Conversation, check
+from trainer.data.formats.registry import FORMATS, choose
+from trainer.data.inputs import files_of
+from trainer.data.plan import DataPlan
+from trainer.data.prepare import prepare
+from trainer.data.readers import blocks
+from trainer.exits import BadInput
+from trainer.spec import SourceSpec
+
+S, U, A, T = "system", "user", "assistant", "tool"
+SHAPES = {
+    "dolphin-2.9.jsonl": ("sharegpt", 2, [(S, "You are Dolphin, a helpful AI assistant."), (U, "Name a marine mammal."), (A, "The dolphin. 🐬")]),
+    "codefeedback-filtered-instruction.jsonl": ("query-answer", 2, [(U, "Write a function that doubles a number."), (A, "```python\ndef double(x):\n    return 2 * x\n```")]),
+    "dolphin-coder.jsonl": ("system-question-response", 2, [(S, "You write C."), (U, "Swap two integers."), (A, "Use a third one:\n\n\tint t = a; a = b; b = t;")]),
+    "dolphin-coder-sharegpt.jsonl": ("sharegpt", 1, [(S, "You write Rust."), (U, "An empty vector?"), (A, "`let v: Vec<u8> = Vec::new();`")]),
+    "samantha-data.jsonl": ("sharegpt", 2, [(U, "How was your day?"), (A, "I read about tides. And yours?"), (U, "Long."), (A, "Then rest a little.")]),
+    "orca-math-word-problems-200k.jsonl": ("question-answer", 2, [(U, "Ann has 3 boxes of 4 pens. How many pens?"), (A, "3 × 4 = 12 pens.")]),
+    "finetome-100k.jsonl": ("sharegpt", 2, [(U, "Why is the sea salty?"), (A, "Rivers carry minerals into it.")]),
+    "agent-data.jsonl": ("sharegpt", 2, [(S, "You may call get_tide(place)."), (U, "High tide in Brest?"), (A, ""), (T, '{"high": "17:40"}'), (A, "High tide is at 17:40.")]),
+    "math-gpt-4o-200k.jsonl": ("prompt-response", 2, [(U, "Solve x + 1 = 3."), (A, "x = 2")]),
+    "systemchat-2.0.jsonl": ("messages", 2, [(S, "Speak like a pirate."), (U, "Hello"), (A, "Ahoy!")]),
+    "alpaca.json": ("alpaca", 3, [(U, "Translate to German.\n\nsea"), (A, "Meer")]),
+    "content-parts.jsonl": ("messages", 2, [(U, "hi"), (A, "Hello!"), (U, "again"), (A, "Hello, again.")]),
+    "tool-calls.json": ("sharegpt", 2, [(U, "Weather in Oslo?"), (A, ""), (T, '{"celsius": -3}'), (A, "It is -3 °C in Oslo.")]),
+    "messages-tool-calls.jsonl": ("messages", 1, [(U, "Time?"), (A, ""), (T, "12:00"), (A, "Noon.")]),
+}  # fmt: skip
+REAL = {
+    "dummy_conversation.json": 500,
+    "alpaca_en_demo.json": 999,
+    "glaive_toolcall_en_demo.json": 300,
+    "v1_sft_demo.jsonl": 500,
+}
+
+
+def parse(path: Path, **source: object) -> tuple[str, list[Conversation]]:
+    spec = SourceSpec.model_validate({"path": str(path)} | source)
+    rows = [row for file in files_of(spec, "it") for block in blocks(file) for row in block.read()]
+    assert not any(isinstance(row, BadRow) for row in rows)
+    shape = choose(spec, list(rows[0]), "it")
+    conversations = [shape.parse(row) for row in rows]
+    for conversation in conversations:
+        check(conversation)
+    return shape.name, conversations
+
+
+@pytest.mark.parametrize("file", SHAPES)
+def test_every_shape_of_the_reference_mix_loads(file: str) -> None:
+    name, num_rows, first = SHAPES[file]
+    found, conversations = parse(FIXTURES / file)
+    assert (found, len(conversations)) == (name, num_rows)
+    assert [(turn.role, turn.content) for turn in conversations[0].turns] == first
+
+
+def test_no_fixture_is_without_a_test() -> None:
+    tested = {*SHAPES, "own-fields.jsonl", "own-template.jinja", "text.jsonl"}
+    assert {path.name for path in FIXTURES.iterdir()} == tested
+
+
+def test_function_calls_reach_the_template_as_calls_with_their_tools() -> None:
+    _, conversations = parse(FIXTURES / "tool-calls.json")
+    weather = conversations[0]
+    assert weather.turns[1].extra == {
+        "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}]
+    }
+    assert weather.tools is not None
+    assert weather.tools[0]["name"] == "get_weather"
+    assert conversations[1].tools is None, "an empty list of tools is none"
+    _, agent = parse(FIXTURES / "agent-data.jsonl")
+    assert [turn.role for turn in agent[1].turns] == [U, A, T, A], "a call joins the turn that announces it"
+
+
+def test_weights_of_turns_are_kept() -> None:
+    _, conversations = parse(FIXTURES / "content-parts.jsonl")
+    assert [turn.weight for turn in conversations[0].turns] == [0.0, 1.0, 0.0, 0.25]
+    assert [turn.weight for turn in conversations[1].turns] == [None, 0.0, None, None]
+
+
+def test_alpaca_history_and_system_come_first() -> None:
+    _, conversations = parse(FIXTURES / "alpaca.json")
+    assert [(turn.role, turn.content) for turn in conversations[2].turns] == [
+        (S, "One word."), (U, "Name a colour."), (A, "Red"), (U, "And one more?"), (A, "Green"),
+    ]  # fmt: skip
+
+
+def test_chosen_field_names() -> None:
+    fields = {"prompt": "ask", "response": "reply", "system": "preamble"}
+    name, conversations = parse(FIXTURES / "own-fields.jsonl", fields=fields)
+    assert name == "fields"
+    assert [turn.content for turn in conversations[0].turns] == ["Be brief.", "Capital of Peru?", "Lima"]
+    assert [turn.role for turn in conversations[1].turns] == [U, A], "an empty system message is none"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ({"fields": {"prompt": "ask"}}, "needs prompt and response"),
+        ({"fields": {"prompt": "ask", "response": "nope"}}, "columns are ask, preamble, reply"),
+        ({"fields": {"question": "ask"}}, "not question"),
+        ({"format": "sharegtp"}, "no format 'sharegtp'"),
+        ({"format": "sharegpt", "fields": {"prompt": "ask", "response": "reply"}}, "contradicts"),
+        ({}, "no format has the columns ask, preamble, reply"),
+    ],
+)
+def test_a_wrong_shape_is_named_before_anything_is_read(source: dict[str, object], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        parse(FIXTURES / "own-fields.jsonl", **source)
+
+
+def test_plain_text_is_trained_whole_and_closed_by_the_end_token(tmp_path: Path) -> None:
+    data = prepare(data_job(tmp_path, FIXTURES / "text.jsonl"))
+    assert len(data.train) == 2
+    ids, weights = data.token_ids(0), data.token_weights(0)
+    assert weights[0] == 0
+    assert (weights[1:] == 1).all()
+    assert ids[-1] == 4, "the end token closes a document"
+
+
+def test_a_template_of_ones_own(tmp_path: Path) -> None:
+    job = data_job(
+        tmp_path, FIXTURES / "systemchat-2.0.jsonl", model={"chat_template": str(FIXTURES / "own-template.jinja")}
+    )
+    data = prepare(job)
+    from trainer.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(job.spec.model)
+    assert tokenizer.decode(data.token_ids(0)) == "(Speak like a pirate.)\nQ: Hello\nA: Ahoy!<|im_end|>\n"
+    trained = data.token_ids(0)[data.token_weights(0) > 0]
+    assert tokenizer.decode(trained).strip() == "Ahoy!<|im_end|>"
+
+
+def test_names_of_formats_are_unique() -> None:
+    names = [entry.name for entry in FORMATS]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("file", REAL)
+def test_real_samples_load_and_train(file: str, tmp_path: Path) -> None:
+    folder = os.environ.get("DOLPHIN_SHARED_DATA")
+    if folder is None:
+        pytest.skip("DOLPHIN_SHARED_DATA names no folder of sample data")
+    job = data_job(tmp_path, Path(folder) / file, sequence_length=32768, max_bad_fraction=0.0)
+    data = prepare(job)
+    assert len(data.train) == REAL[file]
+    assert 0 < DataPlan.open(job).trained_tokens_per_epoch < DataPlan.open(job).tokens_per_epoch
