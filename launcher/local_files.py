@@ -76,8 +76,17 @@ def _model_folder(model: dict[str, Any], key: str, folder: Path, findings: list[
         findings.append(Finding(("model", key), f"{path} is a file; name the folder of the model"))
     elif looks_like_path(name):
         findings.append(
-            Finding(("model", key), f"no such folder: {path}; correct it, or name a hub model as owner/name")
+            Finding(
+                ("model", key),
+                f"no such folder: {path}; {_remedy(folder)}, or name a hub model as owner/name",
+            )
         )
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a missing file: an example brings a build.py beside its job, which makes its files."""
+    builder = folder / "build.py"
+    return f"`python {builder}` makes it" if builder.is_file() else "correct it"
 
 
 def _template(model: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
@@ -109,7 +118,7 @@ def _data_path(source: dict[str, Any], index: int, folder: Path, findings: list[
         findings.append(Finding(where, f"no file matches {path}; correct it"))
     else:
         hub = f", or write hf://{name} for the hub dataset" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
-        findings.append(Finding(where, f"no such file or folder: {path}; correct it{hub}"))
+        findings.append(Finding(where, f"no such file or folder: {path}; {_remedy(folder)}{hub}"))
 
 
 def _snr(spectrum: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
