@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 from launcher import console, ledger
 from launcher.backends.base import Backend
@@ -14,6 +16,8 @@ from launcher.ledger import RunRecord
 from launcher.observe import Observation, as_json, model_of, observe, price_text, with_detail
 from launcher.states import EXIT_CODES, EndReason, RunState, exit_code_of, is_over
 from launcher.tail import ViewReader
+
+_SAMPLE_CHARACTERS = 320
 
 
 def follow_to_end(
@@ -47,8 +51,7 @@ def sum_up(seen: Observation) -> None:
     console.evaluation_table(view, sys.stderr)
     sample = seen.outcome.get("sample") or view.sample
     if isinstance(sample, dict) and status.state is RunState.SUCCEEDED:
-        console.say(f"  question  {sample.get('question')}")
-        console.say(f"  answer    {sample.get('answer')}")
+        _say_sample(sample)
     price = f" ({price_text(status)})" if price_text(status) else ""
     console.say(f"{record.run_id}: {with_detail(status)}{price}")
     model = model_of(seen)
@@ -59,6 +62,14 @@ def sum_up(seen: Observation) -> None:
     elif status.state in (RunState.PREEMPTED, RunState.CANCELLED, RunState.LOST, RunState.FAILED):
         saved = f" from step {view.saved_step}" if view.saved_step is not None else ""
         console.say(f"  `dolphin resume {record.run_id}` goes on{saved}; the log is {record.files.log}")
+
+
+def _say_sample(sample: dict[str, Any]) -> None:
+    """A held-out question, what the exported model answers, and what the data answers."""
+    for name in ("question", "answer", "expected"):
+        if isinstance(sample.get(name), str):
+            text = textwrap.shorten(sample[name], _SAMPLE_CHARACTERS, placeholder=" ...")
+            console.say(textwrap.fill(text, 110, initial_indent=f"  {name:10}", subsequent_indent=" " * 12))
 
 
 def say_detached(backend: Backend, record: RunRecord) -> None:

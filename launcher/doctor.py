@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib import metadata
-from pathlib import Path
 
 from launcher import console, ledger
 from launcher.states import EXIT_CODES, EndReason
@@ -103,26 +102,14 @@ def check_trainer() -> list[Finding]:
 
 
 def check_build_tools() -> list[Finding]:
-    """DeepSpeed builds its communication extension at its first start on a CPU."""
+    """On a CPU nothing is built; on a GPU DeepSpeed and Triton may build kernels at the first start."""
     compiler = next(
         (path for name in (os.environ.get("CXX"), "c++", "g++") if name and (path := shutil.which(name))), None
     )
-    beside_python = str(Path(sys.executable).parent)
-    ninja = shutil.which("ninja") or shutil.which("ninja", path=beside_python)
-    return [
-        Finding("local", "C++ compiler", Health.OK, compiler)
-        if compiler
-        else Finding(
-            "local",
-            "C++ compiler",
-            Health.MISSING,
-            "none",
-            "DeepSpeed needs one: apt-get install g++ (or your system's)",
-        ),
-        Finding("local", "ninja", Health.OK, ninja)
-        if ninja
-        else Finding("local", "ninja", Health.MISSING, "none", "pip install ninja"),
-    ]
+    if compiler is not None:
+        return [Finding("local", "C++ compiler", Health.OK, compiler)]
+    advice = "needed only where kernels are built, on a GPU: apt-get install g++ (or your system's)"
+    return [Finding("local", "C++ compiler", Health.NOTE, "none", advice)]
 
 
 def check_gpus() -> list[Finding]:

@@ -17,8 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher import console, ledger
 from launcher.attend import follow_to_end, print_json, say_detached
 from launcher.backends.base import Backend, BackendStatus, Submission, get_backend
@@ -30,6 +28,7 @@ from launcher.spec import JobSpec, load_job, settle
 from launcher.spectrum_command import with_resolved_unfrozen
 from launcher.states import EXIT_CODES, EndReason, RunState, is_over
 from launcher.tail import ViewReader
+from launcher.yaml_lines import write_yaml
 from trainer.rundir import write_atomic
 from trainer.spec import NodeJob, result_settings
 
@@ -161,7 +160,7 @@ def _start(
 
 def _submit(backend: Backend, record: RunRecord, job: JobSpec, train: NodeJob, secrets: dict[str, str]) -> RunRecord:
     """Write, then start, then record. Ctrl-C waits until the record says what was started. The caller holds the lock."""
-    text = yaml.safe_dump(job.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
+    text = write_yaml(job.model_dump(mode="json", exclude_unset=True))
     write_atomic(record.files.job, text)
     write_atomic(record.files.train_json, train.model_dump_json(indent=2) + "\n")
     record = ledger.update(

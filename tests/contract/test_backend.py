@@ -156,6 +156,7 @@ def test_no_line_of_the_log_twice_and_none_lost_whoever_reads_on(bench):
     while True:
         is_ended = is_over(bench.backend.status(record).state)
         for chunk in get_backend(bench.backend.name).logs(record, cursor):  # each time as another process would
+            assert chunk.text.endswith("\n")
             text, cursor = text + chunk.text, json.loads(json.dumps(chunk.cursor))
         if is_ended:
             break

@@ -35,6 +35,7 @@ def test_launch_follows_to_the_model_and_fetch_brings_it_home(dolphin, job, tmp_
     done = dolphin.run("launch", job, "-y", "--set", "train.max_steps=7", "--nproc", "1")
     assert done.stdout == "".join(f"step {n} of 5\n" for n in range(1, 6))
     assert "validation loss" in done.stderr
+    assert "answer    It is a fake." in done.stderr
     (run,) = dolphin.run_ids()
     folder = dolphin.home / "runs" / run
     assert f"model: {folder / 'model'}" in done.stderr
@@ -70,6 +71,7 @@ def test_json_of_launch_is_one_value_with_the_exit_code(dolphin, job):
     assert (value["state"], value["exit_code"], value["trainer_exit_code"]) == ("bad input", 1, 64)
     assert value["detail"] == "data.jsonl: row 3 has no turns"
     assert "row 3 has no turns" in done.stderr
+    assert "It is a fake" not in done.stderr
     assert len(dolphin.run("status", "--all").stdout.splitlines()) == 3
 
 
@@ -122,6 +124,7 @@ def test_ctrl_c_detaches_and_the_run_goes_on(dolphin, job):
     done = dolphin.run("resume", run, "--set", "train.log_every=5", "--nproc", "1")
     assert done.stdout == "".join(f"step {n} of {saved + 3}\n" for n in range(saved + 1, saved + 4))
     assert f"attempt 2: resumed at step {saved} of {saved + 3}" in done.stderr
+    assert "stopped at step" not in done.stderr, "the past was told again"
     status = dolphin.status()
     assert (status["run"], status["state"], status["attempts"]) == (run, "succeeded", 2)
 

@@ -97,11 +97,17 @@ def test_what_a_dying_run_wrote_last_is_shown():
 
 
 def test_a_server_that_is_away_is_waited_for_and_said_once():
-    away = BackendError("connection refused")
-    screen, _, _ = run([{"log": ["a\n"]}, away, away, away, {"log": ["a\n", "b\n"]}, {"log": ["a\n", "b\n"], "state": RunState.SUCCEEDED}])  # fmt: skip
+    away, back = BackendError("connection refused"), {"log": ["a\n", "b\n"]}
+    screen, _, _ = run([{"log": ["a\n"]}, away, away, away, back, back, back | {"state": RunState.SUCCEEDED}])
     assert screen.text == "a\nb\n"
-    assert len([line for line in screen.lines if "connection refused" in line]) == 1
-    assert any("answers again" in line for line in screen.lines)
+    assert [line.partition(" (")[0] for line in screen.lines] == ["no answer from wild", "wild answers again"]
+
+
+def test_patience_begins_anew_after_every_answer():
+    away, looks = BackendError("connection refused"), []
+    for _ in range(10):  # 10 times 5 minutes away, which is more than the patience
+        looks += [away] * 14 + [{}]
+    assert run([*looks, {"state": RunState.SUCCEEDED}])[1].state is RunState.SUCCEEDED
 
 
 def test_a_server_that_stays_away_is_no_success():

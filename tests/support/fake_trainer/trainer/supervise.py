@@ -1,7 +1,8 @@
 """A trainer that misbehaves on request: what a launcher must cope with, in a second and without torch.
 
 `FAKE` in its environment is JSON: steps, pause_s (per step), exit (code), workers (session-detached grandchildren),
-leave (them behind), unmarked (they lack the marker), stubborn (ignores SIGTERM), vanish_at (step at which it dies without an outcome), tear (writes a torn line), reason.
+leave (them behind), unmarked (they lack the marker), stubborn (ignores SIGTERM), vanish_at (step at which it dies without an
+outcome), tear (writes a torn line), reason.
 """
 
 import json
@@ -92,7 +93,8 @@ def main() -> int:
     append_line(run / "metrics.jsonl", {"step": steps, "epoch": 1.0, "eval_loss": 4.0})
     (run / "model").mkdir(exist_ok=True)
     (run / "model" / "config.json").write_text("{}")
-    emit(EventKind.EXPORTED, model=str(run / "model"))
+    sample = {"question": "What is it?", "answer": "It is\n  a fake.", "expected": "A fake."}
+    emit(EventKind.EXPORTED, model=str(run / "model"), sample=sample)
     return finish("done", 0, steps, "")
 
 
