@@ -37,12 +37,13 @@ def write(
     partial = run.path / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     config = model.config
-    config.dtype = torch.bfloat16
     config.use_cache = True
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, key, getattr(tokenizer, key))
     model.generation_config = generation_config(model, tokenizer)  # type: ignore[assignment]
     model.save_pretrained(partial, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)  # type: ignore[operator]
+    config.dtype = torch.bfloat16  # save_pretrained writes that of the live parameters
+    config.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(card.render(job, tokenizer, plan, report, world_size), encoding="utf-8")
     for path in partial.iterdir():

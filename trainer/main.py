@@ -27,6 +27,7 @@ def main() -> None:
 
 def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     """All of a rank's work. Raises the errors that `rank_guard` turns into an exit code."""
+    import_deepspeed()
     import torch
     import torch.distributed as dist
     from transformers.utils import logging as transformers_logging
@@ -103,6 +104,18 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
         metrics.close()
     dist.destroy_process_group()
     sys.stdout.flush()
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed without its autotuner's optional MLflow, which would cost every rank seconds of start-up."""
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed  # noqa: F401
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
 
 
 def resolved_patterns(job: NodeJob) -> tuple[str, ...] | None:
