@@ -69,6 +69,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 continue
             # d loss / d logits = weight x (softmax - one-hot), in the buffer of the logits
             gradient = logits.sub_(logsumexp).exp_()
+            del logits  # or the buffer of this chunk is still held while the next one is made
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0)).mul_(weights_N[part, None])
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
@@ -77,6 +78,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(gradient, weight_VH, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight += gradient.t() @ hidden_NH[part]
+            del gradient
         ctx.gradients = (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight_VH.dtype),
