@@ -206,7 +206,9 @@ class CheckpointManager:
         return self._schedule.is_due_by_step(state.step)
 
     def local_due(self, state: TrainerState) -> bool:
-        """Rank 0 alone: whether the clock asks for a save; the loop tells the other ranks."""
+        """Rank 0 alone: whether the step count or the clock asks for a save; the loop tells the other ranks."""
+        if self._schedule.is_due_by_step(state.step):
+            return True
         if self._thread is not None and self._thread.is_alive():
             return False
         return self._schedule.is_due_by_clock(state.step, self.last_blocked_seconds, self.last_save_seconds)

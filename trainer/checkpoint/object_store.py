@@ -28,9 +28,10 @@ NUM_PARALLEL_PARTS = 8
 """A rank's parts in flight: with eight ranks a gigabyte of memory at most, and more than a node's network takes."""
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST")
 """Where one of them names http://, TLS is not asked for (MinIO on a private network, an emulator)."""
-RETRY_SECONDS_VARIABLE = "DOLPHIN_STORE_RETRY_S"
-RETRY_SECONDS = 180.0
+RETRY_VARIABLE, RETRY_S = "DOLPHIN_STORE_RETRY_S", 180.0
 """How long one request is tried again before the store is given up."""
+REQUEST_VARIABLE, REQUEST_S = "DOLPHIN_STORE_REQUEST_S", 60.0
+"""How long one request may take: a part of 16 MiB at 0.3 MB/s."""
 
 
 class ObjectStore:
@@ -41,12 +42,13 @@ class ObjectStore:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         parts = urlsplit(url)
-        retry_s = float(os.environ.get(RETRY_SECONDS_VARIABLE, RETRY_SECONDS))
+        retry_s = float(os.environ.get(RETRY_VARIABLE, RETRY_S))
+        request_s = float(os.environ.get(REQUEST_VARIABLE, REQUEST_S))
         options: dict[str, Any] = {
             "prefix": parts.path.strip("/") or None,
             "client_options": {
-                "connect_timeout": timedelta(seconds=min(10.0, retry_s)),
-                "timeout": timedelta(seconds=min(60.0, retry_s)),
+                "connect_timeout": timedelta(seconds=min(10.0, request_s)),
+                "timeout": timedelta(seconds=request_s),
                 "allow_http": any(os.environ.get(name, "").startswith("http://") for name in ENDPOINT_VARIABLES),
             },
             "retry_config": {"max_retries": 20, "retry_timeout": timedelta(seconds=retry_s)},

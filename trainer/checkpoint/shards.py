@@ -34,7 +34,7 @@ KEPT_BLOCKS = 64
 
 
 class Writable(Protocol):
-    """An unbuffered file."""
+    """A file to write to."""
 
     def write(self, data: memoryview, /) -> int:
         """Takes some of `data`; returns how many bytes."""
@@ -101,7 +101,7 @@ class HashingWriter:
         while position < len(data):
             room = BLOCK_BYTES - self._size % BLOCK_BYTES
             part = data[position : position + room]
-            written = self._handle.write(part)  # an unbuffered file may take less than it was given
+            written = self._handle.write(part)
             part = part[:written]
             self._whole.update(part)
             self._block.update(part)

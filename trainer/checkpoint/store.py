@@ -127,8 +127,9 @@ class FolderStore:
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with open(temporary, "xb", buffering=0) as handle:
-                    yield handle  # type: ignore[misc]
+                with open(temporary, "xb") as handle:  # buffered: a raw file takes half of a write and says nothing
+                    yield handle
+                    handle.flush()
                     os.fsync(handle.fileno())
                 os.replace(temporary, path)
             except BaseException:

@@ -1,0 +1,242 @@
+"""Every place that keeps checkpoints keeps the same promises: a folder, S3 over real HTTP, Google's API over real HTTP.
+
+The two object stores are moto's server behind a proxy that can be told to misbehave. Google's XML API and S3's are close
+enough for the same server: Google's client is checked up to the wire, not against Google's own emulator.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.fault_proxy import FaultProxy
+from trainer.checkpoint import object_store
+from trainer.checkpoint.store import FolderStore, NotInStore, StoreError, open_store, probe
+from trainer.exits import BadInput
+
+KINDS = ("folder", "s3", "gcs")
+OBJECT_STORES = ("s3", "gcs")
+MEGABYTE = 1 << 20
+PART, SIZE = 5 * MEGABYTE, 12 * MEGABYTE
+
+
+@pytest.fixture(scope="module")
+def server():
+    from moto.server import ThreadedMotoServer
+
+    found = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    found.start()
+    yield found.get_host_and_port()
+    found.stop()
+
+
+@pytest.fixture
+def proxy(server, monkeypatch):
+    with FaultProxy(*server) as found:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", found.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        monkeypatch.setenv("DOLPHIN_STORE_RETRY_S", "20")
+        monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+        import boto3
+
+        boto3.client("s3", region_name="us-east-1", endpoint_url=found.url).create_bucket(Bucket="bucket")
+        found.requests.clear()
+        yield found
+
+
+@pytest.fixture
+def make(request, tmp_path, proxy):
+    """Open the store of this test, at a prefix of its own."""
+    prefix = f"{request.node.name.replace('[', '-').replace(']', '')}/run-1/checkpoints"
+
+    def build(kind):
+        return open_store(
+            {"folder": str(tmp_path / prefix), "s3": f"s3://bucket/{prefix}", "gcs": f"gs://bucket/{prefix}"}[kind]
+        )
+
+    return build
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """Three parts of an upload."""
+    monkeypatch.setattr(object_store, "PART_BYTES", PART)
+    path = tmp_path / "large.bin"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+def after(count, fault, wanted):
+    """Misbehave `count` times on requests that `wanted` picks."""
+    left = [count]
+
+    def rule(request):
+        if left[0] and wanted(request):
+            left[0] -= 1
+            return fault
+        return None
+
+    return rule
+
+
+def is_part(request):
+    return request.method == "PUT" and "partNumber" in request.path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_put_is_there_and_can_be_read_in_parts(make, kind, large):
+    store = make(kind)
+    assert store.list() == {}
+    store.put("step-00000001/manifest.json", b"{}")
+    store.put_file("step-00000001/shard", large)
+    store.put("step-00000002/manifest.json", b"second")
+    assert store.list("step-00000001") == {"step-00000001/manifest.json": 2, "step-00000001/shard": SIZE}
+    assert len(store.list()) == 3
+    assert store.get("step-00000002/manifest.json") == b"second"
+    content = large.read_bytes()
+    assert store.get_range("step-00000001/shard", PART - 3, 9) == content[PART - 3 :][:9]
+    assert store.get_range("step-00000001/shard", SIZE - 4, 100) == content[-4:]
+    assert store.get("step-00000001/shard") == content
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_object_is_replaced_whole_and_deleted_once_and_for_all(make, kind):
+    store = make(kind)
+    store.put("a/b", b"first, and longer")
+    store.put("a/b", b"second")
+    assert store.get("a/b") == b"second"
+    store.delete("a/b")
+    store.delete("a/b")
+    assert store.list() == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_there_is_told_from_a_store_that_does_not_answer(make, kind):
+    store = make(kind)
+    with pytest.raises(NotInStore):
+        store.get("step-00000001/manifest.json")
+    with pytest.raises(NotInStore):
+        store.get_range("step-00000001/shard", 0, 4)
+    assert store.list("step-00000001") == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_probe_leaves_nothing_behind(make, kind):
+    store = make(kind)
+    probe(store)
+    assert store.list() == {}
+
+
+@pytest.mark.parametrize("kind", OBJECT_STORES)
+def test_a_bucket_that_does_not_exist_is_found_before_the_model_loads(proxy, kind):
+    scheme = {"s3": "s3", "gcs": "gs"}[kind]
+    with pytest.raises(BadInput, match=rf"checkpoint.store {scheme}://nowhere/x: there is no such bucket"):
+        probe(open_store(f"{scheme}://nowhere/x"))
+
+
+@pytest.mark.parametrize("kind", OBJECT_STORES)
+def test_credentials_that_are_refused_are_said_to_be(make, proxy, kind):
+    proxy.rule = after(100, "403", lambda request: request.method == "PUT")
+    with pytest.raises(BadInput, match="the store refuses these credentials") as caught:
+        probe(make(kind))
+    assert "AKIATEST" not in str(caught.value)
+
+
+def test_an_unknown_scheme_is_not_taken_for_a_folder():
+    with pytest.raises(BadInput, match="unknown scheme ftp://"):
+        open_store("ftp://host/folder")
+
+
+@pytest.mark.parametrize("kind", OBJECT_STORES)
+@pytest.mark.parametrize("fault", ["503", "cut-request", "lose-response", "cut-response"])
+def test_an_upload_survives(make, proxy, kind, fault, large):
+    """... 503s and connections that break while a part is under way, is done, or is being acknowledged."""
+    store = make(kind)
+    proxy.rule = after(2, fault, is_part)
+    store.put_file("shard", large)
+    assert [what for what, _ in proxy.faults] == [fault, fault]
+    assert store.get("shard") == large.read_bytes()
+    sent = sum(request.length for request in proxy.requests if is_part(request))
+    assert sent <= SIZE + 2 * PART  # only what was lost is sent again
+
+
+def test_a_part_that_is_never_answered_is_sent_again(make, proxy, large, monkeypatch):
+    monkeypatch.setenv("DOLPHIN_STORE_REQUEST_S", "2")
+    store = make("s3")
+    proxy.rule = after(1, "silence", is_part)
+    store.put_file("shard", large)
+    assert proxy.faults
+    assert store.get("shard") == large.read_bytes()
+
+
+@pytest.mark.parametrize("kind", OBJECT_STORES)
+@pytest.mark.parametrize("fault", ["503", "cut-response"])
+def test_a_download_survives(make, proxy, kind, fault):
+    store = make(kind)
+    store.put("shard", os.urandom(MEGABYTE))
+    whole = store.get("shard")
+    proxy.rule = after(2, fault, lambda request: request.method == "GET")
+    assert store.get_range("shard", 1000, 500_000) == whole[1000:501_000]
+    assert proxy.faults
+
+
+def test_a_store_that_stays_away_ends_in_an_error_that_says_so(make, proxy, monkeypatch):
+    monkeypatch.setenv("DOLPHIN_STORE_RETRY_S", "1")
+    store = make("s3")
+    proxy.rule = after(1000, "503", lambda request: True)
+    with pytest.raises(StoreError, match="503") as caught:
+        store.put("name", b"data")
+    assert not isinstance(caught.value, NotInStore)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_writer_that_dies_leaves_nothing_that_could_be_taken_for_a_file(tmp_path):
+    store = FolderStore(tmp_path)
+    store.put("step-00000001/shard", b"old")
+    code = (
+        "import os, signal; from pathlib import Path; from trainer.checkpoint.store import FolderStore\n"
+        f"with FolderStore(Path({str(tmp_path)!r})).writing('step-00000001/shard') as handle:\n"
+        "    handle.write(b'half of the new'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert len(list((tmp_path / "step-00000001").iterdir())) == 2
+    assert store.list() == {"step-00000001/shard": 3}
+    assert store.get("step-00000001/shard") == b"old"
+    store.remove_leftovers()
+    assert len(list((tmp_path / "step-00000001").iterdir())) == 1
+
+
+def test_a_full_disk_is_called_by_its_name(tmp_path):
+    """With the file size limit of the process in place of the disk's: the same error path, without root."""
+    code = (
+        "import resource, signal; from pathlib import Path; from trainer.checkpoint.store import *\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        f"store = FolderStore(Path({str(tmp_path)!r}))\n"
+        "try: store.put('shard', bytes(1000))\n"
+        "except StoreError as error: print(error, store.list())\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "the file is larger than this process may write {}" in out
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_really_full_disk_too(tmp_path):
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("this machine does not let a small disk be mounted")
+    try:
+        store = FolderStore(tmp_path)
+        with pytest.raises(StoreError, match="the disk is full"):
+            store.put("shard", bytes(MEGABYTE))
+        assert store.list() == {}
+        assert list(tmp_path.iterdir()) == []
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+        with pytest.raises(BadInput, match="the file system is read-only"):
+            probe(store)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
