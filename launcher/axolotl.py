@@ -12,9 +12,10 @@ from typing import Any
 
 from launcher.axolotl_account import Conversion, Mapped
 from launcher.axolotl_data import read_datasets
-from launcher.axolotl_keys import ERRORS, MAPPED, NO_EFFECT
-from launcher.axolotl_model import convert_model, convert_name, convert_template, convert_unfrozen
+from launcher.axolotl_keys import ADAPTERS_OWN, BESIDE, ERRORS, MAPPED, NO_EFFECT
+from launcher.axolotl_model import convert_adapter, convert_model, convert_name, convert_template, convert_unfrozen
 from launcher.axolotl_parallel import Parallel, read_deepspeed, read_fsdp
+from launcher.axolotl_shapes import SHAPES, misshapen, number
 from launcher.axolotl_train import convert_cadence, convert_optimization, convert_precision, convert_tracking
 from launcher.problems import LocatedProblem, SpecErrors, key_name
 from launcher.suggest import nearest_key
@@ -51,8 +52,9 @@ class _Converter:
 
     def run(self) -> Conversion:
         self._account()
-        stated = {key: value for key, value in self.config.items() if value is not None and key in MAPPED}
+        stated = self._stated()
         convert_name(self.out, stated)
+        convert_adapter(self.out, stated)
         convert_model(self.out, stated)
         self._data(stated)
         convert_optimization(self.out, stated)
@@ -65,35 +67,41 @@ class _Converter:
         )
         convert_tracking(self.out, stated)
         self._secrets(stated)
-        self._rest(stated)
+        self._rest()
         return self.out
+
+    def _stated(self) -> dict[str, Any]:
+        """Mapped keys with a value of the right shape."""
+        stated = {}
+        for key, value in self.config.items():
+            if key in MAPPED and value not in (None, "", [], {}):
+                reason = misshapen(key, value)
+                if reason is None:
+                    stated[key] = number(value) if SHAPES.get(key) == "a number" else value
+                else:
+                    self.out.fail(key, reason)
+        return stated
 
     def _account(self) -> None:
         """Keys that are not mapped: no effect, or an error."""
         adapter = self.config.get("adapter")
         for key, value in self.config.items():
             key = str(key)
-            off = value in EMPTY or (value in (1, "none") and key.endswith(("_degree", "_size")))
-            if key in NO_EFFECT:
-                belongs = adapter and "adapter" in NO_EFFECT[key]
-                self.out.skip(
-                    key,
-                    "it belongs to the adapter"
-                    if belongs
-                    else "has no value"
-                    if value in (None, "")
-                    else NO_EFFECT[key],
-                )
+            if key in MAPPED:
+                continue
+            if value in (None, "") and (key in NO_EFFECT or key in ERRORS):
+                self.out.skip(key, "has no value")
+            elif key in NO_EFFECT:
+                belongs = adapter and NO_EFFECT[key] == ADAPTERS_OWN
+                self.out.skip(key, "it belongs to the adapter" if belongs else NO_EFFECT[key])
+            elif key in ERRORS and (value in EMPTY or (value == 1 and key.endswith(("_degree", "_size")))):
+                self.out.skip(key, "is off, as here")
             elif key in ERRORS:
-                if off:
-                    self.out.skip(key, "has no value" if value in (None, "") else "is off, as here")
-                else:
-                    self.out.fail(key, ERRORS[key])
-            elif key not in MAPPED:
+                self.out.fail(key, ERRORS[key])
+            else:
                 near = nearest_key(key, (*MAPPED, *NO_EFFECT, *ERRORS))
-                self.out.fail(
-                    key, f"unknown key; did you mean {near!r}?" if near else "unknown key, in axolotl too; remove it"
-                )
+                hint = f"unknown key; did you mean {near!r}?" if near else "unknown key, in axolotl too; remove it"
+                self.out.fail(key, hint)
 
     def _data(self, stated: dict[str, Any]) -> None:
         keys = [key for key in ("datasets", "pretraining_dataset") if stated.get(key)]
@@ -199,17 +207,18 @@ class _Converter:
         if secrets:
             self.out.job["secrets"] = secrets
 
-    def _rest(self, stated: dict[str, Any]) -> None:
-        """Mapped keys that stated nothing: empty, off, or with nothing to decide."""
+    def _rest(self) -> None:
+        """Mapped keys that stated nothing: empty, off, or with nothing to decide. Any other is loud."""
         used = {entry.key.partition("[")[0].partition(".")[0] for entry in self.out.mapped}
         used |= {key for key, _ in self.out.no_effect} | {str(f.where[0]) for f in self.out.errors}
         for key, value in self.config.items():
-            if key in MAPPED and key not in used:
-                self.out.skip(
-                    str(key),
-                    "has no value"
-                    if value in (None, "", [], {})
-                    else "is off, as here"
-                    if value is False
-                    else "decides nothing beside the other keys",
-                )
+            if key not in MAPPED or key in used:
+                continue
+            if value in (None, "", [], {}):
+                self.out.skip(str(key), "has no value")
+            elif value is False:
+                self.out.skip(str(key), "is off, as here")
+            elif key in BESIDE:
+                self.out.skip(str(key), BESIDE[key])
+            else:
+                self.out.fail(str(key), f"{value!r} says nothing here; remove it")

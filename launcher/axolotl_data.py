@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.axolotl_keys import DATASET_ERRORS, DATASET_MAPPED, DATASET_NO_EFFECT
+from launcher.axolotl_shapes import SHAPES, misshapen, number
 from launcher.local_files import URL, looks_like_path
 from launcher.problems import Finding
 from launcher.suggest import nearest_key
@@ -86,6 +87,7 @@ class _Entry:
 
     def read(self) -> None:
         self._keys()
+        self.entry = {key: self._shaped(key, value) for key, value in self.entry.items()}
         paths = self._paths()
         self._type()
         self._fields_of_turns()
@@ -94,6 +96,12 @@ class _Entry:
         for path in paths:
             self.found.origins[len(self.found.sources)] = self.where
             self.found.sources.append({"path": path, **self.source})
+
+    def _shaped(self, key: str, value: Any) -> Any:
+        reason = misshapen(key, value) if key in DATASET_MAPPED else None
+        if reason is not None:
+            self.fail(key, reason)
+        return None if reason is not None else number(value) if SHAPES.get(key) == "a number" else value
 
     def _keys(self) -> None:
         for key, value in self.entry.items():

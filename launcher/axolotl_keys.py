@@ -101,6 +101,8 @@ def _same(why: str, keys: str) -> dict[str, str]:
     return dict.fromkeys(keys.split(), why)
 
 
+ADAPTERS_OWN = "it belongs to an adapter, and there is none"
+
 NO_EFFECT: dict[str, str] = {
     **_same("the classes follow from the model's config.json", "model_type type_of_model tokenizer_type base_model_config cls_model_config is_falcon_derived_model is_llama_derived_model is_mistral_derived_model is_qwen_derived_model base_model_ignore_patterns"),
     **_same("the tokenizer is always the fast one, as its files say", "tokenizer_use_fast tokenizer_legacy tokenizer_use_mistral_common tokenizer_save_jinja_files"),
@@ -126,7 +128,7 @@ NO_EFFECT: dict[str, str] = {
     **_same("dolphin serves no page", "gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature"),
     **_same("profiling and debugging have their own commands", "debug profiler_steps profiler_steps_start gc_steps axolotl_config_path otel_metrics_enabled otel_metrics_host otel_metrics_port"),
     **_same("the embeddings grow by exactly the added tokens", "resize_token_embeddings_to_32x mean_resizing_embeddings embeddings_skip_upcast"),
-    **_same("it belongs to an adapter, and there is none", "lora_model_dir lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear lora_target_parameters lora_fan_in_fan_out lora_modules_to_save lora_on_cpu lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel loraplus_lr_ratio loraplus_lr_embedding peft peft_use_dora peft_use_rslora peft_layers_to_transform peft_layers_pattern peft_layer_replication peft_init_lora_weights peft_trainable_token_indices peft_ensure_weight_tying peft_autocast_adapter_dtype qlora_sharded_model_loading bnb_config_kwargs merge_lora merge_method relora relora_steps relora_warmup_steps relora_cpu_offload relora_prune_ratio relora_prune_method jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o gptq_groupsize gptq_model_v1"),
+    **_same(ADAPTERS_OWN, "lora_model_dir lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear lora_target_parameters lora_fan_in_fan_out lora_modules_to_save lora_on_cpu lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel loraplus_lr_ratio loraplus_lr_embedding peft peft_use_dora peft_use_rslora peft_layers_to_transform peft_layers_pattern peft_layer_replication peft_init_lora_weights peft_trainable_token_indices peft_ensure_weight_tying peft_autocast_adapter_dtype qlora_sharded_model_loading bnb_config_kwargs merge_lora merge_method relora relora_steps relora_warmup_steps relora_cpu_offload relora_prune_ratio relora_prune_method jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o gptq_groupsize gptq_model_v1"),
 }  # fmt: skip
 """Key -> why it has no effect here."""
 
@@ -150,6 +152,16 @@ ERRORS: dict[str, str] = {
     **_same("it is not done here; remove it", "use_pose pose_split_on_token_ids pose_max_context_len pose_num_chunks llama4_linearized_experts max_packed_sequence_len unfrozen_vision"),
 }  # fmt: skip
 """Key -> why a value (other than none, false, 0 or 1 for a degree) is an error."""
+
+BESIDE: dict[str, str] = {
+    **_same("nothing is held out, so nothing is evaluated", "eval_steps evals_per_epoch eval_strategy evaluation_strategy"),
+    **_same("another key of the configuration decides it", "eval_strategy evaluation_strategy save_strategy saves_per_epoch chat_template batch_size fsdp fsdp_config fsdp_version"),
+    **_same("nothing is reported to Weights & Biases: there is no project, or it is off", "wandb_project wandb_entity wandb_name wandb_run_id wandb_mode use_wandb"),
+    **_same("nothing is reported to MLflow: there is no server, or it is off", "mlflow_tracking_uri mlflow_experiment_name use_mlflow"),
+    **_same("Spectrum's plugin is not listed", "spectrum_top_fraction spectrum_model_name"),
+    **_same("bf16 is on and decides", "fp16 float16 float32"),
+}  # fmt: skip
+"""Mapped key -> why it may state something and still decide nothing."""
 
 DATASET_MAPPED: dict[str, str] = {
     "path": "data.sources[].path; owner/name becomes hf://owner/name",

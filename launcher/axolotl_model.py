@@ -23,6 +23,22 @@ def convert_name(out: Conversion, stated: dict[str, Any]) -> None:
         out.assume("name", name, "after the base model")
 
 
+def convert_adapter(out: Conversion, stated: dict[str, Any]) -> None:
+    """Adapters and quantized bases are not trained here: not in silence, as the result would be another model."""
+    instead = (
+        "dolphin trains all parameters, or Spectrum's choice of them: remove it, and to need less memory "
+        "train a part (train.unfrozen: {spectrum: {snr: MODEL, top: 25%}})"
+    )
+    adapter = stated.get("adapter")
+    if adapter:
+        out.fail("adapter", f"{adapter} is not done; {instead}")
+    for key in ("load_in_8bit", "load_in_4bit"):
+        if stated.get(key) and adapter:
+            out.skip(key, "it belongs to the adapter")
+        elif stated.get(key):
+            out.fail(key, f"a quantized base is not trained; {instead}")
+
+
 def convert_model(out: Conversion, stated: dict[str, Any]) -> None:
     if "base_model" not in stated:
         out.fail("base_model", "is missing; name the base model")

@@ -65,7 +65,11 @@ _NO_OFFLOAD = "offload to the CPU is not done: `dolphin plan` says whether it fi
 
 def _deepspeed(config: dict[str, Any]) -> Parallel:
     found = Parallel()
-    zero = config.get("zero_optimization") or {}
+    groups = {key: config.get(key) or {} for key in ("zero_optimization", "fp16", "bf16", "optimizer", "scheduler")}
+    for key, group in groups.items():
+        if not isinstance(group, dict) or not isinstance(group.get("params") or {}, dict):
+            return Parallel(errors=[f"its {key} must be a group; correct it, or set train.zero"])
+    zero = groups["zero_optimization"]
     found.stage = zero.get("stage", 0)
     if found.stage not in (0, 1, 2, 3) or isinstance(found.stage, bool):
         found.errors.append(f"zero_optimization.stage {zero.get('stage')!r} is none of 0, 1, 2, 3")
@@ -77,28 +81,28 @@ def _deepspeed(config: dict[str, Any]) -> Parallel:
             and _NO_OFFLOAD not in found.remarks
         ):
             found.remarks.append(_NO_OFFLOAD)
-    half, brain = ((config.get(key) or {}).get("enabled") for key in ("fp16", "bf16"))
+    half, brain = (groups[key].get("enabled") for key in ("fp16", "bf16"))
     if half is True:
         found.errors.append("fp16 is on, but dolphin trains in bf16 or fp32; switch it off")
     elif brain is True:
         found.precision = "bf16"
     clipping = config.get("gradient_clipping", "auto")
-    if isinstance(clipping, (int, float)):
+    if isinstance(clipping, (int, float)) and not isinstance(clipping, bool):
         found.max_grad_norm = float(clipping)
-    optimizer = (config.get("optimizer") or {}).get("type")
+    optimizer = groups["optimizer"].get("type")
     if optimizer is not None and str(optimizer).lower() not in ("adam", "adamw"):
         found.errors.append(f"its optimizer {optimizer} is not AdamW, the only one here; remove it there")
     numbers = [
         f"{group}.{name}"
         for group in ("optimizer", "scheduler")
-        for name, inner in ((config.get(group) or {}).get("params") or {}).items()
+        for name, inner in (groups[group].get("params") or {}).items()
         if inner != "auto" and name not in ("torch_adam", "adam_w_mode")
     ]
     if numbers:
         found.errors.append(
             f"it sets {', '.join(numbers)}; write auto there and state the numbers in the configuration"
         )
-    scheduler = (config.get("scheduler") or {}).get("type")
+    scheduler = groups["scheduler"].get("type")
     if scheduler is not None:
         found.schedule = SCHEDULERS.get(str(scheduler))
         if found.schedule is None:

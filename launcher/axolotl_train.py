@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.axolotl_account import Conversion
+from launcher.axolotl_shapes import number
 
 ADAMW = frozenset(
     [
@@ -41,14 +42,6 @@ ADAMW_8BIT = frozenset(
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant", "cosine_with_min_lr": "cosine"}  # fmt: skip
 SAVE_MINUTES = 30
 """Besides the interval of the configuration: what a preemption may cost."""
-
-
-def number(value: Any) -> Any:
-    """A number that YAML 1.1 or quotes made text (`"5e-6"`) as a number; anything else as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def convert_optimization(out: Conversion, stated: dict[str, Any]) -> None:
