@@ -92,7 +92,7 @@ class _Entry:
         self._type()
         self._fields_of_turns()
         self._template()
-        self._selection()
+        self._selection(paths)
         for path in paths:
             self.found.origins[len(self.found.sources)] = self.where
             self.found.sources.append({"path": path, **self.source})
@@ -128,6 +128,11 @@ class _Entry:
             self.fail("path", f"{path} names a kind of file, not a file; add data_files")
             return []
         located = self._locate(path)
+        if self.value("revision") and located.startswith("hf://"):
+            located = f"{located}@{self.value('revision')}"
+            self.tell("revision", "data.sources.path")
+        elif self.value("revision"):
+            self.found.no_effect.append(((*self.where, "revision"), "local files have none"))
         if not files:
             self.tell("path", "data.sources.path", located if located != path else "")
             return [located]
@@ -297,10 +302,10 @@ class _Entry:
                 self.found.templates.append(((*self.where, key), str(name)))
                 return
 
-    def _selection(self) -> None:
+    def _selection(self, paths: list[str]) -> None:
         split = self.value("split")
         if isinstance(split, str):
-            self._split(split)
+            self._split(split, is_hub=any(path.startswith("hf://") for path in paths))
         if self.value("name"):
             self.source["subset"] = str(self.value("name"))
             self.tell("name", "data.sources.subset")
@@ -314,7 +319,12 @@ class _Entry:
             self.source["weight"] = self.value("repeats")
             self.tell("repeats", "data.sources.weight")
 
-    def _split(self, split: str) -> None:
+    def _split(self, split: str, is_hub: bool) -> None:
+        if is_hub:
+            if split != "train":
+                self.source["split"] = split
+            self.tell("split", "data.sources.split")
+            return
         match = re.fullmatch(r"(\w+)(?:\[:(\d+)(%?)\])?", split)
         if match is None:
             self.fail("split", f"{split!r}: only a name, name[:N] or name[:N%] is read; prepare the rows so")

@@ -169,7 +169,8 @@ DATASET_MAPPED: dict[str, str] = {
     "conversation": "model.chat_template",
     "chat_template": "model.chat_template",
     "chat_template_jinja": "model.chat_template",
-    "split": "data.sources[].split; `train[:N]` becomes samples, `train[:N%]` weight",
+    "split": "data.sources[].split; of local files, `train[:N]` becomes samples and `train[:N%]` weight",
+    "revision": "data.sources[].path, as hf://owner/name@revision",
     "name": "data.sources[].subset",
     "data_files": "data.sources[].path, one source for each",
     "shards": "data.sources[].weight = 1 / shards",
@@ -204,7 +205,6 @@ DATASET_NO_EFFECT: dict[str, str] = {
 """Key of a `datasets` entry -> why it has no effect."""
 
 DATASET_ERRORS: dict[str, str] = {
-    **_same("one cannot be pinned here; download the dataset and name its folder", "revision"),
     **_same("tokens within a turn are trained together; remove it", "message_field_training_detail split_thinking"),
     **_same(
         "prepare the rows so, and remove it",

@@ -79,6 +79,10 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     findings += invalid
     if job is not None:
         findings += job_findings(job)
+        if any(source.format or source.fields or source.filter for source in job.data.sources):
+            from launcher.source_checks import source_findings
+
+            findings += source_findings(job.data)
     data, missing = resolve_paths(source.data, path.resolve().parent)
     findings += [f for f in missing if not any(f.where == other.where for other in findings)]
     if job is not None and not missing:

@@ -261,6 +261,20 @@ def test_online_tracking_without_its_key_is_found_before_the_launch(folder: Path
     assert load_job(folder / "job.yaml").secrets == ("WANDB_API_KEY",)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("format: sharegtp", "format: no format is called 'sharegtp'; did you mean 'sharegpt'?"),
+        ("fields: {promt: a, response: b}", "fields: `fields` knows messages, prompt, response, system, text, not promt"),
+        ("filter: score > ", "filter: 'score >' is no expression: invalid syntax; correct it"),
+        ("format: text\n      fields: {text: body}", "format: contradicts `fields` of the same source: both say where the turns are; remove one"),
+    ],
+)  # fmt: skip
+def test_a_source_that_the_trainer_would_refuse_is_refused_before_the_launch(folder: Path, line: str, said: str) -> None:
+    found = complaints(folder, GOOD.replace("path: rows.jsonl", f"path: rows.jsonl\n      {line}"))
+    assert [text.partition("data.sources[0].")[2] for text in found] == [said]
+
+
 def test_a_tied_head_is_hit_by_its_own_name(folder: Path) -> None:
     (folder / "job.yaml").write_text(GOOD + "  unfrozen: [^lm_head.weight$, self_attn.rotary_emb, layers.1.mlp]\n")
     assert load_job(folder / "job.yaml").train.unfrozen is not None
