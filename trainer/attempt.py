@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer import lifeline
+from trainer.exits import BadInput
 from trainer.preempt import STOP_FILE, ask_ranks_to_stop
 from trainer.rankend import EndKind, RankEnd, read_rank_end, stack_file
 from trainer.rundir import RunDir
@@ -45,15 +46,17 @@ class Nodes:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Nodes:
-        count = int(environment.get("DOLPHIN_NUM_NODES", "1"))
+        """DOLPHIN_NUM_NODES (1), and for more DOLPHIN_NODE_RANK, DOLPHIN_MASTER_ADDR, DOLPHIN_MASTER_PORT (29500)."""
+        count = whole_number(environment, "DOLPHIN_NUM_NODES", 1)
         if count == 1:
             return cls()
-        return cls(
-            count,
-            int(environment["DOLPHIN_NODE_RANK"]),
-            environment["DOLPHIN_MASTER_ADDR"],
-            int(environment.get("DOLPHIN_MASTER_PORT", "29500")),
-        )
+        rank, address = whole_number(environment, "DOLPHIN_NODE_RANK", -1), environment.get("DOLPHIN_MASTER_ADDR", "")
+        if not 0 <= rank < count or not address:
+            raise BadInput(
+                f"DOLPHIN_NUM_NODES is {count}, so each node needs DOLPHIN_NODE_RANK (0 to {count - 1}) and "
+                "DOLPHIN_MASTER_ADDR (node 0's address); the backend sets them"
+            )
+        return cls(count, rank, address, whole_number(environment, "DOLPHIN_MASTER_PORT", 29500))
 
 
 class Stopping:
@@ -100,7 +103,7 @@ class Attempt:
         self.dir = RunDir(job.run_dir).attempt_dir(number)
         self._train_json, self._main = train_json, main
         self._wake, self._stopping, self._on_stop = wake, stopping, on_stop
-        self._floor_s = float(os.environ.get("DOLPHIN_HANG_FLOOR_S", DEFAULT_FLOOR_S))
+        self._floor_s = whole_number(os.environ, "DOLPHIN_HANG_FLOOR_S", DEFAULT_FLOOR_S)
         self._told = self._closed = False
         self._hang: str | None = None
         self._first_death_at: float | None = None
@@ -169,7 +172,7 @@ class Attempt:
         reason = self._stopping.reason
         if reason is not None and not self._told:
             self._told = True
-            ask_ranks_to_stop(self.dir, reason)
+            self._pass_on(reason)
             self._on_stop(reason, self.number, max((beat.step for beat in self._beats().values()), default=0))
         if self._stopping.at_once:
             self._close([])
@@ -200,6 +203,16 @@ class Attempt:
         if self._hang is not None:
             say(f"hang: {self._hang}; bringing all ranks down")
             self._close(list(at_work))
+
+    def _pass_on(self, reason: str) -> None:
+        """Tell the ranks to stop: by a file, which also reaches those that have yet to start; else by a signal."""
+        try:
+            ask_ranks_to_stop(self.dir, reason)
+        except OSError as error:
+            say(f"cannot write to {self.dir} ({error.strerror}); signalling the ranks instead")
+            for beat in self._beats().values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(beat.pid, signal.SIGTERM)
 
     def _close(self, ranks_to_show: list[int]) -> None:
         """Kill every rank, with the stacks of `ranks_to_show` in the log first; torchrun then ends by itself."""
@@ -239,8 +252,17 @@ def rank_environment(job: NodeJob, environment: Mapping[str, str]) -> dict[str, 
     if job.device == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
     else:
-        env.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     return env
+
+
+def whole_number(environment: Mapping[str, str], name: str, default: int) -> int:
+    """Raises BadInput where the variable is set to anything else."""
+    text = environment.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError as error:
+        raise BadInput(f"environment variable {name}: {text!r} is not a whole number") from error
 
 
 def say(message: str) -> None:

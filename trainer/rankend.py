@@ -27,11 +27,11 @@ from trainer.watch import Heartbeat
 
 TRACEBACK_LINES = 30
 PEER_LOSS = re.compile(
-    r"connection (closed|reset) by peer|connection refused|broken pipe|socket timeout|DistBackendError|DistNetworkError"
-    r"|NCCL (communicator|error)|remote process exited|timed out waiting|Gloo.*(closed|reset|timed? ?out)|ProcessGroup",
-    re.IGNORECASE,
+    r"gloo/transport.*(closed|reset|refused|broken pipe|timed out)|NCCL (communicator|watchdog)|ncclRemoteError"
+    r"|communicator was aborted|remote process exited|DistNetworkError",
+    re.IGNORECASE | re.DOTALL,
 )
-"""Messages of a rank that lost another one: gloo's and NCCL's, never a cause of their own."""
+"""Errors of a rank that lost another one, from gloo and NCCL; never a cause of their own."""
 LEFT_AT_ONCE = "LeftAtOnce"
 """`error` of a rank that left on a second signal, without a save."""
 
@@ -87,8 +87,14 @@ def stack_file(attempt_dir: Path, rank: int) -> Path:
 def report_rank_end(attempt_dir: Path, rank: int, end: RankEnd) -> None:
     """Write the rank's last words. The first ones stand: what follows an error is not its cause."""
     path = rank_file(attempt_dir, rank)
-    if not path.exists():
+    if path.exists():
+        return
+    try:
         write_atomic(path, json.dumps(asdict(end)))
+    except OSError as error:  # a full disk must not hide why the rank ended
+        print(
+            f"rank {rank}: {end.kind.value}: {end.message} (and its report could not be written: {error})", flush=True
+        )
 
 
 def read_rank_end(attempt_dir: Path, rank: int) -> RankEnd | None:
@@ -133,7 +139,8 @@ def rank_guard(run_dir: str | Path, attempt: int, rank: int) -> Iterator[Rank]:
         report_rank_end(attempt_dir, rank, _end(kind, _one_line(error), heartbeat, stop, error))
         if kind is EndKind.FAILED and not isinstance(error, TrainingFailed):
             if PEER_LOSS.search(str(error)):
-                print(f"rank {rank} lost another rank at step {heartbeat.steps_done}", file=sys.stderr)
+                said = _one_line(error)[:200]
+                print(f"rank {rank} lost another rank at step {heartbeat.steps_done} ({said})", file=sys.stderr)
             else:
                 print(f"rank {rank} failed at step {heartbeat.steps_done}:", file=sys.stderr)
                 traceback.print_exception(error)

@@ -86,6 +86,15 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         os.close(descriptor)
 
 
+def end_torn_line(path: Path) -> None:
+    """End a line that a killed writer left without its end, so that the next one is whole. Before the first append."""
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb+") as handle:
+            handle.seek(-1, os.SEEK_END)
+            if handle.read(1) != b"\n":
+                handle.write(b"\n")
+
+
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Whole JSON lines of `path`; none where it does not exist. A torn last line (a killed writer) is left out."""
     try:

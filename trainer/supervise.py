@@ -4,6 +4,10 @@ Prepares the data, runs attempts under torchrun, restarts after a crash, and tur
 and an exit code: 0 done, 75 preempted and to be resumed, 64 bad specification or data, 1 failed. Owns the count of
 attempts and the decision to restart; works as PID 1. Refuses to know torch, clouds and what a step is.
 
+Environment: DOLPHIN_GRACE_S, seconds between a signal and the end, where the backend knows; DOLPHIN_HANG_FLOOR_S (600),
+the shortest silence that counts as a hang; DOLPHIN_NOTICES and the metadata addresses (`notices`); DOLPHIN_NUM_NODES,
+DOLPHIN_NODE_RANK, DOLPHIN_MASTER_ADDR and DOLPHIN_MASTER_PORT for more than one node.
+
 A second signal ends everything at once. The exit code is then 75 where starting again loses only steps (there is a
 checkpoint to resume from, or nothing was trained yet), and 1 where trained steps would be lost without a checkpoint.
 """
@@ -23,12 +27,12 @@ from typing import IO
 from pydantic import ValidationError
 
 from trainer import lifeline, notices
-from trainer.attempt import Attempt, Nodes, Stopping, rank_environment, say
+from trainer.attempt import Attempt, Nodes, Stopping, rank_environment, say, whole_number
 from trainer.exits import BadInput, ExitCode, TrainingFailed
 from trainer.outcome import Story, write_outcome
 from trainer.preempt import SAVE_FILE, STOP_FILE
 from trainer.rankend import EXIT_CODES, EndKind
-from trainer.rundir import EventKind, Phase, RunDir
+from trainer.rundir import EventKind, Phase, RunDir, end_torn_line
 from trainer.spec import NodeJob
 from trainer.trackers import require_packages
 from trainer.verdict import AttemptEnd, death, judge
@@ -73,9 +77,12 @@ class Supervisor:
         self._job, self._train_json, self._nodes = job, train_json, nodes
         self._main, self._prepare = main, prepare
         self._began = time.time()
+        self._grace_s = whole_number(os.environ, "DOLPHIN_GRACE_S", 0)
+        whole_number(os.environ, "DOLPHIN_HANG_FLOOR_S", 0)
         self._run_dir = RunDir(job.run_dir)
         self._run_dir.attempts.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
+        end_torn_line(self._run_dir.events)
         self._run_dir.outcome.unlink(missing_ok=True)
         (self._run_dir.path / STOP_FILE).unlink(missing_ok=True)  # what was asked of an earlier start
         (self._run_dir.path / SAVE_FILE).unlink(missing_ok=True)
@@ -139,19 +146,28 @@ class Supervisor:
         elif kind is EndKind.PREEMPTED:
             self._say_stop(asked or reason, attempt, end.step)
         code = EXIT_CODES[kind]
-        if self._nodes.rank == 0:
-            if kind is EndKind.PREEMPTED:
-                if self._story.last(EventKind.STOP_REQUESTED, "attempt") != attempt:
-                    self._emit(EventKind.STOP_REQUESTED, attempt, reason=asked or reason, step=end.step)
-                self._emit(EventKind.PREEMPTED, attempt, step=self._story.saved_step(), reason=reason)
-            if kind is EndKind.DONE:
-                self._emit(EventKind.PHASE, attempt, phase=Phase.DONE.value)
-            self._emit(EventKind.FINISHED, attempt, exit_code=int(code), reason=reason)
-            step = max(end.step, self._story.saved_step() or 0)
-            write_outcome(self._run_dir, self._story, kind, reason, step, attempt, time.time() - self._began)
+        try:
+            self._record(kind, reason, asked or reason, end.step, attempt)
+        except OSError as error:  # a full disk must not turn a committed stop into a failure
+            say(f"cannot write {self._run_dir.outcome}: {error.strerror}")
         (self._run_dir.path / STOP_FILE).unlink(missing_ok=True)
         say(f"{kind.value.replace('_', ' ')}{': ' if reason else ''}{reason} (exit code {int(code)})")
         return code
+
+    def _record(self, kind: EndKind, reason: str, asked: str, step: int, attempt: int) -> None:
+        """The last events, and the outcome."""
+        if self._nodes.rank != 0:
+            return
+        saved = self._story.saved_step()
+        if kind is EndKind.PREEMPTED:
+            if self._story.last(EventKind.STOP_REQUESTED, "attempt") != attempt:
+                self._emit(EventKind.STOP_REQUESTED, attempt, reason=asked, step=step)
+            self._emit(EventKind.PREEMPTED, attempt, step=saved, reason=reason)
+        if kind is EndKind.DONE:
+            self._emit(EventKind.PHASE, attempt, phase=Phase.DONE.value)
+        self._emit(EventKind.FINISHED, attempt, exit_code=int(EXIT_CODES[kind]), reason=reason)
+        seconds = time.time() - self._began
+        write_outcome(self._run_dir, self._story, kind, reason, max(step, saved or 0), attempt, seconds)
 
     def _settle_stop(self, asked: str, end: AttemptEnd) -> tuple[EndKind, str]:
         """How a run ends that was asked to stop: in agreement, at once, or with an error on its way out."""
@@ -204,11 +220,9 @@ class Supervisor:
         if self._stop_said:
             return
         self._say_stop(reason, attempt, step)
-        grace_s = self._stopping.notice_grace_s
-        if grace_s is None and "DOLPHIN_GRACE_S" in os.environ:
-            grace_s = float(os.environ["DOLPHIN_GRACE_S"])
+        grace_s = self._stopping.notice_grace_s or self._grace_s
         save_s = self._story.last_save_seconds()
-        if grace_s is not None and save_s is not None and save_s > grace_s:
+        if grace_s and save_s is not None and save_s > grace_s:
             say(
                 f"the grace of {grace_s:.0f} s is too short for a save (the last one took {save_s:.0f} s): what was "
                 f"trained after the checkpoint of step {self._story.saved_step()} may have to be done again"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.exits import BadInput
-from trainer.rundir import RunDir, append_line
+from trainer.rundir import RunDir, append_line, end_torn_line
 from trainer.spec import MlflowSpec, NodeJob, TrackSpec, WandbSpec
 
 
@@ -69,12 +69,7 @@ class JsonlTracker:
         self._path = path
 
     def start(self, job: NodeJob) -> None:
-        """End a line that a killed writer left torn, so that the next one is whole."""
-        if self._path.exists() and self._path.stat().st_size:
-            with open(self._path, "rb+") as handle:
-                handle.seek(-1, os.SEEK_END)
-                if handle.read(1) != b"\n":
-                    handle.write(b"\n")
+        end_torn_line(self._path)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         append_line(self._path, {"step": int(step), **values})

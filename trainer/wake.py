@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+import psutil
+
 
 class Wake:
     """`wait` returns early on SIGTERM, SIGINT, a child's end or `rouse`. Main thread only, but for `rouse`."""
@@ -74,8 +76,6 @@ class Wake:
 
 def kill_descendants(wake: Wake, own: subprocess.Popen[bytes] | None = None, timeout_s: float = 10.0) -> int:
     """SIGKILL everything below this process and reap it; how many there were. Some may appear while others die."""
-    import psutil
-
     me, killed, deadline = psutil.Process(), 0, time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         wake.reap(own)

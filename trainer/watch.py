@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-DEFAULT_FLOOR_S = 600.0
+DEFAULT_FLOOR_S = 600
 STEP_FACTOR = 20.0
 """A step may take this many times the run's median step."""
 BUSY_FACTOR = 12.0

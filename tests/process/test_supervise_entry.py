@@ -81,6 +81,20 @@ def test_a_bad_train_json_is_one_line_and_exit_code_64(tmp_path: Path, text: str
     assert output.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("DOLPHIN_HANG_FLOOR_S", "ten", "environment variable DOLPHIN_HANG_FLOOR_S: 'ten' is not a whole number"),
+        ("DOLPHIN_NUM_NODES", "2", "each node needs DOLPHIN_NODE_RANK (0 to 1) and DOLPHIN_MASTER_ADDR"),
+    ],
+)
+def test_a_wrong_environment_is_said_before_anything_starts(tmp_path: Path, name: str, value: str, said: str) -> None:
+    code, output = end(start(write_job(tmp_path), **{name: value}))
+    assert code == 64
+    assert said in output
+    assert "Traceback" not in output
+
+
 def test_bad_data_ends_the_run_before_any_rank_with_the_last_line_as_its_reason(tmp_path: Path) -> None:
     path = write_job(tmp_path)
     code, output = end(start(path, "--prepare", "stand_in_prepare", STAND_IN_PREPARE="bad"))
