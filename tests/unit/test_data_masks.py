@@ -123,7 +123,10 @@ def test_a_turn_is_left_out_or_weighted_and_the_last_alone_can_be_trained(folder
 def test_generation_markers_without_the_end_marker_still_train_the_end(folder: Path) -> None:
     short = CHATML.replace("{{ message['content'] + '<|im_end|>' }}{% endgeneration %}", "{{ message['content'] }}{% endgeneration %}{{ '<|im_end|>' }}")  # fmt: skip
     assert short != CHATML
-    assert [text.strip() for text in trained_text(load(folder, short), TURNS)] == ["Hello.<|im_end|>", "So long.<|im_end|>"]
+    assert [text.strip() for text in trained_text(load(folder, short), TURNS)] == [
+        "Hello.<|im_end|>",
+        "So long.<|im_end|>",
+    ]
 
 
 def test_what_a_user_writes_is_never_trained_even_if_it_looks_like_the_assistant(folder: Path) -> None:
