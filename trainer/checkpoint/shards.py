@@ -64,26 +64,31 @@ def write_shard(
     data: memoryview,
 ) -> FileEntry:
     """Write one file. `data` holds master, exp_avg and exp_avg_sq of each piece one after the other, fp32."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     placed, offset = [], 0
     for parameter, start, numel in pieces:
-        placed.append((parameter, start, numel, offset))
-        for kind in TENSOR_NAMES:
-            end = offset + numel * ELEMENT_BYTES
-            key = f"{parameter}[{start}:{start + numel}].{kind}"
-            header[key] = {"dtype": "F32", "shape": [numel], "data_offsets": [offset, end]}
-            offset = end
-    header["__metadata__"] = {
-        "format": "pt",
-        "shapes": json.dumps({parameter: shapes[parameter] for parameter, _, _ in pieces}),
-    }
+        placed.append(Piece(parameter, start, numel, offset))
+        offset += numel * ELEMENT_BYTES * len(TENSOR_NAMES)
+    shapes_text = json.dumps({parameter: shapes[parameter] for parameter, _, _ in pieces})
+    header = {"__metadata__": {"format": "pt", "shapes": shapes_text}, **_header_entries(placed)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     writer = HashingWriter(handle)
     writer.write(memoryview(len(text).to_bytes(8, "little") + text))
     before = 8 + len(text)
     writer.write(data)
-    return writer.entry(name, tuple(Piece(*piece[:3], piece[3] + before) for piece in placed))
+    return writer.entry(name, tuple(piece._replace(offset=piece.offset + before) for piece in placed))
+
+
+def _header_entries(pieces: Iterable[Piece], data_start: int = 0) -> dict[str, object]:
+    """The safetensors header's entries for `pieces`; `data_start` is where the data begins that offsets count from."""
+    entries: dict[str, object] = {}
+    for piece in pieces:
+        for index, kind in enumerate(TENSOR_NAMES):
+            begin = piece.offset - data_start + index * piece.numel * ELEMENT_BYTES
+            key = f"{piece.name}[{piece.start}:{piece.start + piece.numel}].{kind}"
+            end = begin + piece.numel * ELEMENT_BYTES
+            entries[key] = {"dtype": "F32", "shape": [piece.numel], "data_offsets": [begin, end]}
+    return entries
 
 
 class HashingWriter:
@@ -138,6 +143,7 @@ class ShardReader:
         self._stores = list(stores)
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="checkpoint-read")
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+        self._agreed: set[str] = set()
         self._ranges: dict[str, list[tuple[Piece, FileEntry]]] = {}
         for file in manifest.files:
             for piece in file.pieces:
@@ -153,6 +159,7 @@ class ShardReader:
             left, right = max(start, piece.start), min(start + numel, piece.start + piece.numel)
             if left >= right:
                 continue
+            self._check_header(file)
             for row in range(len(TENSOR_NAMES)):
                 offset = piece.offset + (row * piece.numel + left - piece.start) * ELEMENT_BYTES
                 target = out[row, left - start : right - start]
@@ -167,7 +174,7 @@ class ShardReader:
     def read_file(self, name: str) -> bytes:
         """A whole small file, verified."""
         file = self.manifest.file(name)
-        data = b"".join(part for part, _ in self._bytes(file, 0, file.size_bytes))
+        data = self._join(file, 0, file.size_bytes)
         if xxhash.xxh3_128_hexdigest(data) != file.checksum:
             raise CorruptCheckpoint(f"{name} does not match its checksum")
         return data
@@ -175,6 +182,23 @@ class ShardReader:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._blocks.clear()
+
+    def _check_header(self, file: FileEntry) -> None:
+        """The file's own table must agree with the manifest's, once per file."""
+        if file.name in self._agreed:
+            return
+        length = int.from_bytes(self._join(file, 0, 8), "little")
+        try:
+            header = json.loads(self._join(file, 8, length)) if length < file.size_bytes else {}
+        except ValueError:
+            header = {}
+        header.pop("__metadata__", None)
+        if header != _header_entries(file.pieces, data_start=8 + length):
+            raise CorruptCheckpoint(f"{file.name} does not hold what its manifest says")
+        self._agreed.add(file.name)
+
+    def _join(self, file: FileEntry, start: int, length: int) -> bytes:
+        return b"".join(part for part, _ in self._bytes(file, start, length))
 
     def _bytes(self, file: FileEntry, start: int, length: int) -> Iterable[tuple[memoryview, int]]:
         """(bytes, position in the wanted range) for `length` bytes from `start`."""
