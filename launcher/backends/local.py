@@ -1,49 +1,41 @@
 """LocalBackend: a run as processes of this machine, on its GPUs or its CPU.
 
-Owns starting the supervisor away from the terminal, and reading the run folder, which is the ledger's own. Refuses to
+Owns starting the supervisor away from the terminal, and ending it. Refuses to
 know how training works: it starts `python -m trainer.supervise train.json` and believes outcome.json.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launcher import ledger, processes
 from launcher.backends.base import (
-    BEGINNING,
     BackendError,
     BackendStatus,
     BadUsage,
-    Cursor,
     DownReport,
-    Fetchable,
     Handle,
-    LogChunk,
     Offer,
     Placement,
     Submission,
 )
-from launcher.copying import copy_folder
+from launcher.backends.home import HomeBackend, read_outcome
 from launcher.ledger import RunRecord
-from launcher.states import RunState, after_down, is_over, state_of_exit_code
+from launcher.states import RunState, after_down, state_of_exit_code
 
 if TYPE_CHECKING:
     from launcher.spec import JobSpec
 
-_CHUNK_BYTES = 1 << 18
 
-
-class LocalBackend:
+class LocalBackend(HomeBackend):
     """Satisfies `launcher.backends.base.Backend`."""
 
     name = "local"
@@ -113,36 +105,10 @@ class LocalBackend:
             state, detail, exit_code, node=platform.node(), price_usd_per_hour=0.0, price_usd_so_far=0.0
         )
 
-    def logs(self, record: RunRecord, after: Cursor = BEGINNING) -> Iterator[LogChunk]:
-        offset = int(after or 0)
-        is_dead = is_over(self.status(record).state)  # asked before reading: what comes after is read next time
-        try:
-            with open(record.files.log, "rb") as log:
-                log.seek(offset)
-                while block := log.read(_CHUNK_BYTES):
-                    end = block.rfind(b"\n") + 1
-                    if end == 0 and (is_dead or len(block) == _CHUNK_BYTES):
-                        end = len(block)
-                    if end == 0:
-                        return
-                    offset += end
-                    log.seek(offset)
-                    yield LogChunk(block[:end].decode(errors="replace"), str(offset))
-        except FileNotFoundError:
-            return
-
-    def read_file(self, record: RunRecord, name: str, offset: int = 0) -> bytes | None:
-        try:
-            with open(record.folder / name, "rb") as handle:
-                handle.seek(offset)
-                return handle.read()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return None
-
     def down(self, record: RunRecord, grace_s: float) -> DownReport:
         root = _root(record)
         host = (record.handle or {}).get("host", platform.node())
-        if host != platform.node() and _outcome(record) is None:
+        if host != platform.node() and read_outcome(record) is None:
             raise BackendError(f"{record.run_id}: runs on {host}, this is {platform.node()}; run `dolphin down` there")
         num_found, was_killed, left = processes.stop(record.run_id, root, grace_s)
         if left:
@@ -151,24 +117,6 @@ class LocalBackend:
             return DownReport(True, detail="nothing of it was running", price_usd=0.0)
         how = "killed" if was_killed else "stopped by itself"
         return DownReport(True, detail=f"{how}; {num_found} processes gone", was_killed=was_killed, price_usd=0.0)
-
-    def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
-        files = record.files
-        if what == "log":
-            source = files.log
-        elif what == "checkpoints":
-            source = files.checkpoints
-        else:
-            outcome = _outcome(record)
-            if outcome is None or outcome.get("state") != "done":
-                state = self.status(record).state
-                raise BackendError(
-                    f"{record.run_id}: has no finished model (it is {state.value}); --what checkpoints copies what there is"
-                )
-            source = Path(outcome.get("model") or files.model)
-        if not source.exists():
-            raise BackendError(f"{record.run_id}: has no {what} at {source}; nothing was copied")
-        return copy_folder(source, target)
 
     def _state(self, record: RunRecord) -> tuple[RunState, str, int | None]:
         root = _root(record)
@@ -179,9 +127,9 @@ class LocalBackend:
                 return RunState.CREATED, "being started", None
             if self.find(record.run_id) is not None:
                 return RunState.RUNNING, "its launcher died while starting it", None
-        elif record.handle.get("host") != platform.node() and _outcome(record) is None:
+        elif record.handle.get("host") != platform.node() and read_outcome(record) is None:
             return RunState.LOST, f"it was started on {record.handle.get('host')}: ask there", None
-        outcome = _outcome(record)
+        outcome = read_outcome(record)
         if outcome is not None:
             exit_code = outcome.get("exit_code")
             return state_of_exit_code(exit_code), str(outcome.get("reason") or ""), exit_code
@@ -230,11 +178,3 @@ def _root(record: RunRecord) -> processes.Identity | None:
     if record.handle is None:
         return None
     return processes.Identity(record.handle["pid"], record.handle["started"])
-
-
-def _outcome(record: RunRecord) -> dict[str, Any] | None:
-    try:
-        outcome = json.loads(record.files.outcome.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return outcome if isinstance(outcome, dict) else None
