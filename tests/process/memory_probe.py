@@ -1,0 +1,129 @@
+"""Measures the memory of real DeepSpeed steps that compute nothing: fake tensors, a fake process group of 8 ranks, and
+PyTorch's own memory tracker. A process of its own, started by test_memory_formulas.py: a JSON case a line on standard input.
+
+The trainer's model wrapper, loss, freezing, optimizer and DeepSpeed configuration run as they are. Prints a JSON line a case:
+bytes allocated at most in the forward pass, the backward pass and the step, after everything that lasts exists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from typing import Any
+
+RANKS = 8
+os.environ.update(
+    DS_ACCELERATOR="cpu", RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(RANKS), MASTER_ADDR="localhost", MASTER_PORT="1"
+)
+warnings.simplefilter("ignore")
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.distributed._tools.mem_tracker import MemTracker  # noqa: E402
+from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+dist.init_process_group("fake", rank=0, world_size=RANKS, store=FakeStore())
+
+import deepspeed  # noqa: E402
+from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator  # noqa: E402
+from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
+
+from trainer import attention, engine, freeze, optim  # noqa: E402
+from trainer.model import PackedModel  # noqa: E402
+from trainer.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec  # noqa: E402
+
+deepspeed.init_distributed(dist_backend="gloo", dist_init_required=False, verbose=False)
+coordinator.assert_ints_same_as_other_ranks = lambda *_: None  # compares values, which fake tensors have none of
+
+
+class Answers(TorchDispatchMode):
+    """Values that fake tensors do not have: every scalar is 0, and `labelled` positions have a label."""
+
+    def __init__(self, labelled: int) -> None:
+        super().__init__()
+        self.labelled = labelled
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0.0 if args[0].dtype.is_floating_point else 0
+        if func is torch.ops.aten.nonzero.default:
+            return torch.empty((self.labelled, 1), dtype=torch.int64)
+        if func is torch.ops.aten.is_nonzero.default:
+            return False
+        return func(*args, **(kwargs or {}))
+
+
+class Tracker(MemTracker):
+    """PyTorch's tracker of live storages, without its account by module, which takes one forward pass only."""
+
+    def _track_module_params_and_buffers(self, module: Any, install_grad_hooks: bool = True) -> Any:
+        return super()._track_module_params_and_buffers(module, install_grad_hooks=False)
+
+    def _ignore(self, *_: Any) -> None: ...
+
+    _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _ignore
+
+    def now(self) -> int:
+        return self._curr_mem_snap.get(torch.device("cpu"), {}).get("Total", 0)
+
+    def take_peak(self) -> int:
+        peak = self._peak_mem.get(torch.device("cpu"), 0)
+        self._peak_mem.clear()
+        return max(peak, self.now())
+
+
+def measure(case: dict[str, Any]) -> dict[str, int]:
+    settings = OptimizerSettings(
+        micro_batch=case["micro_batch"], global_batch=case["micro_batch"] * case["micro_batches"] * RANKS, zero=case["stage"],
+        unfrozen=case["patterns"], loss_chunk=case["loss_chunk"], precision=case["precision"],
+        gradient_checkpointing=case["gradient_checkpointing"],
+    )  # fmt: skip
+    data = DataSpec(sources=(SourceSpec(path="x"),), sequence_length=case["sequence_length"])
+    spec = TrainSpec(name="probe", model=ModelSpec(base="x"), data=data, train=settings)
+    job = NodeJob(run_id="r", run_dir="/tmp", cache_dir="/tmp", nproc=RANKS, device="cuda", spec=spec)
+    tokens = case["micro_batch"] * case["sequence_length"]
+    dtype = torch.bfloat16 if case["precision"] == "bf16" else torch.float32
+    found: dict[str, int] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True), Answers(int(tokens * case["labelled_share"])):
+        config = LlamaConfig(**case["config"])
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.VARLEN)
+        if case["gradient_checkpointing"]:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.config.use_cache = False
+        freeze.apply(model, case["patterns"])
+        packed = PackedModel(model, case["loss_chunk"])
+        packed.to = lambda *_, **__: packed  # it is where it belongs, and fake tensors cannot be swapped
+        settings_of_deepspeed = engine.configuration(job, RANKS, case["micro_batches"])
+        settings_of_deepspeed["zero_optimization"]["reduce_bucket_size"] = case["reduce_bucket"]
+        tracker = Tracker()
+        tracker.track_external(packed)
+        with tracker:
+            with engine.quiet():
+                if case["stage"] == 3:
+                    deepspeed.zero.Init(module=packed, config_dict_or_path=settings_of_deepspeed)
+                optimizer = optim.build(packed, settings, "cuda")
+                running, _, _, _ = deepspeed.initialize(model=packed, optimizer=optimizer, config=settings_of_deepspeed)
+            before = tracker.now()
+            tracker.take_peak()
+            for _ in range(case["micro_batches"]):
+                ids = torch.zeros(case["micro_batch"], case["sequence_length"], dtype=torch.int64)
+                weights = torch.ones(case["micro_batch"], case["sequence_length"])
+                loss = running(ids, ids, weights, ids, torch.tensor([0, tokens], dtype=torch.int32), tokens)
+                found["loss"] = tracker.take_peak()
+                running.backward(loss * 1.0, scale_wrt_gas=False)
+                del loss
+                found["backward"] = tracker.take_peak()
+                running.step()
+            found["step"] = tracker.take_peak()
+            lasting = tracker.now() - before  # Adam's moments, which the first step makes
+            found |= {"loss": found["loss"] + lasting, "backward": found["backward"] + lasting, "rest": tracker.now()}
+    return found
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print("measured", json.dumps(measure(json.loads(line))), flush=True)
