@@ -51,6 +51,8 @@ def convert_model(out: Conversion, stated: dict[str, Any]) -> None:
     ):
         if key in stated:
             out.put(f"model.{setting}", stated[key], key)
+    if stated.get("reinit_weights"):
+        out.put("model.init", "random", "reinit_weights")
     tokens = stated.get("special_tokens") or {}
     added = list(stated.get("tokens") or [])
     if isinstance(tokens, dict):
@@ -70,12 +72,9 @@ def convert_model(out: Conversion, stated: dict[str, Any]) -> None:
 
 
 def _attention(out: Conversion, stated: dict[str, Any]) -> None:
-    names = {
-        "flash_attention_2": "auto",
-        "flash_attention_3": "auto",
-        "flash": "auto",
-        "sdpa": "sdpa",
-        "eager": "eager",
+    named = {
+        key: value if (value := stated.get(key)) in ("sdpa", "eager") else "auto"
+        for key in ("attn_implementation", "attention")
     }
     for key, kind in (
         ("flash_attention", "auto"),
@@ -83,7 +82,7 @@ def _attention(out: Conversion, stated: dict[str, Any]) -> None:
         ("eager_attention", "eager"),
         ("xformers_attention", "auto"),
         ("flex_attention", "auto"),
-        ("attn_implementation", names.get(str(stated.get("attn_implementation")), "auto")),
+        *named.items(),
     ):
         if stated.get(key):
             remark = "auto takes flash-attn where it is installed, else torch's own" if kind == "auto" else ""
@@ -122,6 +121,11 @@ def convert_template(out: Conversion, stated: dict[str, Any], asked: list[tuple[
 
 
 def convert_unfrozen(out: Conversion, stated: dict[str, Any]) -> None:
+    ranges = [p for p in stated.get("unfrozen_parameters") or [] if re.search(r"\[\d*:\d*\]$", p)]
+    if ranges:
+        out.fail(
+            "unfrozen_parameters", f"{ranges[0]!r}: a range of rows is not trained by itself; name the whole parameter"
+        )
     if stated.get("unfrozen_parameters"):
         out.put("train.unfrozen", stated["unfrozen_parameters"], "unfrozen_parameters")
     spectrum = False
