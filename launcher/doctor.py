@@ -120,7 +120,9 @@ def check_gpus() -> list[Finding]:
         advice = "only small models train on a CPU; `nvidia-smi` must list a GPU for more"
         return [Finding("local", "GPU", Health.NOTE, "none", advice)]
     name, memory_mib = gpus[0]
-    return [Finding("local", "GPU", Health.OK, f"{len(gpus)} x {name}, {memory_mib:,} MiB each")]
+    return [
+        Finding("local", "GPU", Health.OK, f"{len(gpus)} x {name}{f', {memory_mib:,} MiB each' if memory_mib else ''}")
+    ]
 
 
 def check_docker() -> list[Finding]:

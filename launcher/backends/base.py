@@ -202,5 +202,12 @@ def get_backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise BadUsage(f"--on {name}: there is no such backend; choose one of {', '.join(BACKENDS)}")
     module, attribute = BACKENDS[name]
-    backend: Backend = getattr(importlib.import_module(module), attribute)()
+    try:
+        backend: Backend = getattr(importlib.import_module(module), attribute)()
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            raise BadUsage(f"--on {name}: is not part of this installation of dolphin") from None
+        raise BackendError(
+            f"--on {name}: needs the package {error.name}; pip install 'dolphin-launcher[{name}]'"
+        ) from None
     return backend

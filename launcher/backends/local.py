@@ -137,15 +137,15 @@ class LocalBackend(HomeBackend):
             return RunState.LOST, "it was never started; `dolphin resume` starts it", None
         orphans = processes.of_run(record.run_id)
         rest = f"{len(orphans)} of its processes still run: `dolphin down` ends them; then " if orphans else ""
-        return (
-            RunState.LOST,
-            f"its process is gone without an outcome (killed, or a reboot); {rest}`dolphin resume` goes on",
-            None,
-        )
+        last = _last_line(record.files.log)
+        said = f"; the log ends: {last}" if last else ""
+        detail = f"its process is gone without an outcome (killed, or a reboot); {rest}`dolphin resume` goes on{said}"
+        return RunState.LOST, detail, None
 
 
-def local_gpus() -> list[tuple[str, int]]:
-    """Name and memory (MiB) of each GPU that the run would see, by nvidia-smi and CUDA_VISIBLE_DEVICES."""
+def local_gpus() -> list[tuple[str, int | None]]:
+    """Name and memory (MiB, where the driver tells it) of each GPU that the run would see, by nvidia-smi and
+    CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
         return []
@@ -157,13 +157,13 @@ def local_gpus() -> list[tuple[str, int]]:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    if answer.returncode != 0:
+    if answer.returncode != 0:  # a driver without a device
         return []
-    gpus = []
+    gpus: list[tuple[str, int | None]] = []
     for line in answer.stdout.splitlines():
         name, _, memory = line.rpartition(",")
-        if name and memory.strip().isdigit():
-            gpus.append((name.strip(), int(memory)))
+        if name:
+            gpus.append((name.strip(), int(memory) if memory.strip().isdigit() else None))
     return gpus if visible is None else gpus[: len(visible.split(","))]
 
 
@@ -178,3 +178,14 @@ def _root(record: RunRecord) -> processes.Identity | None:
     if record.handle is None:
         return None
     return processes.Identity(record.handle["pid"], record.handle["started"])
+
+
+def _last_line(log: Path) -> str:
+    try:
+        with open(log, "rb") as handle:
+            handle.seek(max(0, handle.seek(0, os.SEEK_END) - 4096))
+            lines = handle.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][:160] if said else ""
