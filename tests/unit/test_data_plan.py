@@ -70,7 +70,7 @@ def test_each_epoch_holds_every_conversation_exactly_once(root: Path, packing: b
     assert len(expected) == plan.num_conversations == 108
     for epoch in range(3):
         steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
-        assert sorted(sum((step_contents(plan, step, 2, 2) for step in steps), [])) == expected
+        assert sorted(c for step in steps for c in step_contents(plan, step, 2, 2)) == expected
     assert step_contents(plan, 0, 1, 1) != step_contents(plan, plan.steps_per_epoch, 1, 1), "epochs are shuffled anew"
 
 
@@ -170,7 +170,7 @@ def test_conversations_of_a_step_are_named_for_the_error_that_needs_them(root: P
     shares = [plan.conversations(0, rank, 2, 1) for rank in range(2)]
     assert sorted(shares[0] + shares[1]) == sorted(names)
     by_micro_batch = [plan.conversations(0, 0, 2, 1, index) for index in range(plan.num_micro_batches(2, 1))]
-    assert sum(by_micro_batch, []) == shares[0]
+    assert [name for names in by_micro_batch for name in names] == shares[0]
 
 
 def test_a_run_that_was_not_prepared_says_so(root: Path) -> None:
