@@ -174,7 +174,7 @@ def _submit(backend: Backend, record: RunRecord, job: JobSpec, train: NodeJob, s
     )
     with _uninterrupted():
         try:
-            handle = backend.submit(Submission(record, job, train, dict(job.env), secrets))
+            handle = backend.submit(Submission(record, job, train, dict(job.env), secrets, console.say))
         except LauncherError as error:
             ledger.update(record, submit_error={"reason": error.reason.value, "message": str(error)})
             raise

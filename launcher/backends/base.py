@@ -7,7 +7,7 @@ Every implementation passes the suite in tests/contract. A backend never prints 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -79,6 +79,8 @@ class Submission:
     """The job's `env`."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Name and value of the job's `secrets`: never written, logged or put into an argument."""
+    tell: Callable[[str], None] = lambda line: None
+    """Takes a line for a person while a submit takes long (an image is built, a node is made)."""
 
 
 @dataclass(frozen=True, slots=True)
