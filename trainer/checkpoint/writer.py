@@ -68,19 +68,23 @@ class SaveWriter:
 
     def prune(self) -> None:
         """Delete the oldest committed checkpoints beyond `keep`. What cannot be deleted is said and left."""
+        if self.rank == 0:
+            for store in (self.local if self.commits_locally else None, self.remote):
+                if store is not None:
+                    self._prune(store, lambda listing: committed(listing)[self.keep :])
+        if self.is_node_leader and not self.commits_locally:
+            self._prune(self.local, self._older_than_the_store_keeps)
+
+    def _older_than_the_store_keeps(self, listing: dict[str, int]) -> list[str]:
+        """This node has files and no manifests: the store knows what is old."""
+        kept = committed(self.remote.list())[: self.keep] if self.remote is not None else []
+        return [folder for folder in folders(listing) if kept and folder < kept[-1]]
+
+    def _prune(self, store: CheckpointStore, choose: Callable[[dict[str, int]], list[str]]) -> None:
         try:
-            if self.rank == 0:
-                for store in (self.remote, self.local if self.commits_locally else None):
-                    if store is not None:
-                        listing = store.list()
-                        for folder in committed(listing)[self.keep :]:
-                            delete_folder(store, folder, listing)
-            if self.is_node_leader and not self.commits_locally and self.remote is not None:
-                kept = committed(self.remote.list())[: self.keep]
-                listing = self.local.list()
-                for folder in {name.split("/")[0] for name in listing}:
-                    if kept and folder < kept[-1]:
-                        delete_folder(self.local, folder, listing)
+            listing = store.list()
+            for folder in choose(listing):
+                delete_folder(store, folder, listing)
         except StoreError as error:
             self.warn(f"an old checkpoint could not be deleted, training goes on: {error}")
 
@@ -199,8 +203,13 @@ def failure_file(rank: int, save_id: str) -> str:
 
 def committed(listing: dict[str, int]) -> list[str]:
     """Folders of a store's listing that have a manifest, newest first."""
-    folders = {name.split("/")[0] for name in listing if name.endswith(f"/{MANIFEST}")}
-    return sorted((folder for folder in folders if step_of(folder) is not None), reverse=True)
+    return folders({name: size for name, size in listing.items() if name.endswith(f"/{MANIFEST}")})
+
+
+def folders(listing: dict[str, int]) -> list[str]:
+    """Folders with a checkpoint's name, newest first, whether they are checkpoints or not."""
+    found = {name.split("/")[0] for name in listing}
+    return sorted((folder for folder in found if step_of(folder) is not None), reverse=True)
 
 
 def delete_folder(store: CheckpointStore, folder: str, listing: dict[str, int]) -> None:

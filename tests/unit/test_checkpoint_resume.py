@@ -1,0 +1,175 @@
+"""The right checkpoint is taken, and said to be; nothing that is still needed is swept away or pruned."""
+
+import pytest
+
+from tests.support.checkpoint_folder import SETTINGS, save, writer
+from trainer.checkpoint.manifest import MANIFEST, REFUSED_MANIFEST, Manifest
+from trainer.checkpoint.resume import Search, check_same_job, lost_work
+from trainer.checkpoint.store import FolderStore, StoreError
+from trainer.checkpoint.writer import committed
+from trainer.exits import BadInput
+from trainer.rundir import EventKind, RunDir, append_line
+
+
+def search(root, remote=None):
+    return Search(FolderStore(root), FolderStore(remote) if remote else None, is_local_whole=True)
+
+
+def folders(root):
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_the_newest_whole_checkpoint_comes_first_and_the_others_are_refused_with_their_reason(tmp_path):
+    for step in (2, 4, 6, 8, 10):
+        save(tmp_path, step, keep=9)
+    (tmp_path / "step-00000010" / MANIFEST).unlink()
+    next((tmp_path / "step-00000008").glob("*.safetensors")).unlink()
+    shard = next((tmp_path / "step-00000006").glob("*.safetensors"))
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:100])
+    found = search(tmp_path)
+    assert [c.manifest.step for c in found.candidates()] == [4, 2]
+    assert list(found.refused) == ["step-00000008", "step-00000006"]
+    assert "is missing" in found.refused["step-00000008"]
+    assert f"has 100 of {size} bytes" in found.refused["step-00000006"]
+
+
+def test_a_run_without_checkpoints_has_none(tmp_path):
+    assert list(search(tmp_path / "not" / "yet").candidates()) == []
+
+
+def test_a_store_that_does_not_answer_is_no_reason_to_start_again_from_step_0(tmp_path):
+    class Away(FolderStore):
+        url = "away"
+
+        def list(self, prefix=""):
+            raise StoreError("no route to host")
+
+    with pytest.raises(StoreError):
+        list(Search(FolderStore(tmp_path), Away(tmp_path), is_local_whole=True).candidates())
+
+
+def test_a_local_copy_comes_before_the_store_s_and_what_was_not_published_is_known(tmp_path):
+    local, remote = tmp_path / "local", tmp_path / "remote"
+    save(local, 2, remote=FolderStore(remote))
+    save(local, 4)
+    found = [(c.manifest.step, c.is_published) for c in search(local, remote).candidates()]
+    assert found == [(4, False), (2, True)]
+    # a new node has no local copies
+    assert [c.manifest.step for c in search(tmp_path / "new", remote).candidates()] == [2]
+
+
+def test_sweeping_takes_what_is_no_checkpoint_and_puts_refused_ones_aside(tmp_path):
+    for step in (2, 4, 6):
+        save(tmp_path, step, keep=9)
+    (tmp_path / "step-00000006" / MANIFEST).unlink()
+    (tmp_path / "step-00000002" / ".writing-shard-12").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    found = search(tmp_path)
+    used = next(c for c in found.candidates() if c.manifest.step == 2)
+    found.refused["step-00000004"] = "does not match its checksum"
+    found.sweep(used)
+    assert folders(tmp_path) == ["notes.txt", "step-00000002", "step-00000004"]
+    assert (tmp_path / "step-00000004" / REFUSED_MANIFEST).exists()
+    assert committed(FolderStore(tmp_path).list()) == ["step-00000002"]
+    assert not list(tmp_path.glob("*/.writing*"))
+    search(tmp_path).sweep(used)  # on the next start
+    assert folders(tmp_path) == ["notes.txt", "step-00000002"]
+
+
+def test_an_upload_that_was_cut_off_is_kept_to_be_finished(tmp_path):
+    local, remote = tmp_path / "local", FolderStore(tmp_path / "remote")
+    save(local, 4)
+    name = next((local / "step-00000004").glob("*.safetensors")).name
+    remote.put_file(f"step-00000004/{name}", local / "step-00000004" / name)
+    remote.put("step-00000003/stale", b"")
+    found = search(local, tmp_path / "remote")
+    used = next(found.candidates())
+    found.sweep(used)
+    assert list(remote.list()) == [f"step-00000004/{name}"]
+    sent = []
+
+    class Watched(FolderStore):
+        def put_file(self, name, path):
+            sent.append(name)
+            super().put_file(name, path)
+
+    manifest = used.manifest
+    writer(local, Watched(tmp_path / "remote")).publish(
+        manifest.folder, manifest.save_id, manifest.files, lambda _: manifest
+    )
+    assert len(sent) == 1  # the random states; the shard is there
+    assert name not in sent[0]
+    assert committed(remote.list()) == ["step-00000004"]
+
+
+def test_retention_counts_only_what_could_be_resumed_from(tmp_path):
+    for step in (2, 4, 6):
+        save(tmp_path, step, keep=9)
+    (tmp_path / "step-00000006" / MANIFEST).unlink()
+    (tmp_path / "step-00000006" / REFUSED_MANIFEST).write_bytes(b"")
+    save(tmp_path, 8, keep=2)
+    assert committed(FolderStore(tmp_path).list()) == ["step-00000008", "step-00000004"]
+    assert not (tmp_path / "step-00000002").exists()
+
+
+def test_a_deletion_that_fails_warns_and_goes_on(tmp_path):
+    warnings = []
+
+    class Stubborn(FolderStore):
+        def delete(self, name):
+            if "00000002" in name:
+                raise StoreError("permission denied")
+            super().delete(name)
+
+    local = tmp_path / "local"
+    for step in (2, 4, 6):
+        save(local, step, remote=Stubborn(tmp_path / "remote"), warnings=warnings)
+    assert "an old checkpoint could not be deleted, training goes on: permission denied" in warnings
+    assert committed(FolderStore(tmp_path / "remote").list()) == ["step-00000006", "step-00000004", "step-00000002"]
+    assert committed(FolderStore(local).list()) == ["step-00000006", "step-00000004"]
+
+
+def test_an_upload_that_fails_twice_is_tried_a_third_time(tmp_path):
+    tried, warnings = [], []
+
+    class Shaky(FolderStore):
+        def put_file(self, name, path):
+            tried.append(name)
+            if len(tried) < 3:
+                raise StoreError("reset by peer")
+            super().put_file(name, path)
+
+    save(tmp_path / "local", 2, remote=Shaky(tmp_path / "remote"), warnings=warnings)
+    assert len(warnings) == 2
+    assert committed(FolderStore(tmp_path / "remote").list()) == ["step-00000002"]
+
+
+def manifest_of(tmp_path) -> Manifest:
+    save(tmp_path, 2)
+    return next(search(tmp_path).candidates()).manifest
+
+
+def test_a_job_with_other_results_is_refused_with_the_difference(tmp_path):
+    manifest = manifest_of(tmp_path)
+    check_same_job(manifest, dict(SETTINGS), "plan", "run-1")
+    with pytest.raises(
+        BadInput, match=r"run run-1 has a checkpoint at step 2 .* train.learning_rate: 1e-05 in the chec"
+    ):
+        check_same_job(manifest, {**SETTINGS, "train.learning_rate": 2e-5}, "plan", "run-1")
+    with pytest.raises(BadInput, match="trained on other data"):
+        check_same_job(manifest, dict(SETTINGS), "other plan", "run-1")
+
+
+def test_lost_steps_are_those_beyond_the_checkpoint_in_the_life_before(tmp_path):
+    run = RunDir(tmp_path)
+    assert lost_work(run, 1, 0) == (0, 0.0)
+    for step in range(1, 9):
+        append_line(run.metrics, {"step": step, "loss": 1.0, "seconds": 2.0, "attempt": 1})
+    append_line(run.metrics, {"step": 8, "eval_loss": 1.0, "attempt": 1})
+    assert lost_work(run, 2, 6) == (2, 4.0)
+    run.emit(EventKind.RESUMED, attempt=2, step=6)
+    assert lost_work(run, 3, 6) == (0, 0.0)  # attempt 2 died before its first step
+    append_line(run.metrics, {"step": 7, "loss": 1.0, "seconds": 3.0, "attempt": 2})
+    assert lost_work(run, 3, 6) == (1, 3.0)
+    assert lost_work(run, 3, 4) == (3, 7.0)  # and the newest checkpoint did not verify
