@@ -45,15 +45,15 @@ class LocalBackend(HomeBackend):
         gpus = local_gpus()
         if gpus:
             name, memory_mib = gpus[0]
-            count = nproc or _default_ranks(job, len(gpus))
+            count = nproc or default_ranks(job, len(gpus))
             return [Offer(self.name, "local", name, count, accelerator_memory_mib=memory_mib)]
-        return [Offer(self.name, "local", None, nproc or _default_ranks(job, 0))]
+        return [Offer(self.name, "local", None, nproc or default_ranks(job, 0))]
 
     def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
         gpus = local_gpus()
         if gpus and nproc is not None and nproc > len(gpus):
             raise BadUsage(f"--nproc {nproc}: this machine has {len(gpus)} GPUs; ask for at most that many")
-        count = nproc or _default_ranks(job, len(gpus))
+        count = nproc or default_ranks(job, len(gpus))
         return Placement(str(folder), str(ledger.cache_dir()), count, "cuda" if gpus else "cpu")
 
     def submit(self, submission: Submission) -> Handle:
@@ -167,7 +167,7 @@ def local_gpus() -> list[tuple[str, int | None]]:
     return gpus if visible is None else gpus[: len(visible.split(","))]
 
 
-def _default_ranks(job: JobSpec, num_gpus: int) -> int:
+def default_ranks(job: JobSpec, num_gpus: int) -> int:
     """What the job states, as far as there are GPUs for it; on a CPU its `ranks_per_node`, else one."""
     if not num_gpus:
         return job.resources.ranks_per_node or 1
