@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 from launcher.architecture import count, find_architecture, stored_shapes
 from launcher.errors import BadUsage, LauncherError
@@ -20,6 +21,9 @@ from launcher.spectrum_select import read_snr, select, share_of
 from trainer.exits import BadInput, ExitCode
 from trainer.spec import TrainSpec, UnfrozenSpec
 from trainer.weights_index import fingerprint, stored_tensors
+
+Spec = TypeVar("Spec", bound=TrainSpec)
+"""A TrainSpec, or the JobSpec that holds one."""
 
 
 def scan_command(
@@ -72,7 +76,7 @@ def resolve_unfrozen(spec: TrainSpec) -> tuple[str, ...] | None:
     return (*unfrozen.patterns, *select(read_snr(path), unfrozen.spectrum.top))
 
 
-def with_resolved_unfrozen(spec: TrainSpec) -> TrainSpec:
+def with_resolved_unfrozen(spec: Spec) -> Spec:
     """The same specification with `train.unfrozen` as plain patterns: what the node is given."""
     if not isinstance(spec.train.unfrozen, UnfrozenSpec):
         return spec
