@@ -247,6 +247,8 @@ def main() -> None:
     """Entry point. Every error that is not a defect of dolphin is one or two lines, without a traceback."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    # Looking for pydantic plugins reads the metadata of every installed package: a tenth of `dolphin validate`.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = app(args=arguments, prog_name="dolphin", standalone_mode=False)
