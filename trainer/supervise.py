@@ -26,7 +26,7 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from trainer import lifeline, notices
+from trainer import lifeline, notices, secret_file
 from trainer.attempt import Attempt, Nodes, Stopping, rank_environment, say, whole_number
 from trainer.exits import BadInput, ExitCode, TrainingFailed
 from trainer.outcome import Story, write_outcome
@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
+        secret_file.take(os.environ)
         job = read_job(arguments.train_json)
         require_packages(job.spec.track)
         nodes = Nodes.from_environment(os.environ)

@@ -124,7 +124,8 @@ def build(  # type: ignore[no-untyped-def]
                 out.write(text)
                 out.flush()
                 if text.startswith("Step "):
-                    tell(f"  {text.strip()[:120]}")
+                    if " : RUN " in text:  # the steps that take time
+                        tell(f"  {' '.join(text.split())[:100]}")
                 elif text.strip():
                     said = text.strip()
                 if "error" in line:
