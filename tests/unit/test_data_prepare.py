@@ -135,7 +135,7 @@ def test_every_bad_row_is_counted_and_listed_with_its_line_and_reason(tmp_path: 
 
 def test_data_of_the_wrong_kind_stops_after_its_first_rows(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "data.jsonl", [{"conversations": [{"from": "gpt", "value": "x"}]}] * 5000)
-    with pytest.raises(BadInput, match="none of the first .* rows can be used: one-sided"):
+    with pytest.raises(BadInput, match=r"none of the first .* rows can be used: one-sided"):
         prepare(data_job(tmp_path, path))
 
 
