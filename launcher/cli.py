@@ -118,13 +118,21 @@ def launch(
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Start without asking.")] = False,
     detach: Detach = False,
     set_: Set = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="NAME", help="On sky: this cluster, made where it is missing.")
+    ] = None,
+    yes_lose_progress: Annotated[
+        bool, typer.Option("--yes-lose-progress", help="On sky: spot with no checkpoint store, all the same.")
+    ] = False,
     json_: Json = False,
 ) -> int:
     """Show the plan, start the job, and follow it to its model."""
     from launcher.run import LaunchOptions
     from launcher.run import launch as launch_command
 
-    return launch_command(job, LaunchOptions(on, nproc, set_ or (), yes, detach, json_))
+    sky_options = {"cluster": cluster, "yes_lose_progress": yes_lose_progress}
+    stated = {name: value for name, value in sky_options.items() if value}
+    return launch_command(job, LaunchOptions(on, nproc, set_ or (), yes, detach, json_, stated))
 
 
 @app.command()

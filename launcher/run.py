@@ -50,6 +50,9 @@ def launch(path: Path, options: LaunchOptions) -> int:
     """Start a new run of the job and follow it; the exit code of the command."""
     job = load_job(path, options.overrides)
     backend = get_backend(options.on)
+    if options.backend_options and backend.name != "sky":
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.backend_options)
+        raise BadUsage(f"{flags}: means nothing --on {backend.name}; leave it out, or use --on sky")
     secrets = collect_secrets(job)
     job = _with_patterns(job)
     run_id = ledger.new_id(job.name)

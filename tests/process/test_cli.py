@@ -83,6 +83,7 @@ def test_every_command_is_listed_and_explained(dolphin):
         (["launch", "job.yaml", "--nproc", "0"], "nproc"),
         (["launch", "no-such.yaml", "-y"], "no-such.yaml"),
         (["launch", "job.yaml", "-y", "--on", "cloud9"], "choose one of local"),
+        (["launch", "job.yaml", "-y", "--cluster", "c"], "means nothing --on local"),
         (["launch", "job.yaml", "-y", "--set", "train.lerning_rate=1"], "learning_rate"),
         (["launch", "job.yaml", "-y", "--nproc", "3"], "divide"),
         (["launch", "broken.yaml", "-y"], "broken.yaml"),
