@@ -1,0 +1,449 @@
+"""SkyRuns: the backend protocol over a SkyClient: managed jobs, and jobs on a cluster of one's own. Imports no sky.
+
+Owns the way of a run through SkyPilot: found by its name, which is the run id, so that a launcher that died at any point
+leaves a run that the next command finds. What the node writes comes home through the job's log (`sky_feed`, `sky_mirror`)
+and, where the store can be reached from here, from the store (`sky_reach`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher import ledger
+from launcher.backends import sky_status
+from launcher.backends.base import (
+    BEGINNING,
+    BackendError,
+    BackendStatus,
+    BadUsage,
+    Cursor,
+    DownReport,
+    Fetchable,
+    Handle,
+    LogChunk,
+    NoCapacity,
+    NodeAttempt,
+    Offer,
+    Placement,
+    Submission,
+)
+from launcher.backends.sky_feed import Feed
+from launcher.backends.sky_mirror import Mirror
+from launcher.backends.sky_offers import offers_of, priced, refuse_losing_progress, tried
+from launcher.backends.sky_reach import Reach, reach
+from launcher.backends.sky_ship import pack
+from launcher.backends.sky_task import IDLE_MINUTES, build_task, folder_store, places_of, ship
+from launcher.copying import copy_folder
+from launcher.errors import LauncherError
+from launcher.ledger import RunRecord
+from launcher.spec import JobSpec
+from launcher.states import RunState, after_down, is_over
+from trainer.preempt import SAVE_FILE
+from trainer.rundir import read_lines, write_atomic
+from trainer.spec import NodeJob
+
+REQUEST_FILE = "sky-request"
+PRICES_FILE = "sky-prices.json"
+NODE_FOLDER = "/tmp/dolphin"
+"""Where a run lives on a node that shares no folder with the next one."""
+_BEFORE_A_LOG = {"PENDING", "SUBMITTED", "STARTING", "RECOVERING", "INIT", "SETTING_UP"}
+_SAVED_AGAIN_S = 2.0
+_DOWN_TIMEOUT_S = 420.0
+_RUN_ID_TAIL = r"-\d{6}-\d{6}-[a-z0-9]{4}"
+
+
+class SkyRuns:
+    name = "sky"
+    poll_s = 5.0
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._feeds: dict[str, Feed] = {}
+        self._complete: set[str] = set()
+        self._read_at: dict[str, float] = {}
+        self._said: dict[str, str] = {}
+        """Run to SkyPilot's last word about it."""
+
+    def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
+        return offers_of(self._client, job, nproc)
+
+    def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
+        store = folder_store(job) or NODE_FOLDER
+        count = nproc or job.resources.ranks_per_node or job.resources.gpus_per_node or 1
+        on_cpu = job.resources.gpu_name is None or job.env.get("DOLPHIN_DEVICE") == "cpu"
+        return Placement(f"{store}/{run_id}", f"{store}/cache", count, "cpu" if on_cpu else "cuda")
+
+    def submit(self, submission: Submission) -> Handle:
+        record, job, train = submission.record, submission.job, submission.train
+        cluster = record.options.get("cluster")
+        refuse_losing_progress(job, record.options)
+        self._refuse_twins(record)
+        places = places_of(job, job.resources.infra or self._client.enabled())
+        places = priced(job, places, offers_of(self._client, job, train.nproc))
+        shipment = ship(train)
+        staging = pack(record.folder, job, train, shipment, list(submission.secrets))
+        task = build_task(job, train, places, shipment, staging, is_managed=not cluster, secrets=submission.secrets)
+        self._client.check_task(task)
+
+        def asked(request: str) -> None:
+            write_atomic(record.folder / REQUEST_FILE, request)
+
+        try:
+            if cluster:
+                idle = None if all(place.cloud == "slurm" for place in places) else IDLE_MINUTES
+                job_id = self._client.launch_cluster(task, cluster, idle, asked)
+                return {"kind": "cluster", "cluster": cluster, "job_id": job_id}
+            return {"kind": "managed", "job_id": self._client.launch_managed(task, record.run_id, asked)}
+        except NoCapacity as error:
+            raise NoCapacity(f"{error} [asked for {', '.join(tried(job, places))}]") from None
+
+    def find(self, run_id: str) -> Handle | None:
+        for job in self._client.jobs(run_id, active_only=True):
+            if job.name == run_id:
+                return {"kind": "managed", "job_id": job.job_id}
+        cluster = self._cluster_option(run_id)
+        for job in (self._client.cluster_jobs(cluster) or []) if cluster else []:
+            if job.name == run_id and not is_over(sky_status.cluster_job_state(job.status)):
+                return {"kind": "cluster", "cluster": cluster, "job_id": job.job_id}
+        if self._client.pending_launch(run_id):
+            return {"kind": "cluster" if cluster else "managed", "cluster": cluster, "job_id": None}
+        return None
+
+    def status(self, record: RunRecord) -> BackendStatus:
+        job = self._job(record)
+        if job is None:
+            state, detail = self._without_job(record)
+            return BackendStatus(after_down(state) if record.down_requested_at else state, detail)
+        is_managed = self._kind(record) == "managed"
+        table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
+        state = table.get(job.status, RunState.LOST)
+        if is_over(state):
+            self._complete_reading(record, job)
+        step = self._last_step(record)
+        outcome = self._outcome(record)
+        state, detail, exit_code = sky_status.settled(state, outcome, job.reason)
+        detail = detail or sky_status.detail_of(job.status, state, step=step, is_known=job.status in table)
+        if record.down_requested_at is not None:
+            state = after_down(state)
+        now = time.time()
+        hourly = self._hourly(record, job, state)
+        attempts = self._attempts(record, job, state, now, hourly)
+        node = attempts[-1] if attempts else None
+        where = "/".join(part for part in (node.infra or job.infra, node.node) if part) if node else job.infra
+        return BackendStatus(
+            state, detail, exit_code, where, None if is_over(state) else hourly,
+            sky_status.price_of(attempts, now), max(job.recoveries, 0), attempts,
+        )  # fmt: skip
+
+    def logs(self, record: RunRecord, after: Cursor = BEGINNING) -> Iterator[LogChunk]:
+        feed = self._feed(record)
+        if record.run_id not in self._complete and feed is not None:
+            if record.run_id not in self._read_at and self._said.get(record.run_id) not in _BEFORE_A_LOG:
+                self._refresh(record)
+            else:
+                feed.follow()
+                feed.take(wait_s=1.0)
+        times = Mirror(record.folder).times()
+        offset = int(after or 0)
+        try:
+            with open(record.files.log, "rb") as log:
+                log.seek(offset)
+                data = log.read()
+        except FileNotFoundError:
+            return
+        at, index = None, 0
+        for line in data.splitlines(keepends=True) if times else [data] if data else []:
+            while index < len(times) and times[index][0] <= offset:
+                at, index = times[index][1], index + 1
+            offset += len(line)
+            yield LogChunk(line.decode(errors="replace"), str(offset), at)
+
+    def read_file(self, record: RunRecord, name: str, offset: int = 0) -> bytes | None:
+        self._refresh(record)
+        try:
+            with open(record.folder / name, "rb") as handle:
+                handle.seek(offset)
+                return handle.read()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+
+    def down(self, record: RunRecord, grace_s: float) -> DownReport:
+        job = self._job(record)
+        if job is None and self._client.pending_launch(record.run_id):
+            job = self._wait_for_job(record)
+        if job is None:
+            left = self._left(record, None)
+            return DownReport(not left, tuple(left), "nothing of it was running", price_usd=None)
+        is_managed = self._kind(record) == "managed"
+        table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
+        detail, was_killed = "nothing of it was running", False
+        if not is_over(table.get(job.status, RunState.RUNNING)):
+            was_saved = self._save_first(record, job, grace_s)
+            was_killed = not was_saved and bool(self._last_step(record))
+            if is_managed:
+                self._client.cancel_managed(job.job_id)
+            else:
+                self._client.cancel_cluster_job(job.cluster, job.job_id)
+            detail = f"cancelled{', its progress saved first' if was_saved else ''}"
+        if not is_managed and not self._others_on(job.cluster, record.run_id):
+            self._client.down_cluster(job.cluster)
+            detail += f"; cluster {job.cluster} is down"
+        left = self._wait_until_gone(record, job, table)
+        now = time.time()
+        job = self._job(record) or job
+        attempts = self._attempts(record, job, RunState.CANCELLED, now, self._hourly(record, job, RunState.CANCELLED))
+        price = sky_status.price_of(attempts, now)
+        return DownReport(not left, tuple(left), detail, was_killed, price)
+
+    def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
+        if what == "log":
+            self._refresh(record)
+            if not record.files.log.exists():
+                raise BackendError(f"{record.run_id}: has no log yet; nothing was copied")
+            return copy_folder(record.files.log, target)
+        train = NodeJob.read(record.files.train_json)
+        if what == "model":
+            status = self.status(record)
+            if status.state is not RunState.SUCCEEDED:
+                raise BackendError(
+                    f"{record.run_id}: has no finished model (it is {status.state.value}); --what checkpoints copies what there is"
+                )
+        path = f"{train.run_dir}/{'model' if what == 'model' else 'checkpoints'}"
+        store = train.spec.checkpoint.store
+        if store is not None and "://" in store:
+            from launcher.backends.sky_bucket import copy_prefix
+
+            return copy_prefix(f"{store.rstrip('/')}/{record.run_id}/{what}", target)
+        there = self._reach(record)
+        if there is None:
+            raise BackendError(
+                f"{record.run_id}: its {what} lies at {path} on {self.status(record).node or 'its node'}, which cannot be "
+                "reached from here; copy it there, or use a bucket as checkpoint.store"
+            )
+        return there.copy(path, target)
+
+    def _refuse_twins(self, record: RunRecord) -> None:
+        """Never two of the same run, nor two of the same job by mistake."""
+        if self.find(record.run_id) is not None:
+            raise BackendError(f"{record.run_id}: is active already; `dolphin logs {record.run_id}` follows it")
+        twin = re.compile(re.escape(record.name[:40].rstrip("-")) + _RUN_ID_TAIL)
+        for job in self._client.jobs(record.name[:40].rstrip("-"), active_only=True):
+            if twin.fullmatch(job.name):
+                raise BadUsage(
+                    f"{record.name}: a job of this name is {job.status.lower()} already ({job.name}); `dolphin logs {job.name}` "
+                    "follows it; for one more, set another `name`"
+                )
+
+    def _job(self, record: RunRecord) -> Any:
+        """SkyPilot's record of the run; None where there is none."""
+        handle = record.handle or {}
+        if self._kind(record) == "managed":
+            jobs = [job for job in self._client.jobs(record.run_id, active_only=False) if job.name == record.run_id]
+        else:
+            cluster = handle.get("cluster") or record.options.get("cluster")
+            jobs = [job for job in self._client.cluster_jobs(cluster) or [] if job.name == record.run_id]
+        wanted = handle.get("job_id")
+        job = next((job for job in jobs if wanted is None or job.job_id == wanted), None)
+        if job is not None:
+            self._said[record.run_id] = job.status
+        return job
+
+    def _without_job(self, record: RunRecord) -> tuple[RunState, str]:
+        if self._client.pending_launch(record.run_id):
+            return RunState.PROVISIONING, "SkyPilot is taking it in"
+        if record.handle is None and ledger.is_locked(record):
+            return RunState.CREATED, "being submitted"
+        outcome = self._outcome(record)
+        if self._kind(record) == "cluster" and record.handle is not None:
+            state, detail, _ = (
+                sky_status.settled(RunState.FAILED, outcome, None) if outcome else (RunState.LOST, "", None)
+            )
+            return state, detail or "its cluster is gone without an outcome; `dolphin resume` goes on"
+        if record.submissions == 0 or record.handle is None:
+            return RunState.LOST, "it was never started; `dolphin resume` starts it"
+        return RunState.LOST, "SkyPilot knows no job of this name any more; `dolphin resume` goes on"
+
+    def _kind(self, record: RunRecord) -> str:
+        return (record.handle or {}).get("kind") or ("cluster" if record.options.get("cluster") else "managed")
+
+    def _cluster_option(self, run_id: str) -> str | None:
+        with contextlib.suppress(LauncherError):
+            return ledger.load(ledger.folder_of(run_id)).options.get("cluster")
+        return None
+
+    def _feed(self, record: RunRecord) -> Feed | None:
+        """The run's log; None while there is no job to ask."""
+        if record.run_id not in self._feeds:
+            job = self._job(record)
+            if job is None:
+                return None
+            managed = self._kind(record) == "managed"
+
+            def tail(follow: bool, stream: io.TextIOBase) -> None:
+                if managed:
+                    self._client.tail_managed(job.job_id, follow, stream)
+                else:
+                    self._client.tail_cluster(job.cluster, job.job_id, follow, stream)
+
+            self._feeds[record.run_id] = Feed(tail, Mirror(record.folder))
+        return self._feeds[record.run_id]
+
+    def _refresh(self, record: RunRecord) -> None:
+        """Bring the files at home up to now: from the followed log, else by reading it once in a while."""
+        if record.run_id in self._complete:
+            return
+        feed = self._feed(record)
+        if feed is None:
+            return
+        if feed.is_following:
+            feed.take()
+        elif self._said.get(record.run_id) in _BEFORE_A_LOG:
+            return  # SkyPilot would hold the reading back until there is a node
+        elif time.monotonic() - self._read_at.get(record.run_id, -1e9) > self.poll_s:
+            with contextlib.suppress(BackendError):  # no log yet: the node is not ready
+                feed.read_once()
+            self._read_at[record.run_id] = time.monotonic()
+
+    def _complete_reading(self, record: RunRecord, job: Any) -> None:
+        """The last reading of a run that is over, with what the log could not carry any more."""
+        if record.run_id in self._complete:
+            return
+        feed = self._feed(record)
+        if feed is not None:
+            feed.stop()
+            with contextlib.suppress(BackendError):
+                feed.read_once()
+        if not self._outcome(record):
+            self._from_store(record)
+        self._complete.add(record.run_id)
+        self._read_at.setdefault(record.run_id, time.monotonic())
+
+    def _from_store(self, record: RunRecord) -> None:
+        """What the run folder in the store holds beyond what the log brought: the end of a run that was cancelled."""
+        there, run_dir = self._reach(record), self._run_dir(record)
+        if there is None or run_dir is None:
+            return
+        with contextlib.suppress(BackendError):
+            Mirror(record.folder).take_files(lambda name: there.read(f"{run_dir}/{name}"))
+
+    def _reach(self, record: RunRecord) -> Reach | None:
+        nodes = list(read_lines(record.folder / "nodes.jsonl"))
+        infra = nodes[-1].get("infra") if nodes else None
+        if not infra:
+            job = self._job(record)
+            infra = job.infra if job is not None else None
+        return reach(infra)
+
+    def _run_dir(self, record: RunRecord) -> str | None:
+        with contextlib.suppress(OSError, ValueError):
+            return NodeJob.read(record.files.train_json).run_dir
+        return None
+
+    def _outcome(self, record: RunRecord) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(record.files.outcome.read_bytes())
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    def _last_step(self, record: RunRecord) -> int | None:
+        steps = [line.get("step") for line in read_lines(record.files.metrics) if line.get("loss") is not None]
+        return steps[-1] if steps else None
+
+    def _hourly(self, record: RunRecord, job: Any, state: RunState) -> float | None:
+        """Price of the present node; asked once for each node, and remembered beside the record."""
+        path = record.folder / PRICES_FILE
+        known: dict[str, float] = {}
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(path.read_bytes())
+        key = f"{job.job_id}.{job.recoveries}"
+        if key not in known and job.cluster and state in (RunState.RUNNING, RunState.STOPPING):
+            for cluster in self._client.clusters():
+                if cluster.name == job.cluster and cluster.price_usd_per_hour is not None:
+                    known[key] = cluster.price_usd_per_hour
+                    write_atomic(path, json.dumps(known))
+        return known.get(key) or (list(known.values())[-1] if known else None)
+
+    def _attempts(
+        self, record: RunRecord, job: Any, state: RunState, now: float, hourly: float | None
+    ) -> tuple[NodeAttempt, ...]:
+        nodes = list(read_lines(record.folder / "nodes.jsonl"))
+        heard = [at for _, at in Mirror(record.folder).times()]
+        heard += [float(event["time"]) for event in read_lines(record.files.events) if "time" in event]
+        return sky_status.node_attempts(
+            nodes, heard, state=state, now=now, ended_at=job.ended_at, price_usd_per_hour=hourly
+        )
+
+    def _save_first(self, record: RunRecord, job: Any, grace_s: float) -> bool:
+        """Ask the trainer for a save and wait for it, where the store can be reached; True once it is done.
+
+        SkyPilot's own signal is no promise: on Slurm about half of the cancels send none."""
+        run_dir, there = self._run_dir(record), self._reach(record)
+        if grace_s <= 0 or there is None or run_dir is None or not self._last_step(record):
+            return False
+        before, deadline = self._saved_at(there, run_dir), time.monotonic() + grace_s
+        with contextlib.suppress(BackendError):
+            there.touch(f"{run_dir}/{SAVE_FILE}")
+            while time.monotonic() < deadline:
+                time.sleep(_SAVED_AGAIN_S)
+                if self._saved_at(there, run_dir) > before:
+                    return True
+        return False
+
+    def _saved_at(self, there: Reach, run_dir: str) -> float:
+        """Time of the newest checkpoint_saved event in the store; 0 where there is none."""
+        times = [0.0]
+        with contextlib.suppress(BackendError):
+            for line in (there.read(f"{run_dir}/events.jsonl") or b"").splitlines():
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if event.get("event") == "checkpoint_saved":
+                        times.append(float(event["time"]))
+        return max(times)
+
+    def _wait_for_job(self, record: RunRecord) -> Any:
+        deadline = time.monotonic() + _DOWN_TIMEOUT_S
+        while time.monotonic() < deadline and self._client.pending_launch(record.run_id):
+            time.sleep(self.poll_s)
+        return self._job(record)
+
+    def _others_on(self, cluster: str, run_id: str) -> list[str]:
+        """Active jobs of other runs on a cluster."""
+        return [
+            job.name for job in self._client.cluster_jobs(cluster) or []
+            if job.name != run_id and not is_over(sky_status.cluster_job_state(job.status))
+        ]  # fmt: skip
+
+    def _wait_until_gone(self, record: RunRecord, job: Any, table: dict[str, RunState]) -> list[str]:
+        deadline = time.monotonic() + _DOWN_TIMEOUT_S
+        while True:
+            now = self._job(record)
+            is_ended = now is None or is_over(table.get(now.status, RunState.RUNNING))
+            left = (
+                self._left(record, job)
+                if is_ended
+                else [f"managed job {job.job_id} is {now.status}: `sky jobs cancel {job.job_id}`"]
+            )
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(self.poll_s)
+
+    def _left(self, record: RunRecord, job: Any) -> list[str]:
+        """Clusters of this run that SkyPilot still has, each with how to remove it."""
+        kept = (
+            self._others_on(job.cluster, record.run_id) if job is not None and self._kind(record) == "cluster" else []
+        )
+        names = {cluster.name: cluster.status for cluster in self._client.clusters()}
+        mine = [
+            name for name in names
+            if (job is not None and name == job.cluster) or (job is not None and name == f"{record.run_id}-{job.job_id}")
+        ]  # fmt: skip
+        if kept:
+            return []
+        return [f"cluster {name} is {names[name]}: `sky down {name}`" for name in mine]

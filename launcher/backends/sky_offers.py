@@ -1,0 +1,82 @@
+"""Offers for a job from SkyPilot's prices, and the refusals that save a person from paying for nothing. Knows no sky.
+
+Goes by a client's plain answers. Owns the checks before a submit: the GPU's name, the price cap, the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from launcher.backends import sky_errors
+from launcher.backends.base import Offer
+from launcher.backends.sky_task import Place, cloud_of, places_of
+from launcher.errors import BadUsage, LauncherError, NoCapacity
+from launcher.spec import JobSpec
+
+
+def offers_of(client: Any, job: JobSpec, nproc: int | None) -> list[Offer]:
+    """Cheapest first. NoCapacity where every offer is above the job's cap, BadUsage for a GPU that does not exist."""
+    places = places_of(job, job.resources.infra or client.enabled())
+    gpu, count = job.resources.gpu_name, job.resources.gpus_per_node
+    if gpu is None:
+        infras = list(dict.fromkeys(place.infra for place in places if place.infra))
+        return [Offer("sky", infra, None, nproc or job.resources.ranks_per_node or 1) for infra in infras]
+    found: list[Offer] = []
+    for infra in dict.fromkeys(place.infra for place in places if place.infra):
+        kinds = {place.spot for place in places if place.infra == infra}
+        found += [offer for offer in client.offers(gpu, count, infra) if offer.spot in kinds]
+    if not found:
+        _refuse_unknown(client, gpu, places)
+        where = ", ".join(dict.fromkeys(place.infra or "" for place in places))
+        raise NoCapacity(
+            f"resources: nobody offers {gpu}:{count} at {where}; `sky gpus list {gpu} --all-regions` shows who does"
+        )
+    found.sort(key=lambda offer: (offer.price_usd_per_hour, offer.infra))
+    cap = job.resources.max_hourly_cost
+    affordable = [offer for offer in found if cap is None or offer.price_usd_per_hour <= cap]
+    if cap is not None and not affordable:
+        raise sky_errors.too_cheap(cap, found[0])
+    return affordable
+
+
+def priced(job: JobSpec, places: list[Place], offers: list[Offer]) -> list[Place]:
+    """The places with the cheapest price that was offered at each; those with no offer within the cap are left out."""
+    found = []
+    for place in places:
+        prices = [
+            offer.price_usd_per_hour
+            for offer in offers
+            if offer.spot == place.spot and (offer.infra == place.infra or offer.infra.startswith(f"{place.infra}/"))
+        ]
+        if prices or job.resources.gpu_name is None:
+            found.append(Place(place.infra, place.spot, min(prices, default=None)))  # type: ignore[type-var]
+    return found
+
+
+def refuse_losing_progress(job: JobSpec, options: Mapping[str, Any]) -> None:
+    """BadUsage for a run whose checkpoints and model would go with the node, unless the person said so."""
+    if job.checkpoint.store is not None or options.get("yes_lose_progress"):
+        return
+    if options.get("cluster") and job.resources.spot == "never":
+        return  # a cluster of one's own stays until it is taken down; `dolphin fetch` reaches it
+    raise BadUsage(
+        "checkpoint.store is not set: checkpoints and model would be lost with the node; name a bucket (s3://, gs://) or a "
+        "folder that the nodes share, or pass --yes-lose-progress"
+    )
+
+
+def tried(job: JobSpec, places: list[Place]) -> list[str]:
+    """What was asked for, for an error."""
+    what = job.resources.accelerators or "a CPU node"
+    return [f"{what} at {place.infra}{' spot' if place.spot else ''}" for place in places]
+
+
+def _refuse_unknown(client: Any, gpu: str, places: list[Place]) -> None:
+    clouds = sorted({cloud_of(place.infra) for place in places if place.infra})
+    try:
+        known = client.accelerators(clouds)
+    except LauncherError:
+        return  # the names cannot be had: the caller's own words must do
+    if known and gpu.upper() not in {name.upper() for name in known}:
+        raise sky_errors.unknown_gpu(gpu, known)

@@ -1,0 +1,285 @@
+"""Runs on the node, beside the trainer: makes the run folder readable from afar through nothing but the job's log.
+
+Shipped alone to the node and started by any Python 3.8 or later, so it imports the standard library only. Owns the start
+of the trainer's supervisor, and the frames: one printed line for each line of the run folder's growing files, numbered,
+so that a reader puts them together once each, in order, whatever reconnects, replays and recoveries it sees them through.
+
+    ~dolphin JOURNAL KIND NUMBER TIME JSON      a line (kinds below); TIME is seconds since the epoch, 0 where unknown
+    ~dolphin JOURNAL Z BASE64                   zlib of many such lines: what earlier nodes left in the run folder
+
+JOURNAL names the run folder's contents: it stays the same over recoveries where the folder outlives the node.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zlib
+from types import FrameType
+from typing import Any
+
+MARK = "~dolphin"
+FILES = {"L": "log.txt", "E": "events.jsonl", "M": "metrics.jsonl", "N": "nodes.jsonl"}
+"""Kind of a frame to the file whose lines it carries. Kind O carries outcome.json, numbered by the start it ended."""
+POLL_S = 0.5
+REPLAY_BYTES = 64_000
+_PR_SET_PDEATHSIG = 1
+
+
+def frame(journal: str, kind: str, number: int, at: float, text: str) -> str:
+    return f"{MARK} {journal} {kind} {number} {at:.3f} {json.dumps(text)}"
+
+
+def packed(journal: str, frames: list[str]) -> str:
+    """Frames as one line."""
+    return f"{MARK} {journal} Z " + base64.b64encode(zlib.compress("\n".join(frames).encode())).decode()
+
+
+class Tail:
+    """New whole lines of a growing file. `number` counts the lines given out."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.number, self._offset = path, 0, 0
+
+    def read(self, last: bool = False) -> list[str]:
+        """Lines since the last call; with `last` also one that lacks its newline."""
+        try:
+            with open(self.path, "rb") as handle:
+                handle.seek(self._offset)
+                data = handle.read()
+        except FileNotFoundError:
+            return []
+        end = len(data) if last else data.rfind(b"\n") + 1
+        self._offset += end
+        lines = data[:end].decode("utf-8", "replace").split("\n")
+        if lines[-1] == "":
+            lines.pop()
+        self.number += len(lines)
+        return lines
+
+
+class Relay:
+    def __init__(self, config: dict[str, Any], inputs: str) -> None:
+        self.run_dir = os.path.expanduser(config["run_dir"])
+        self.config, self.inputs = config, inputs
+        os.makedirs(self.run_dir, exist_ok=True)
+        self.tails = {kind: Tail(os.path.join(self.run_dir, name)) for kind, name in FILES.items()}
+        self.journal = self._journal()
+        self.began = time.time()
+        self.child: subprocess.Popen[bytes] | None = None
+        self.stops = 0
+        self.start_number = 0
+        self._marks: list[tuple[str, float]] = []
+        self._last_step: int | None = None
+        self._past_step: int | None = None
+        self._past_ended_well = self._told_resume = self._told_timing = False
+
+    def run(self) -> int:
+        """Everything, to the trainer's exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+        self._replay()
+        self._end_torn_lines()
+        self._append("N", json.dumps(self._node()))
+        command = self._command()
+        with open(os.path.join(self.run_dir, "log.txt"), "ab") as log:
+            if self.stops:
+                return 75
+            self.child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
+            )
+        while self.child.poll() is None:
+            self._forward()
+            time.sleep(POLL_S)
+        self._forward(last=True)
+        self._outcome()
+        code = self.child.returncode
+        return 128 - code if code < 0 else code
+
+    def _journal(self) -> str:
+        path = os.path.join(self.run_dir, "journal")
+        if not os.path.exists(path):
+            with open(path + ".new", "w") as handle:
+                handle.write(os.urandom(4).hex())
+            os.replace(path + ".new", path)
+        with open(path) as handle:
+            return handle.read().strip()
+
+    def _replay(self) -> None:
+        """What earlier nodes left, for a reader that was not there."""
+        frames, size = [], 0
+        times = self._times()
+        for kind in "NEML":
+            at = 0.0
+            tail = self.tails[kind]
+            for number, line in enumerate(tail.read(), 1):
+                self._learn(kind, line)
+                at = times.get(number, at) if kind == "L" else 0.0
+                frames.append(frame(self.journal, kind, number, at, line))
+                size += len(line)
+                if size > REPLAY_BYTES:
+                    self._print(packed(self.journal, frames))
+                    frames, size = [], 0
+        if frames:
+            self._print(packed(self.journal, frames))
+        self._past_step, self._marks = self._last_step, []
+        self.start_number = self.tails["N"].number + 1
+
+    def _end_torn_lines(self) -> None:
+        """A node that was taken away in the middle of a line: end it, so that the next one is whole."""
+        for tail in self.tails.values():
+            try:
+                with open(tail.path, "rb+") as handle:
+                    if handle.seek(0, os.SEEK_END) and (handle.seek(-1, os.SEEK_END), handle.read(1))[1] != b"\n":
+                        handle.write(b"\n")
+            except FileNotFoundError:
+                continue
+
+    def _node(self) -> dict[str, Any]:
+        cloud = json.loads(os.environ.get("SKYPILOT_CLUSTER_INFO") or "{}")
+        return {
+            "time": self.began,
+            "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+            "infra": "/".join(str(cloud[k]) for k in ("cloud", "region", "zone") if cloud.get(k)),
+            "setup_at": float(os.environ.get("DOLPHIN_SETUP_AT") or self.began),
+            "managed_job": os.environ.get("SKYPILOT_MANAGED_JOB_ID"),
+        }
+
+    def _command(self) -> list[str]:
+        """The supervisor's command line; writes train.json with this node's paths."""
+        with open(os.path.join(self.inputs, "train.json")) as handle:
+            text = handle.read().replace("@DATA@", os.path.join(os.path.dirname(self.inputs), "dolphin-data"))
+        path = os.path.join(self.run_dir, "train.json")
+        with open(path + ".new", "w") as handle:
+            handle.write(text)
+        os.replace(path + ".new", path)
+        train = ["-m", "trainer.supervise", path]
+        image: str = self.config["image"]
+        how = os.environ.get("DOLPHIN_CONTAINER", "none")
+        if how != "docker":
+            os.environ["PYTHONUNBUFFERED"] = "1"
+            return [os.environ.get("DOLPHIN_PYTHON") or sys.executable, *train]
+        if subprocess.call(["docker", "image", "inspect", image], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+            self._phase("pulling image")
+            self._forward()
+            with open(os.path.join(self.run_dir, "log.txt"), "ab") as log:
+                if subprocess.call(["docker", "pull", "-q", image], stdout=log, stderr=subprocess.STDOUT):
+                    self._say(f"cannot pull {image} on this node; is the name right, and may this node read it?")
+        command = ["docker", "run", "--rm", "--init", "--name", "dolphin-" + self.config["run_id"], "--network=host",
+                   "--ipc=host", "--label", "dolphin.run=" + self.config["run_id"]]  # fmt: skip
+        if shutil.which("nvidia-smi"):
+            command += ["--gpus", "all"]
+        for folder in sorted({self.run_dir, self.inputs, *map(os.path.expanduser, self.config["mounts"])}):
+            os.makedirs(folder, exist_ok=True)
+            command += ["-v", folder + ":" + folder]
+        for name in self.config["env"]:
+            command += ["-e", name]
+        return [*command, "--entrypoint", "python", image, *train]
+
+    def _forward(self, last: bool = False) -> None:
+        at = time.time()
+        for kind, tail in self.tails.items():
+            first = tail.number + 1
+            for number, line in enumerate(tail.read(last), first):
+                self._print(frame(self.journal, kind, number, at, line))
+                self._learn(kind, line)
+                if kind == "L" and number % 20 == 1:
+                    with open(os.path.join(self.run_dir, "log.times"), "a") as handle:
+                        handle.write(f"{number} {at:.3f}\n")
+        sys.stdout.flush()
+
+    def _learn(self, kind: str, line: str) -> None:
+        """Notice what makes a line of the relay's own: a resume, the first step."""
+        if kind not in "EM":
+            return
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return
+        if kind == "E":
+            name = record.get("event")
+            if name in ("preempted", "finished"):
+                self._past_ended_well = True
+            elif name == "phase" and self.start_number:
+                self._marks.append((record.get("phase"), record.get("time", 0.0)))
+            elif name == "resumed" and self._past_step is not None and not self._told_resume:
+                self._told_resume = True
+                self._say(f"node reclaimed at step {self._past_step}; resuming from {record.get('step')}")
+        elif record.get("loss") is not None:
+            self._last_step = record.get("step")
+            if self.start_number and not self._told_timing:
+                self._told_timing = True
+                if self._past_step is not None and not self._told_resume:
+                    self._say(f"node reclaimed at step {self._past_step} before the first save; starting over")
+                self._say_timing(time.time())
+
+    def _say_timing(self, now: float) -> None:
+        """Phase by phase, from the first command on the node to the first step."""
+        setup_at = float(os.environ.get("DOLPHIN_SETUP_AT") or self.began)
+        marks = [("environment", setup_at), ("relay", self.began), *self._marks, ("", now)]
+        ends = [at for _, at in marks[1:]]
+        parts = [f"{name} {max(0.0, end - at):.1f} s" for (name, at), end in zip(marks, ends)]  # noqa: B905 (Python 3.8 knows no strict)
+        self._say(f"{now - setup_at:.1f} s from the node to step {self._last_step}: {', '.join(parts)}")
+
+    def _phase(self, phase: str) -> None:
+        record = {"time": time.time(), "event": "phase", "attempt": self.start_number, "phase": phase}
+        self._append("E", json.dumps(record))
+
+    def _say(self, message: str) -> None:
+        self._append("L", "dolphin: " + message)
+
+    def _append(self, kind: str, line: str) -> None:
+        with open(self.tails[kind].path, "a") as handle:
+            handle.write(line + "\n")
+
+    def _outcome(self) -> None:
+        try:
+            with open(os.path.join(self.run_dir, "outcome.json")) as handle:
+                text = handle.read()
+        except FileNotFoundError:
+            return
+        self._print(frame(self.journal, "O", self.start_number, time.time(), text))
+
+    def _times(self) -> dict[int, float]:
+        try:
+            with open(os.path.join(self.run_dir, "log.times")) as handle:
+                return {
+                    int(number): float(at) for number, at in (line.split() for line in handle if line.endswith("\n"))
+                }
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def _print(self, line: str) -> None:
+        sys.stdout.write(line + "\n")
+
+    def _pass_on(self, number: int, stack: FrameType | None) -> None:
+        self.stops += 1
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+
+
+def die_with_parent() -> None:
+    """The trainer must not outlive a relay that was killed: nobody would hear of it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def main() -> int:
+    inputs = os.path.dirname(os.path.abspath(__file__))
+    with open(os.path.join(inputs, "relay.json")) as handle:
+        config = json.load(handle)
+    if os.environ.get("DOLPHIN_NODE_RANK", "0") == "0":
+        return Relay(config, inputs).run()
+    relay = Relay({**config, "run_dir": config["run_dir"] + "/node-" + os.environ["DOLPHIN_NODE_RANK"]}, inputs)
+    return subprocess.call(relay._command())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
