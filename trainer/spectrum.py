@@ -46,8 +46,6 @@ def snr_of(singular_values: torch.Tensor, rows: int, columns: int) -> float:
     """
     values = singular_values.double()
     largest = values.max().item()
-    if not math.isfinite(largest):
-        return math.nan
     if largest == 0.0:
         return 0.0
     quartiles = torch.quantile(values, torch.tensor([0.25, 0.75], dtype=values.dtype, device=values.device))
@@ -64,9 +62,12 @@ def singular_values(tensors: Sequence[StoredTensor], device: torch.device | str)
 
     They are square roots of the eigenvalues of the smaller Gram matrix, summed in float64: its rounding moves a
     singular value by about 1e-16 of the square of its ratio to the largest, and it needs min side squared doubles where
-    a singular value decomposition needs the matrix three times over.
+    a singular value decomposition needs the matrix three times over. BadInput where a value is not finite.
     """
     grams = torch.stack([_gram(tensor, device) for tensor in tensors])
+    for tensor, gram in zip(tensors, grams, strict=True):
+        if not torch.isfinite(gram).all():
+            raise BadInput(f"{tensor.file}: '{tensor.name}' holds values that are not finite; fetch it again")
     return torch.linalg.eigvalsh(grams).clamp_min_(0.0).sqrt_()
 
 
@@ -104,10 +105,7 @@ def scan(
             bar.set_postfix_str(f"{len(done)}/{len(matrices)} {_module(group[0])}", refresh=True)
             spectra = singular_values(group, device)
             for tensor, values in zip(group, spectra, strict=True):
-                ratio = snr_of(values, *tensor.shape)
-                if math.isnan(ratio):
-                    raise BadInput(f"{tensor.file}: '{tensor.name}' holds values that are not finite; fetch it again")
-                done[_module(tensor)] = ratio
+                done[_module(tensor)] = snr_of(values, *tensor.shape)
             write_atomic(partial, json.dumps({"model": model, "snr": done}))
             bar.update(sum(_work(tensor) for tensor in group))
     done.update({_module(tensor): math.inf for tensor in weights if len(tensor.shape) == 1})
