@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from trainer import secret_file
 from trainer.rundir import EventKind, Phase, append_line, write_atomic
 from trainer.spec import NodeJob
 
 
 def main() -> int:
+    secret_file.take(os.environ)
     job = NodeJob.read(sys.argv[1])
     wish = json.loads(os.environ.get("FAKE", "{}"))
     run = Path(job.run_dir)
