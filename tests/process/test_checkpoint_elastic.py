@@ -1,0 +1,108 @@
+"""A run that is resumed elsewhere must go on as if nothing had happened: at any number of ranks, under any ZeRO stage."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.checkpoint_runs import do_phases
+
+STAGES, PRECISIONS = (0, 1, 2, 3), ("fp32", "bf16")
+SAVED_AT, LAST, SHORT = 2, 22, 5
+LONG = ((2, "fp32"), (3, "fp32"), (3, "bf16"))
+"""Cases that are followed over twenty steps after the resume; the others over three."""
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-3}
+
+
+def run_of(root: Path, name: str, stage: int, precision: str, case: tuple[int, str], **more: object) -> dict:
+    steps = LAST if case in LONG else SHORT
+    return {"run_dir": str(root / name), "stage": stage, "precision": precision, "seed": 1, "steps": steps, **more}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """All of it in one start. Keys: (kind, stage, precision)."""
+    root = tmp_path_factory.mktemp("elastic")
+    cases = list(itertools.product(STAGES, PRECISIONS))
+    four = {(s, p): run_of(root, f"four-{s}-{p}", s, p, (s, p), steps=SAVED_AT, save_at=[SAVED_AT]) for s, p in LONG}
+    whole = {(s, p): run_of(root, f"two-{s}-{p}", s, p, (s, p), save_at=[SAVED_AT]) for s, p in cases}
+    again = {"seed": 99, "attempt": 2}
+    same = {
+        (s, p): run_of(root, f"same-{s}-{p}", s, p, (s, p), copy_from=whole[s, p]["run_dir"], **again) for s, p in cases
+    }
+    other = {
+        (f"{s} to {(s + 1) % 4}", p): run_of(
+            root,
+            f"other-{s}-{p}",
+            (s + 1) % 4,
+            p,
+            (s, p),
+            copy_from=whole[s, p]["run_dir"],
+            **(again | {"steps": SHORT}),
+        )
+        for s, p in cases
+    }
+    fewer = {(f"4 to 2, stage {s}", p): run_of(root, f"four-{s}-{p}", 5 - s, p, (s, p), **again) for s, p in LONG}
+    one = {(s, p): run_of(root, f"two-{s}-{p}", (s + 2) % 4, p, (s, p), save_at=[4], **again) for s, p in LONG}
+    more = {(s, p): run_of(root, f"two-{s}-{p}", s, p, (s, p), **(again | {"attempt": 3})) for s, p in LONG}
+    found = {}
+    phases = [
+        ("4", 4, four),
+        ("whole", 2, whole),
+        ("2 to 2", 2, same | other | fewer),
+        ("2 to 1", 1, one),
+        ("1 to 2", 2, more),
+    ]
+    results = do_phases(root, [(nproc, list(runs.values())) for _, nproc, runs in phases])
+    for (kind, _, runs), outcomes in zip(phases, results, strict=True):
+        assert not [outcome["error"] for outcome in outcomes if outcome["error"]]
+        found.update({(kind, *case): outcome for case, outcome in zip(runs, outcomes, strict=True)})
+    return found
+
+
+def close(results, resumed, precision, last=LAST):
+    whole = results["whole", 3, precision]["losses"]
+    first = min(int(step) for step in resumed["losses"])
+    steps = [str(step) for step in range(first, last + 1)]
+    assert sorted(resumed["losses"], key=int) == steps
+    return max(abs(float.fromhex(whole[s]) - float.fromhex(resumed["losses"][s])) for s in steps)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_same_number_of_ranks_goes_on_bit_for_bit(results, stage, precision):
+    whole, resumed = results["whole", stage, precision], results["2 to 2", stage, precision]
+    assert resumed["resumed_at"] == SAVED_AT
+    assert resumed["losses"] == {s: loss for s, loss in whole["losses"].items() if int(s) > SAVED_AT}
+    assert len(set(whole["losses"].values())) == len(whole["losses"])  # it moves: equal losses are no matter of course
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_another_stage_starts_from_the_same_weights(results, stage, precision):
+    resumed = results["2 to 2", f"{stage} to {(stage + 1) % 4}", precision]
+    whole = results["whole", stage, precision]["losses"]
+    assert resumed["resumed_at"] == SAVED_AT
+    differences = [abs(float.fromhex(whole[s]) - float.fromhex(loss)) for s, loss in resumed["losses"].items()]
+    assert max(differences) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize(("stage", "precision"), LONG)
+def test_half_the_ranks_go_on_over_twenty_steps(results, stage, precision):
+    resumed = results["2 to 2", f"4 to 2, stage {stage}", precision]
+    assert resumed["resumed_at"] == SAVED_AT
+    assert close(results, resumed, precision) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize(("stage", "precision"), LONG)
+def test_one_rank_goes_on_with_what_two_saved_and_two_with_what_one_saved(results, stage, precision):
+    one, two = results["2 to 1", stage, precision], results["1 to 2", stage, precision]
+    assert (one["resumed_at"], two["resumed_at"]) == (SAVED_AT, 4)
+    assert close(results, one, precision) < TOLERANCE[precision]
+    assert close(results, two, precision) < TOLERANCE[precision]
+
+
+def test_random_numbers_go_on_too(results):
+    assert results["2 to 2", 3, "fp32"]["random"] == results["whole", 3, "fp32"]["random"]
+    assert torch.tensor(results["2 to 1", 3, "fp32"]["random"]).isfinite().all()

@@ -1,0 +1,163 @@
+"""Ranks of the checkpoint tests: real engines and a real CheckpointManager on random batches, many runs in few starts.
+
+    python -m tests.support.checkpoint_worker plan.json
+
+plan.json is a list of phases {nproc, runs}; the ranks of each are forked off one process that has imported everything,
+which saves the ten seconds that every rank under torchrun takes to start. A run is {run_dir, out, stage, precision,
+seed, steps, save_at, copy_from?, store?, checkpoint?, train?, plan_key?, attempt?}: it resumes from what its run folder
+holds, trains to `steps`, and rank 0 writes {losses, resumed_at, error, ...} to `out`. Losses are exact: float.hex().
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from trainer.checkpoint.manager import CheckpointManager
+from trainer.data.batch import Batch
+from trainer.engine import Engine, initialize_distributed, sum_over_ranks
+from trainer.exits import BadInput, TrainingFailed
+from trainer.rundir import RunDir
+from trainer.spec import NodeJob
+from trainer.state import TrainerState
+
+GLOBAL_BATCH, LENGTH, VOCABULARY = 4, 16, 97
+LEARNING_RATE = 2e-3
+
+
+def job_of(run: dict[str, Any], world_size: int) -> NodeJob:
+    train = {
+        "global_batch": GLOBAL_BATCH, "micro_batch": 1, "zero": run["stage"], "precision": run["precision"],
+        "learning_rate": LEARNING_RATE, "weight_decay": 0.1, "max_steps": 1000,
+    }  # fmt: skip
+    spec: dict[str, Any] = {
+        "name": "checkpoints",
+        "model": {"base": "none"},
+        "data": {"sources": [{"path": "none"}], "sequence_length": LENGTH},
+        "train": {**train, **run.get("train", {})},
+        "checkpoint": {"store": run.get("store"), **run.get("checkpoint", {})},
+    }
+    return NodeJob.model_validate(
+        {
+            "run_id": "run-1", "run_dir": run["run_dir"], "cache_dir": run["run_dir"], "nproc": world_size,
+            "device": "cpu", "spec": spec,
+        }
+    )  # fmt: skip
+
+
+def model_of(seed: int, precision: str, hidden: int = 64) -> torch.nn.Module:
+    """A tiny Llama. `seed` is of the trained weights; what is frozen is the same for all, as a base model's would be."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=2 * hidden - 3, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    model.model.embed_tokens.requires_grad_(False)
+    model.model.layers[0].self_attn.requires_grad_(False)
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.to(torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def batch_of(step: int, rank: int, world_size: int, index: int) -> Batch:
+    """Sequence `index` of this rank's share of the step: the global batch does not depend on the number of ranks."""
+    number = rank * (GLOBAL_BATCH // world_size) + index
+    generator = torch.Generator().manual_seed(1000 * step + number)
+    ids = torch.randint(VOCABULARY, (1, LENGTH), generator=generator)
+    labels = (ids * 3 + 1) % VOCABULARY
+    return Batch(
+        ids,
+        labels,
+        torch.ones(1, LENGTH),
+        torch.arange(LENGTH)[None],
+        torch.tensor([0, LENGTH], dtype=torch.int32),
+        LENGTH,
+    )
+
+
+def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device) -> dict[str, Any]:
+    job = job_of(run, world_size)
+    attempt = run.get("attempt", 1)
+    folder = RunDir(job.run_dir)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    engine = Engine(job, model_of(run["seed"], run["precision"]), GLOBAL_BATCH // world_size, device)
+    result: dict[str, Any] = {"losses": {}, "blocked": [], "error": None, "resumed_at": None}
+    try:
+        manager = CheckpointManager(
+            job, engine.deepspeed, run.get("plan_key", "plan"), rank=rank, world_size=world_size, attempt=attempt,
+            total_steps=1000, steps_per_epoch=10, emit=partial(folder.emit, attempt=attempt) if rank == 0 else None,
+        )  # fmt: skip
+        resumed = manager.resume()
+        state = resumed or TrainerState(attempt=attempt)
+        result["resumed_at"] = resumed.step if resumed else None
+        while state.step < run["steps"]:
+            manager.check()
+            losses = [
+                engine.forward_backward(batch_of(state.step, rank, world_size, index), GLOBAL_BATCH * LENGTH)
+                for index in range(GLOBAL_BATCH // world_size)
+            ]
+            (loss,) = sum_over_ranks(torch.stack(losses).sum(), device=device)
+            engine.apply(LEARNING_RATE)
+            state.step += 1
+            result["losses"][state.step] = (loss / (GLOBAL_BATCH * LENGTH)).hex()
+            if state.step in run.get("save_at", []):
+                result["blocked"].append(manager.save(state, wait=run.get("wait", False)))
+                time.sleep(run.get("pause_s", 0.0))
+        manager.finish()
+        result["save_seconds"] = manager.last_save_seconds
+        result["random"] = torch.rand(3).tolist()
+    except (BadInput, TrainingFailed) as error:
+        result["error"] = f"{type(error).__name__}: {error}"
+        result["cause"] = type(error.__cause__).__name__
+    return result
+
+
+def do_phase(nproc: int, runs: list[dict[str, Any]], rank: int, port: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc), LOCAL_WORLD_SIZE=str(nproc))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    _, _, device = initialize_distributed("cpu")
+    for run in runs:
+        result = train(run, rank, nproc, device)
+        if rank == 0:
+            Path(run["out"]).write_text(json.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    for phase in json.loads(Path(sys.argv[1]).read_text()):
+        for run in phase["runs"]:
+            if "copy_from" in run:
+                shutil.copytree(run["copy_from"], run["run_dir"])
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            port = found.getsockname()[1]
+        fork = multiprocessing.get_context("fork")
+        ranks = [
+            fork.Process(target=do_phase, args=(phase["nproc"], phase["runs"], rank, port))
+            for rank in range(phase["nproc"])
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        if any(process.exitcode for process in ranks):
+            sys.exit(f"ranks ended with {[process.exitcode for process in ranks]}")
+
+
+if __name__ == "__main__":
+    main()
