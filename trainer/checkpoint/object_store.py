@@ -70,6 +70,17 @@ class ObjectStore:
             batches = obstore.list(self._store, prefix or None)
             return {entry["path"]: entry["size"] for batch in batches for entry in batch}
 
+    def entries(self, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """What the store says of each object below `prefix`: size, e_tag."""
+        with _explained(self.url):
+            batches = obstore.list(self._store, prefix or None)
+            return {entry["path"]: dict(entry) for batch in batches for entry in batch}
+
+    def open(self, name: str) -> Any:
+        """A file to read from, which fetches as it goes."""
+        with _explained(f"{self.url}/{name}"):
+            return obstore.open_reader(self._store, name)
+
     def get(self, name: str) -> bytes:
         with _explained(f"{self.url}/{name}"):
             return bytes(obstore.get(self._store, name).bytes())

@@ -37,12 +37,9 @@ def files_of(source: SourceSpec, place: str) -> list[InputFile]:
             compression="",
             size_bytes=0,
             is_local=False,
+            tag=commit,
         )
     ]
-
-
-def fingerprint(file: InputFile) -> str:
-    return file.url.split("\n")[1]
 
 
 def blocks(file: InputFile) -> Iterator[Block]:

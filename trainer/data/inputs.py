@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.data import hub
+from trainer.data import hub, remote
 from trainer.data.readers import HUB, KINDS, Block, InputFile, blocks, kind_of
 from trainer.exits import BadInput
 from trainer.rundir import write_atomic
@@ -32,8 +32,21 @@ def files_of(source: SourceSpec, place: str) -> list[InputFile]:
     """The files of a source, in a fixed order. Raises BadInput where there are none."""
     if hub.is_hub(source):
         return hub.files_of(source, place)
-    if "://" in source.path:
-        return _remote(source.path, place)
+    if remote.is_remote(source.path):
+        found_objects = remote.objects(source.path, place)
+        chosen = [entry for entry in found_objects if kind_of(entry.url)] or found_objects
+        return [
+            InputFile(
+                entry.url,
+                entry.key,
+                entry.url,
+                size_bytes=entry.size_bytes,
+                is_local=False,
+                tag=entry.tag,
+                **_kind(entry.url.rpartition("/")[2], place),
+            )
+            for entry in chosen
+        ]
     path = Path(source.path)
     if path.is_dir():
         found = sorted(
@@ -67,7 +80,7 @@ def fingerprints(files: list[InputFile], cache_dir: Path) -> list[str]:
     out, changed = [], False
     for file in files:
         if not file.is_local:
-            out.append(hub.fingerprint(file) if file.kind == HUB else _remote_fingerprint(file))
+            out.append(file.tag)
             continue
         status = os.stat(file.url)
         state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
@@ -111,51 +124,3 @@ def _content_hash(path: str) -> str:
         while block := handle.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _remote(url: str, place: str) -> list[InputFile]:
-    """Files under an s3:// or gs:// URL: an object, a prefix or a glob."""
-    import fsspec
-
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        protocol = url.split("://", 1)[0]
-        if any(character in path for character in "*?["):
-            found = sorted(filesystem.glob(path))
-        elif filesystem.isfile(path):
-            found = [path]
-        else:
-            found = sorted(child for child in filesystem.find(path) if kind_of(child))
-        details = [filesystem.info(child) for child in found]
-    except ImportError as error:
-        raise BadInput(f"{place}: {error}; install it in the environment of the trainer") from error
-    except ValueError as error:
-        raise BadInput(f"{place}: {error}") from error
-    except OSError as error:
-        raise BadInput(f"{place}: cannot be listed: {error}") from error
-    if not found:
-        raise BadInput(f"{place}: there is nothing there")
-    root = os.path.commonpath([child.rsplit("/", 1)[0] for child in found])
-    return [
-        InputFile(
-            name=f"{protocol}://{child}",
-            key=child[len(root) :].lstrip("/"),
-            url=f"{protocol}://{child}",
-            size_bytes=int(detail.get("size") or 0),
-            is_local=False,
-            **_kind(child.rsplit("/", 1)[-1], place),
-        )
-        for child, detail in zip(found, details, strict=True)
-    ]
-
-
-def _remote_fingerprint(file: InputFile) -> str:
-    """What the store itself says of the content: its checksum, else its version."""
-    import fsspec
-
-    filesystem, path = fsspec.core.url_to_fs(file.url)
-    detail = filesystem.info(path)
-    for name in ("ETag", "etag", "md5Hash", "generation"):
-        if detail.get(name):
-            return f"{name}:{detail[name]}:{detail.get('size')}"
-    return str(filesystem.ukey(path))

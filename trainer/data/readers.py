@@ -20,6 +20,7 @@ from typing import IO, Any
 import orjson
 
 from trainer.data.conversation import BadRow, Reason
+from trainer.data.remote import opened
 from trainer.exits import BadInput
 
 BLOCK_BYTES = 1 << 20
@@ -39,11 +40,13 @@ class InputFile:
     key: str
     """What identifies it within its source wherever it lies: part of the cache key."""
     url: str
-    """Local path, or URL that fsspec opens."""
+    """Local path, s3:// or gs:// URL, or what identifies a hub dataset."""
     kind: str
     compression: str
     size_bytes: int
     is_local: bool
+    tag: str = ""
+    """Of what is not local: the store's own word for the content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +141,7 @@ def _line_ranges(path: Path) -> Iterator[Block]:
 
 @contextmanager
 def _opened(file: InputFile) -> Iterator[IO[bytes]]:
-    if file.is_local:
-        raw: IO[bytes] = open(file.url, "rb")  # noqa: SIM115 - closed below
-    else:
-        import fsspec
-
-        raw = fsspec.open(file.url, "rb").open()
-    with raw:
+    with open(file.url, "rb") if file.is_local else opened(file.url) as raw:
         if file.compression == ".gz":
             with gzip.open(raw, "rb") as unzipped:
                 yield io.BufferedReader(unzipped)

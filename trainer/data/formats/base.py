@@ -132,7 +132,9 @@ def wrap_calls(calls: list[Any], where: str) -> list[dict[str, Any]]:
             try:
                 arguments = json.loads(arguments or "{}")
             except ValueError as error:
-                raise BadRow(Reason.UNDECODABLE, f"{where} calls a function with arguments that are not JSON") from error
+                raise BadRow(
+                    Reason.UNDECODABLE, f"{where} calls a function with arguments that are not JSON"
+                ) from error
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         out.append({"type": "function", **identity, "function": {"name": function["name"], "arguments": arguments}})
     if not out:
