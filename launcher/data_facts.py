@@ -88,7 +88,7 @@ def estimated(data: DataSpec) -> DataFacts | None:
     tokens *= 1.0 - data.validation_fraction
     sequences = max(1, round(tokens / (FILL * data.sequence_length)))
     return DataFacts(
-        "estimate", f"the size of the files, at {BYTES_PER_TOKEN} bytes a token", sequences, tokens=int(tokens)
+        "estimate", f"the size of the files, at {BYTES_PER_TOKEN} bytes a token", sequences, tokens=round(tokens)
     )
 
 

@@ -104,5 +104,5 @@ def test_a_share_that_is_none_is_refused(top: str) -> None:
 def test_a_file_that_is_no_snr_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "snr.json"
     path.write_text(content)
-    with pytest.raises(BadUsage, match="snr.json"):
+    with pytest.raises(BadUsage, match=r"snr\.json"):
         read_snr(path)

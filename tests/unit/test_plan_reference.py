@@ -1,0 +1,208 @@
+"""`dolphin plan` on the reference job: a wrong number here is a bill, or a run that dies of memory in its first step."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher.architecture import find_architecture, trainable
+from launcher.backends.base import Offer
+from launcher.data_facts import DataFacts, estimated, stated
+from launcher.errors import BadUsage
+from launcher.offers import catalog_folder, catalog_offers
+from launcher.plan import LaunchPlan, make_plan
+from launcher.plan_command import deadline_hours, plan_command, settled_zero
+from launcher.plan_view import show, summarise
+from launcher.spec import JobSpec, ResourcesSpec, load_job
+from trainer.spec import DataSpec, SourceSpec
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "dolphin-2.9.4-llama3.1-8b.yaml"
+CATALOGS = os.environ.get("DOLPHIN_SKY_CATALOGS")
+SEQUENCES = 291_840
+SPOT = Offer("sky", "aws/eu-south-2/a", "L40S", 8, True, 3.41, 45_776, "g6e.48xlarge")
+ON_DEMAND = Offer("sky", "aws/us-east-1", "L40S", 8, False, 30.13, 45_776, "g6e.48xlarge")
+TOO_SMALL = Offer("sky", "aws/us-east-1", "A10G", 8, True, 1.00, 22_888, "g5.48xlarge")
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path / "home"))
+
+
+def job_of(*overrides: str) -> JobSpec:
+    return load_job(EXAMPLE, overrides)
+
+
+def plan_for(
+    job: JobSpec, offers: list[Offer], data: DataFacts | None = None, deadline_h: float | None = None
+) -> LaunchPlan:
+    architecture = find_architecture(job.model.base)
+    assert isinstance(job.train.unfrozen, tuple)
+    return make_plan(
+        job, offers=offers, data_facts=data or stated(SEQUENCES), architecture=architecture,
+        trained=trainable(architecture, job.train.unfrozen), deadline_h=deadline_h,
+    )  # fmt: skip
+
+
+def test_the_reference_jobs_steps_batch_and_parameters() -> None:
+    plan = plan_for(job_of(), [SPOT])
+    assert (plan.steps.total, plan.steps.per_epoch, plan.steps.global_batch) == (3420, 1140, 256)
+    assert (plan.steps.micro_batches, plan.steps.tokens_per_step) == (16, 256 * 8192)
+    assert (plan.num_trained, plan.num_parameters) == (4_540_600_320, 8_030_261_248)
+    assert plan.steps.evaluations == (0, 1140, 2280, 3420)
+    assert plan.checkpoint_bytes == 12 * 4_540_600_320
+
+
+def test_half_frozen_the_job_needs_no_zero_3_on_eight_l40s() -> None:
+    machine = plan_for(job_of("train.zero=auto"), [SPOT]).machines[0]
+    assert [option.fits for option in machine.options] == [True, True, True]
+    assert machine.chosen.stage == 1
+    sent = [option.traffic.total_bytes for option in machine.options]
+    assert sent == sorted(sent)
+
+
+def test_auto_takes_the_next_stage_where_the_least_communication_does_not_fit() -> None:
+    whole = plan_for(job_of("train.zero=auto"), [SPOT]).machines[0]
+    first, second = whole.options[0], whole.options[1]
+    between = (first.memory.total + second.memory.total) // 2 // 2**20
+    smaller = Offer("sky", "x", "L40S", 8, True, 3.41, int(between / 0.97))
+    chosen = plan_for(job_of("train.zero=auto"), [smaller]).machines[0].chosen
+    assert (chosen.stage, chosen.fits) == (2, True)
+
+
+def test_a_job_that_does_not_fit_is_told_what_would() -> None:
+    machine = plan_for(job_of("resources.accelerators=A10G:8"), [TOO_SMALL]).machines[0]
+    assert machine.chosen.fits is False
+    assert machine.choices[0].fits
+    assert "micro_batch: 1" in machine.choices[0].change
+    changed = job_of("resources.accelerators=A10G:8", "train.micro_batch=1")
+    assert plan_for(changed, [TOO_SMALL]).machines[0].chosen.fits
+
+
+def test_the_cheapest_that_is_possible_comes_first_and_what_is_not_comes_last() -> None:
+    plan = plan_for(job_of(), [TOO_SMALL, ON_DEMAND, SPOT])
+    assert [row.offer for row in plan.rows] == [SPOT, ON_DEMAND, TOO_SMALL]
+    assert "lacks" in plan.rows[2].why_not
+
+
+def test_preemptions_cost_hours_and_the_deadline_counts_the_unlucky() -> None:
+    plan = plan_for(job_of(), [SPOT, ON_DEMAND])
+    spot, on_demand = (row.hours for row in plan.rows)
+    assert spot is not None
+    assert on_demand is not None
+    assert on_demand.p10 == on_demand.p90 < spot.p10 < spot.mean < spot.p90
+    between = plan_for(job_of(), [SPOT, ON_DEMAND], deadline_h=(spot.mean + spot.p90) / 2)
+    assert [row.meets_deadline for row in between.rows] == [False, True]
+
+
+def test_fewer_labels_never_make_a_plan_slower() -> None:
+    few = DataFacts(
+        "prepared", "x", SEQUENCES, conversations=2_000_000, tokens=2_000_000_000, trained_tokens=500_000_000
+    )
+    assert (plan_for(job_of(), [SPOT], few).machines[0].step_s or 0) < (
+        plan_for(job_of(), [SPOT]).machines[0].step_s or 0
+    )
+
+
+def test_without_data_the_steps_are_unknown_and_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    job = job_of()
+    architecture = find_architecture(job.model.base)
+    assert isinstance(job.train.unfrozen, tuple)
+    plan = make_plan(
+        job,
+        offers=[SPOT],
+        data_facts=None,
+        architecture=architecture,
+        trained=trainable(architecture, job.train.unfrozen),
+    )
+    assert plan.steps.total is None
+    summarise(plan)
+    assert "--sequences" in capsys.readouterr().err
+
+
+def test_an_estimate_says_that_it_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"x" * 4_400_000)
+    data = DataSpec(sources=(SourceSpec(path=str(tmp_path)),), sequence_length=1000, validation_fraction=0.0)
+    facts = estimated(data)
+    assert facts is not None
+    assert (facts.basis, facts.tokens) == ("estimate", 1_000_000)
+    assert facts.sequences == pytest.approx(1010, abs=1)
+    assert estimated(DataSpec(sources=(SourceSpec(path="hf://owner/name"),))) is None
+
+
+def test_the_same_plan_twice() -> None:
+    assert plan_for(job_of(), [SPOT, ON_DEMAND]) == plan_for(job_of(), [SPOT, ON_DEMAND])
+
+
+def test_launch_settles_the_stage_that_the_plan_shows() -> None:
+    assert settled_zero(job_of("train.zero=auto"), nproc=8, device="cuda", offers=[SPOT]) == 1
+    assert settled_zero(job_of("train.zero=2"), nproc=8, device="cuda", offers=[SPOT]) == 2
+    assert settled_zero(job_of("train.zero=auto"), nproc=1, device="cpu") == 0
+
+
+def test_the_screen_shows_bars_stages_and_offers(capsys: pytest.CaptureFixture[str]) -> None:
+    show(plan_for(job_of(), [SPOT, ON_DEMAND], deadline_h=72))
+    text = capsys.readouterr().err
+    for words in (
+        "3,420 steps",
+        "4,540,600,320 of 8,030,261,248",
+        "45,776 MiB",
+        "to spare",
+        "in 72 h",
+        "aws/us-east-1",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(("text", "hours"), [("72h", 72.0), ("3d", 72.0), ("90m", 1.5)])
+def test_deadlines(text: str, hours: float) -> None:
+    assert deadline_hours(text) == hours
+
+
+@pytest.mark.parametrize("text", ["72", "soon", "0h"])
+def test_deadlines_that_are_none(text: str) -> None:
+    with pytest.raises(BadUsage, match="--deadline"):
+        deadline_hours(text)
+
+
+@pytest.mark.skipif(CATALOGS is None, reason="DOLPHIN_SKY_CATALOGS names no folder with SkyPilot catalogs")
+def test_the_real_catalogs_prices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("DOLPHIN_CATALOGS", str(CATALOGS))
+    offers = catalog_offers(ResourcesSpec(accelerators="L40S:8"), catalog_folder())
+    cheapest = {spot: next(offer for offer in offers if offer.spot is spot) for spot in (True, False)}
+    assert cheapest[False].infra == "aws/us-east-1"
+    assert round(cheapest[False].price_usd_per_hour, 2) == 30.13
+    assert cheapest[True].infra.startswith("aws/eu-south-2/")
+    assert round(cheapest[True].price_usd_per_hour, 2) == 3.41
+    assert cheapest[True].accelerator_memory_mib == 45_776
+    assert (
+        plan_command(EXAMPLE, ("train.zero=auto",), as_json=True, sequences=SEQUENCES, deadline="72h", offline=True)
+        == 0
+    )
+    record = json.loads(capsys.readouterr().out)
+    assert record["steps"]["total"] == 3420
+    assert record["rows"][0]["offer"]["infra"].startswith("aws/eu-south-2/")
+    assert record["machines"][0]["chosen"]["stage"] == 1
+
+
+def test_filters_of_the_job_hold_for_the_catalog(tmp_path: Path) -> None:
+    folder = tmp_path / "v8" / "aws"
+    folder.mkdir(parents=True)
+    (folder / "vms.csv").write_text(
+        "InstanceType,AcceleratorName,AcceleratorCount,GpuInfo,Price,SpotPrice,Region,AvailabilityZone\n"
+        "a,L40S,8.0,,30.0,10.0,r1,r1a\na,L40S,8.0,,30.0,12.0,r1,r1b\na,L40S,1.0,,2.0,1.0,r1,r1a\nb,L40S,8.0,,40.0,,r2,\n"
+    )
+
+    def seen(**resources: object) -> list[tuple[str, bool]]:
+        wanted = ResourcesSpec.model_validate({"accelerators": "L40S:8", **resources})
+        return [(offer.infra, offer.spot) for offer in catalog_offers(wanted, tmp_path / "v8")]
+
+    assert seen() == [("aws/r1/r1a", True), ("aws/r1/r1b", True), ("aws/r1", False), ("aws/r2", False)]
+    assert seen(spot="never") == [("aws/r1", False), ("aws/r2", False)]
+    assert seen(spot="only", max_hourly_cost=11) == [("aws/r1/r1a", True)]
+    assert seen(regions=["r2"]) == [("aws/r2", False)]
+    assert seen(infra=["aws/r1/r1b"]) == [("aws/r1/r1b", True)]
+    assert seen(infra=["gcp"]) == []
