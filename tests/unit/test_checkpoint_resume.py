@@ -65,6 +65,7 @@ def test_sweeping_takes_what_is_no_checkpoint_and_puts_refused_ones_aside(tmp_pa
     (tmp_path / "step-00000006" / MANIFEST).unlink()
     (tmp_path / "step-00000002" / ".writing-shard-12").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "probe-123").write_bytes(b"of a start that was killed")
     found = search(tmp_path)
     used = next(c for c in found.candidates() if c.manifest.step == 2)
     found.refused["step-00000004"] = "does not match its checksum"

@@ -18,7 +18,7 @@ from trainer.checkpoint.manifest import (
     differences,
     step_of,
 )
-from trainer.checkpoint.store import CheckpointStore, FolderStore
+from trainer.checkpoint.store import PROBE, CheckpointStore, FolderStore
 from trainer.checkpoint.writer import committed
 from trainer.exits import BadInput
 from trainer.rundir import RunDir
@@ -110,7 +110,8 @@ class Search:
             kept = {used.folder} if used is not None and not used.is_published else set()
             for name in listing:
                 folder = name.split("/")[0]
-                if step_of(folder) is not None and folder not in whole | kept:
+                is_leftover = step_of(folder) is not None and folder not in whole | kept
+                if is_leftover or name.startswith(PROBE):
                     store.delete(name)
         self.local.remove_leftovers()
 

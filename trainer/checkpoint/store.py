@@ -17,6 +17,8 @@ from typing import BinaryIO, Protocol
 
 from trainer.exits import BadInput
 
+PROBE = "probe-"
+"""What the probe's object is called."""
 TEMPORARY = ".writing-"
 """What a file is called until it is whole. Never listed."""
 
@@ -68,7 +70,7 @@ def probe(store: CheckpointStore) -> None:
 
     Raises BadInput with the reason.
     """
-    name, word = f"probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
+    name, word = f"{PROBE}{uuid.uuid4().hex}", uuid.uuid4().bytes
     try:
         store.put(name, word)
         if store.get(name) != word:
