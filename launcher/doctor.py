@@ -1,7 +1,7 @@
 """`dolphin doctor`: what this machine has for each backend, and what to do where something is missing.
 
-Owns the checks, each a function that returns findings and changes nothing. Refuses to load torch, docker or sky: it
-asks package metadata, the PATH and sockets, so that it works best where everything is broken.
+Owns the checks, each a function that returns findings and changes nothing. Refuses to load torch and sky, and
+docker unless an engine answers: it asks package metadata, the PATH and sockets, so that it works best where everything is broken.
 """
 
 from __future__ import annotations
@@ -131,16 +131,30 @@ def check_docker() -> list[Finding]:
     findings = [
         Finding("docker", "docker SDK", Health.OK, sdk)
         if sdk
-        else Finding("docker", "docker SDK", Health.MISSING, "not installed", "pip install docker")
+        else Finding("docker", "docker SDK", Health.MISSING, "not installed", "pip install 'dolphin-launcher[docker]'")
     ]
     host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if not host.startswith("unix://"):
-        return [*findings, Finding("docker", "daemon", Health.NOTE, host, "not a local socket: asked at launch")]
+        return [
+            *findings,
+            Finding(
+                "docker",
+                "daemon",
+                Health.MISSING,
+                host,
+                "not a local engine, which --on docker needs; unset DOCKER_HOST",
+            ),
+        ]
     path = host.removeprefix("unix://")
     problem = _ping_problem(path)
-    if problem is None:
-        return [*findings, Finding("docker", "daemon", Health.OK, path)]
-    return [*findings, Finding("docker", "daemon", Health.MISSING, path, problem)]
+    if problem is not None:
+        return [*findings, Finding("docker", "daemon", Health.MISSING, path, problem)]
+    findings.append(Finding("docker", "daemon", Health.OK, path))
+    if sdk is None:
+        return findings
+    from launcher.backends import docker_doctor
+
+    return [*findings, *docker_doctor.findings()]
 
 
 def check_sky() -> list[Finding]:

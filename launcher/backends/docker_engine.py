@@ -75,15 +75,6 @@ def explain(doing: str, message: str) -> str:
     return f"{doing}: docker: {said[:400]}"
 
 
-def engine_problem() -> str | None:
-    """Why the engine cannot be used, for `dolphin doctor`; None where it can."""
-    try:
-        connect(timeout_s=5).close()
-    except BackendError as error:
-        return str(error)
-    return None
-
-
 def has_gpu_runtime(client) -> bool:  # type: ignore[no-untyped-def]
     """Whether containers can be given NVIDIA GPUs."""
     with explained("asking the engine for its runtimes"):

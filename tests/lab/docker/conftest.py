@@ -1,0 +1,110 @@
+"""One engine, one image and one quickstart for all tests here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from dolphin_cli import Dolphin
+
+from launcher.backends import docker_image
+from tests.lab.docker import engine as lab
+from tests.support.require import lacking
+
+USER_ID = 12345
+"""Not root: what the container writes must be the user's."""
+BASE_IMAGE = "dolphin-lab-base:bookworm"
+SECRET = "tell-nobody-0452"
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[lab.Engine]:
+    try:
+        import docker  # noqa: F401
+    except ImportError:
+        lacking("docker", "the extra [docker] is not installed")
+    reason = lab.why_not("docker" in os.environ.get("DOLPHIN_REQUIRE", ""))
+    if reason is not None:
+        lacking("docker", reason)
+    with lab.running_engine(group=USER_ID) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as the image's build sees it, with every wheel, so that the build needs no index."""
+    folder = tmp_path_factory.mktemp("context")
+    for name in ("Dockerfile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(lab.ROOT / name, folder)
+    shutil.copytree(lab.ROOT / "trainer", folder / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
+    project = tomllib.loads((lab.ROOT / "pyproject.toml").read_text())["project"]
+    needed = [r for r in project["dependencies"] if r.startswith(("pydantic", "pyyaml", "psutil"))]
+    kept = lab.wheels([*project["optional-dependencies"]["train"], *needed])
+    (folder / "wheels").mkdir()
+    for wheel in kept.iterdir():
+        (folder / "wheels" / wheel.name).symlink_to(wheel)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image(engine: lab.Engine, context: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """dolphin's own image, built as `dolphin launch` builds it."""
+    with contextlib.closing(engine.client()) as client:
+        repository, tag = BASE_IMAGE.split(":")
+        client.api.import_image_from_file(str(lab.base_system()), repository=repository, tag=tag)
+        log = tmp_path_factory.mktemp("image") / "image.log"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(docker_image, "ROOT", context)
+            patch.setenv(docker_image.BUILD_ARGS, f"BASE_IMAGE={BASE_IMAGE} EXTRAS=train PIP_NO_INDEX=1")
+            patch.setenv(docker_image.NETWORK, "none")
+            said: list[str] = []
+            name = docker_image.ensure(client, None, "cpu", log, said.append)
+            assert "building" in said[0]
+            said.clear()
+            assert docker_image.ensure(client, None, "cpu", log, said.append) == name
+            assert said == [], "an image that is there was built again"
+    return name
+
+
+@dataclass
+class User(Dolphin):
+    """`dolphin` run by an ordinary user, who may read this checkout (a capability) and use the engine (a group)."""
+
+    def start(self, *arguments, **popen):
+        may_read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+        command = ["setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--clear-groups", *may_read]
+        command += [str(Path(sys.executable).with_name("dolphin")), *map(str, arguments)]
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=self.environment, text=True, **(options | popen))
+
+
+@pytest.fixture
+def user(engine: lab.Engine, tmp_path: Path) -> Iterator[User]:
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, USER_ID, USER_ID)
+    secret = {"DOCKER_HOST": engine.host, "HOME": str(home), "LAB_TOKEN": SECRET}
+    yield User(home, None, secret)
+    with contextlib.closing(engine.client()) as client:
+        for container in client.containers.list(all=True, filters={"label": "dolphin.run"}):
+            container.remove(force=True, v=True)
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart's job beside its files, shortened, and with a secret."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    example = lab.ROOT / "examples" / "quickstart"
+    subprocess.run([sys.executable, str(example / "build.py"), "--out", str(folder)], check=True, capture_output=True)
+    text = (example / "job.yaml").read_text()
+    text = text.replace("epochs: 2", "max_steps: 24").replace("{epochs: 1}", "{steps: 8}")
+    (folder / "job.yaml").write_text(text + "\nsecrets: [LAB_TOKEN]\n")
+    return folder / "job.yaml"
