@@ -70,7 +70,7 @@ MAPPED: dict[str, str] = {
     "logging_steps": "train.log_every",
     # evaluation and saving
     "eval_steps": "train.evaluate_every",
-    "evals_per_epoch": "train.evaluate_every: epoch for 1 and more, never for 0",
+    "evals_per_epoch": "train.evaluate_every: epoch for 1, a share of an epoch for more, never for 0",
     "eval_strategy": "train.evaluate_every",
     "evaluation_strategy": "train.evaluate_every",
     "save_steps": "checkpoint.every.steps",

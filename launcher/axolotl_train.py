@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from launcher.axolotl_account import Conversion
@@ -176,17 +177,25 @@ def _evaluation(out: Conversion, stated: dict[str, Any]) -> None:
     elif isinstance(steps, int) and not isinstance(steps, bool) and steps > 0:
         out.put("train.evaluate_every", steps, "eval_steps")
     elif steps:
-        out.put(
-            "train.evaluate_every",
-            "epoch",
-            "eval_steps",
-            "a share of all steps is not counted; state a number of steps",
-        )
+        _evaluation_share(out, steps)
     elif count:
-        remark = "" if count == 1 else f"not {count} times: state train.evaluate_every as a number of steps for that"
-        out.put("train.evaluate_every", "epoch", "evals_per_epoch", remark)
+        out.put("train.evaluate_every", "epoch" if count == 1 else {"epochs": 1 / count}, "evals_per_epoch")
     elif strategy is not None:
         out.put("train.evaluate_every", "epoch", key)
+
+
+def _evaluation_share(out: Conversion, share: float) -> None:
+    """`eval_steps` below 1 is a share of all steps."""
+    length = out.job.get("train", {})
+    total = length.get("max_steps")
+    if share >= 1:
+        out.fail(
+            "eval_steps", f"{share} is neither a whole number nor a share below 1; write one", "train.evaluate_every"
+        )
+    elif total is None:
+        out.put("train.evaluate_every", {"epochs": share * length.get("epochs", 1.0)}, "eval_steps")
+    elif isinstance(total, int):  # another value is max_steps' own error
+        out.put("train.evaluate_every", max(1, math.ceil(share * total)), "eval_steps")
 
 
 def _saving(out: Conversion, stated: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from launcher.memory import MIB, runs_as
 from launcher.spec import JobSpec, global_batch_of
 from launcher.throughput import StepFlops, step_flops
 from launcher.zero_choice import SAFETY, Choice, StageOption, choices, choose_zero, workload
+from trainer.cadence import evaluation_interval
 from trainer.checkpoint.interval import optimal_interval_s, preemptions_per_day, save_interval_s
 from trainer.spec import SaveEvery
 
@@ -281,10 +282,10 @@ def _evaluation_s(job: JobSpec, steps: Steps, machine: Machine, data: DataFacts 
 
 
 def _evaluations(job: JobSpec, per_epoch: int | None, total: int | None) -> tuple[int, ...]:
-    every = job.train.evaluate_every
-    if total is None or every == "never" or not job.data.validation_fraction:
+    if total is None or job.train.evaluate_every == "never" or not job.data.validation_fraction:
         return ()
-    interval = per_epoch if every == "epoch" else every
+    counts_steps = isinstance(job.train.evaluate_every, int)
+    interval = evaluation_interval(job.train, per_epoch or 0) if per_epoch or counts_steps else None
     found = set(range(interval, total + 1, interval)) if interval else set()
     return tuple(sorted(found | {total} | ({0} if job.train.evaluate_at_start else set())))
 

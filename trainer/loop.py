@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer import optim
+from trainer import cadence, optim
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.data.plan import DataPlan
 from trainer.engine import Engine, sum_over_ranks
@@ -95,12 +95,8 @@ class Training:
             yield self.plan.batch(step, self.rank, self.world_size, micro_batch, index)
 
     def is_evaluation_due(self) -> bool:
-        """After every N steps or at the end of an epoch, and after the last step, unless `never`."""
-        every, step = self.job.spec.train.evaluate_every, self.state.step
-        if every == "never":
-            return False
-        interval = self.plan.steps_per_epoch if every == "epoch" else every
-        return step % interval == 0 or step == self.plan.total_steps
+        settings, plan = self.job.spec.train, self.plan
+        return cadence.is_evaluation_due(settings, self.state.step, plan.steps_per_epoch, plan.total_steps)
 
     def evaluate(self) -> None:
         if not self.plan.has_validation:

@@ -116,6 +116,11 @@ class UnfrozenSpec(SpecModel):
     """Patterns to train besides, for example the norms and the embeddings, which have no ranking."""
 
 
+class EvaluateEvery(SpecModel):
+    epochs: Annotated[float, Field(gt=0)]
+    """Measure after this share or number of epochs, rounded to whole steps."""
+
+
 class OptimizerSettings(SpecModel):
     """(group `train`)"""
 
@@ -159,8 +164,8 @@ class OptimizerSettings(SpecModel):
     """Regular expressions (re.search) over parameter names: what they hit is trained, the rest is frozen. None trains all."""
     loss_chunk: PositiveInt = 2048
     """Labelled tokens whose logits are held at once in the loss."""
-    evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch", "never"] = "epoch"
-    """Measure the validation loss every this many steps, at the end of each `epoch`, or `never`."""
+    evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch", "never"] | EvaluateEvery = "epoch"
+    """Measure the validation loss every this many steps, at the end of each `epoch`, after a share of one ({epochs: 0.25}), or `never`."""
     evaluate_at_start: bool = True
     """Measure the validation loss before the first step too."""
     log_every: PositiveInt = 1

@@ -113,7 +113,7 @@ ONE_ERROR = [
     ("learning_rate: .inf", "train.learning_rate: must be a finite number"),
     ("betas: [0.9]", "train.betas[1]: is missing; add it"),
     ("betas: 0.9", "train.betas: must be a list, not 0.9; write [0.9]"),
-    ("evaluate_every: sometimes", "train.evaluate_every: must be a whole number or one of 'epoch','never', not 'sometimes'"),
+    ("evaluate_every: sometimes", "train.evaluate_every: must be a whole number or one of 'epoch','never' or a group of settings, not 'sometimes'"),
     ("unfrozen: model.norm", "train.unfrozen: must be a list or a group of settings, not 'model.norm'"),
     ("unfrozen: []", "train.unfrozen: is an empty list: nothing would be trained; remove it to train all"),
     ("unfrozen: ['((']", "train.unfrozen[0]: '((' is no regular expression: missing ), unterminated subpattern at position 1; correct it"),
