@@ -132,7 +132,13 @@ class _Hub(BaseHTTPRequestHandler):
             body, status = body[start : end + 1], 206
             headers = {"Content-Range": f"bytes {start}-{end}/{total}"}
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": SHA, "ETag": '"1"', "Accept-Ranges": "bytes", **(headers or {})}.items():
+        for name, value in {
+            "Content-Length": str(len(body)),
+            "X-Repo-Commit": SHA,
+            "ETag": '"1"',
+            "Accept-Ranges": "bytes",
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -178,7 +184,9 @@ def ask_hub(endpoint: str, path: str, home: Path, **extra: str) -> dict[str, Any
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"} | extra
-    done = subprocess.run([sys.executable, "-c", SCRIPT, path], env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, path], env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -188,7 +196,9 @@ def test_a_hub_dataset_is_streamed_and_known_by_its_commit(local_hub: str, tmp_p
     assert answer == {"tag": SHA, "rows": ROWS}
 
 
-def test_a_hub_dataset_that_is_not_there_or_not_reachable_is_an_error_of_one_line(local_hub: str, tmp_path: Path) -> None:
+def test_a_hub_dataset_that_is_not_there_or_not_reachable_is_an_error_of_one_line(
+    local_hub: str, tmp_path: Path
+) -> None:
     absent = ask_hub(local_hub, "hf://someone/else", tmp_path / "home")["error"]
     assert "the hub says" in absent
     assert "HF_TOKEN" in absent

@@ -99,6 +99,21 @@ def test_ids_equal_apply_chat_template_and_the_mask_covers_each_answer(folder: P
     check()
 
 
+def test_offsets_counted_from_bytes_are_those_of_the_library(folder: Path) -> None:
+    tokenizer = load(folder, "unmarked")
+    texts = ["Größe 🐬👩\u200d👩\u200d👧", " a\n\n  b", "e\u0301 A\u030a", "привет<|im_end|>你好", "plain words"]
+    rendered = [
+        Renderer(tokenizer, False, False).render(Conversation([Turn("user", text), Turn("assistant", text)]))
+        for text in texts
+    ]
+    counted, asked = Encoder(tokenizer), Encoder(tokenizer)
+    assert counted.knows_bytes == (folder.name != "sentencepiece")
+    asked._token_bytes = None
+    by_bytes, by_library = (encoder.encode(rendered, [False] * len(texts)) for encoder in (counted, asked))
+    assert by_bytes.tokens.tolist() == by_library.tokens.tolist()
+    assert by_bytes.weights.tolist() == by_library.weights.tolist()
+
+
 TURNS = [Turn("system", "Be kind."), Turn("user", "Hi"), Turn("assistant", "Hello."), Turn("user", "Bye"), Turn("assistant", "So long.")]  # fmt: skip
 
 

@@ -64,14 +64,14 @@ class Prepared:
             )
         total = meta["tokens"]
         arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r")
+            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
             for name in ("offsets", "origin", "weight_sum", "trained", "train", "validation")
         }
         return cls(
             path=folder,
             key=key,
-            tokens=np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r", shape=(total,)),
-            weight_codes=np.memmap(folder / "weights.bin", dtype=np.uint8, mode="r", shape=(total,)),
+            tokens=_mapped(folder / "tokens.bin", meta["dtype"], total),
+            weight_codes=_mapped(folder / "weights.bin", "uint8", total),
             palette=np.array(meta["palette"], dtype=np.float32),
             meta=meta,
             **arrays,
@@ -218,6 +218,11 @@ class Writer:
                     )
                 self._palette[value] = len(self._palette)
         return np.array([self._palette[value] for value in values.tolist()], np.uint8)[inverse]
+
+
+def _mapped(path: Path, dtype: str, count: int) -> np.ndarray:
+    """A file as a plain array: numpy's own memmap type makes every slice ten times as dear."""
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r", shape=(count,)))
 
 
 def token_type(vocabulary_size: int) -> type[np.unsignedinteger]:
