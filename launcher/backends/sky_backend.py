@@ -129,7 +129,8 @@ class SkyRuns:
         step = self._last_step(record)
         outcome = self._outcome(record)
         state, detail, exit_code = sky_status.settled(state, outcome, job.reason)
-        detail = detail or sky_status.detail_of(job.status, state, step=step, is_known=job.status in table)
+        known = sky_status.detail_of(job.status, state, step=step, is_known=job.status in table)
+        detail = known if known and state in (RunState.RECOVERING, RunState.LOST) else detail or known
         if record.down_requested_at is not None:
             state = after_down(state)
         now = time.time()

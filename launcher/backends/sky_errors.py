@@ -5,12 +5,12 @@ SkyPilot hands errors over a wire and rebuilds them, so that classes and texts a
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from launcher.errors import BackendError, BadUsage, LauncherError, NoCapacity
-from launcher.suggest import nearest_key
 
 NOT_INSTALLED = "--on sky: SkyPilot is not installed here; pip install 'dolphin-launcher[sky]' (and 'skypilot[aws]' or another cloud's extra)"
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -76,8 +76,8 @@ def image_reason(text: str) -> bool:
 
 def unknown_gpu(name: str, known: Sequence[str]) -> BadUsage:
     """For `L41S`: did you mean L40S?"""
-    near = nearest_key(name, tuple(known))
-    hint = f"did you mean {near}?" if near else "`sky gpus list --all` names them"
+    near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "`sky gpus list --all` names them"
     return BadUsage(f"resources.accelerators: no GPU is called {name!r}; {hint}")
 
 

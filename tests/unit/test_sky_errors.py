@@ -1,0 +1,89 @@
+"""What people meet on a cloud, in one or two lines with the next step."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from launcher.backends.base import Offer
+from launcher.backends.sky_errors import explain
+from launcher.backends.sky_offers import offers_of, priced, refuse_losing_progress
+from launcher.backends.sky_task import Place, places_of
+from launcher.errors import BackendError, BadUsage, NoCapacity
+from launcher.spec import JobSpec
+
+
+def raised(name: str, text: str) -> BaseException:
+    return type(name, (Exception,), {})(text)
+
+
+@pytest.mark.parametrize("error, kind, words", [
+    (raised("ApiServerConnectionError", "Could not connect"), BackendError, "sky api start"),
+    (raised("NoCloudAccessError", "No cloud access"), BackendError, "sky check"),
+    (raised("ClientError", "An error occurred (ExpiredToken) when calling"), BackendError, "renew them"),
+    (raised("ResourcesUnavailableError", "\x1b[31mFailed to provision\x1b[0m\nmore"), NoCapacity, "Failed to provision; try"),
+    (raised("ProvisionError", "VcpuLimitExceeded: You have requested more vCPU capacity"), NoCapacity, "quota"),
+    (raised("RuntimeError", "docker: manifest for me/x:1 not found"), BackendError, "resources.image"),
+    (raised("Odd", ""), BackendError, "no reason given"),
+])  # fmt: skip
+def test_an_error_says_what_to_do_next(error: BaseException, kind: type, words: str) -> None:
+    found = explain(error, what="demo: submitting")
+    assert type(found) is kind
+    assert words in str(found)
+    assert str(found).startswith("demo: submitting: ")
+    assert len(str(found).splitlines()) <= 2
+
+
+class Catalog:
+    """A client that knows two prices."""
+
+    def offers(self, gpu: str, count: int, infra: str) -> list[Offer]:
+        if (gpu, count, infra) != ("L40S", 8, "aws"):
+            return []
+        return [
+            Offer("sky", "aws/us-east-1", "L40S", 8, False, 30.13),
+            Offer("sky", "aws/eu-south-2", "L40S", 8, True, 3.41),
+        ]
+
+    def accelerators(self, clouds: list[str]) -> list[str]:
+        return ["A100", "H100", "L40S"]
+
+    def enabled(self) -> list[str]:
+        return ["aws"]
+
+
+def job_of(**resources: Any) -> JobSpec:
+    data = {"sources": [{"path": "hf://owner/data"}]}
+    return JobSpec.model_validate({"name": "demo", "model": {"base": "a/b"}, "data": data, "resources": resources})
+
+
+def test_a_gpu_that_does_not_exist_is_named_with_the_nearest_that_does() -> None:
+    with pytest.raises(BadUsage, match=r"'L41S'; did you mean L40S\?"):
+        offers_of(Catalog(), job_of(accelerators="L41S:8"), None)
+
+
+def test_a_gpu_that_nobody_offers_here_is_no_capacity_and_not_a_misspelling() -> None:
+    with pytest.raises(NoCapacity, match="nobody offers A100:8 at aws"):
+        offers_of(Catalog(), job_of(accelerators="A100:8"), None)
+
+
+def test_a_price_cap_below_every_offer_names_the_cheapest() -> None:
+    with pytest.raises(NoCapacity, match=r"\$2.00 is below every offer.*aws/eu-south-2, spot, for \$3.41/h"):
+        offers_of(Catalog(), job_of(accelerators="L40S:8", max_hourly_cost=2), None)
+
+
+def test_a_place_above_the_cap_is_not_tried() -> None:
+    job = job_of(accelerators="L40S:8", max_hourly_cost=10)
+    places = priced(job, places_of(job, ["aws"]), offers_of(Catalog(), job, None))
+    assert places == [Place("aws", True, 3.41)]
+
+
+def test_a_run_that_would_lose_everything_with_its_node_is_refused_unless_the_person_says_so() -> None:
+    job = job_of(accelerators="L40S:8")
+    with pytest.raises(BadUsage, match="--yes-lose-progress"):
+        refuse_losing_progress(job, {})
+    refuse_losing_progress(job, {"yes_lose_progress": True})
+    stored = job.model_copy(update={"checkpoint": SimpleNamespace(store="s3://b/x")})
+    refuse_losing_progress(stored, {})

@@ -1,0 +1,178 @@
+"""A job as a SkyPilot task: what each cloud can do, what travels, and what must not be in it."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.backends.sky_ship import pack
+from launcher.backends.sky_task import (
+    NO_DOCKER_IMAGE,
+    NO_SPOT,
+    Place,
+    build_task,
+    folder_store,
+    places_of,
+    relay_config,
+    requirements,
+    ship,
+)
+from launcher.errors import BadUsage
+from launcher.spec import JobSpec, settle
+from trainer.spec import NodeJob
+
+CLOUDS = ["aws", "gcp", "nebius", "runpod", "oci", "kubernetes", "shadeform", "slurm/lab"]
+
+
+def has_skypilot() -> bool:
+    try:
+        return bool(version("skypilot"))  # `import sky` finds this project's folder of that name
+    except PackageNotFoundError:
+        return False
+
+
+needs_skypilot = pytest.mark.skipif(
+    not has_skypilot(), reason="SkyPilot is not installed here; the lab runs this with its own"
+)
+
+
+def job_of(**resources: Any) -> JobSpec:
+    return JobSpec.model_validate({
+        "name": "demo",
+        "model": {"base": "meta-llama/Meta-Llama-3.1-8B"},
+        "data": {"sources": [{"path": "hf://owner/data"}]},
+        "checkpoint": {"store": "s3://bucket/runs"},
+        "secrets": ["HF_TOKEN"],
+        "resources": {"accelerators": "L40S:8", **resources},
+    })  # fmt: skip
+
+
+def train_of(job: JobSpec) -> NodeJob:
+    return settle(job, nproc=8, run_id="demo-261123-101010-abcd", run_dir="/tmp/dolphin/demo", cache_dir="/tmp/dolphin/cache",
+                  device="cuda", zero=3)  # fmt: skip
+
+
+def task_of(job: JobSpec, **more: Any) -> dict[str, Any]:
+    train = train_of(job)
+    places = more.pop("places", None) or places_of(job, ["aws"])
+    return build_task(job, train, places, ship(train), Path("/ship"), **more)
+
+
+def entries(task: dict[str, Any]) -> list[dict[str, Any]]:
+    return task["resources"].get("any_of") or [task["resources"]]
+
+
+@pytest.mark.parametrize("infra", CLOUDS)
+def test_no_cloud_is_asked_for_what_it_refuses(infra: str) -> None:
+    for entry in entries(task_of(job_of(infra=infra))):
+        cloud = infra.partition("/")[0]
+        assert not (entry["use_spot"] and cloud in NO_SPOT)
+        assert ("image_id" in entry) == (cloud not in NO_DOCKER_IMAGE)
+        assert entry["accelerators"] == "L40S:8"
+        assert entry["job_recovery"]["recover_on_exit_codes"] == [75]
+        assert 64 not in entry["job_recovery"]["recover_on_exit_codes"]
+
+
+@pytest.mark.parametrize("infra", [*CLOUDS, ["aws", "shadeform"]])
+@needs_skypilot
+def test_skypilot_s_own_parser_takes_the_task(infra: str | list[str]) -> None:
+    import sky
+
+    job = job_of(infra=infra, max_hourly_cost=40)
+    parsed = sky.Task.from_yaml_config(task_of(job, secrets={"HF_TOKEN": "x"}))
+    spot = {resource.use_spot for resource in parsed.resources}
+    assert spot == {place.spot for place in places_of(job, [])}
+
+
+@needs_skypilot
+def test_the_tables_of_what_clouds_refuse_are_skypilot_s() -> None:
+    from sky.clouds.cloud import CloudImplementationFeatures as Feature
+
+    from sky import clouds
+
+    for infra in CLOUDS:
+        name = infra.partition("/")[0]
+        cloud = next(cls for cls in vars(clouds).values() if isinstance(cls, type) and cls.__name__.lower() == name)
+        refused = getattr(cloud, "_CLOUD_UNSUPPORTED_FEATURES", {})
+        assert (Feature.SPOT_INSTANCE in refused) == (name in NO_SPOT), name
+        assert (Feature.DOCKER_IMAGE in refused) == (name in NO_DOCKER_IMAGE), name
+
+
+def test_the_cheapest_place_is_tried_first_and_an_unknown_price_last() -> None:
+    places = [Place("oci"), Place("aws", False, 30.13), Place("aws", True, 3.41)]
+    tried = [(entry["infra"], entry["use_spot"]) for entry in entries(task_of(job_of(), places=places))]
+    assert tried == [("aws", True), ("aws", False), ("oci", False)]
+
+
+def test_spot_only_where_nobody_sells_spot_is_an_error_and_not_a_silent_on_demand_node() -> None:
+    with pytest.raises(BadUsage, match="sells no spot"):
+        places_of(job_of(spot="only", infra=["shadeform", "slurm/lab"]), [])
+    assert [place.spot for place in places_of(job_of(spot="never", infra="aws"), [])] == [False]
+
+
+def test_regions_narrow_every_infra_that_names_none() -> None:
+    places = places_of(job_of(infra=["aws", "gcp/us-central1"], regions=["us-east-1", "us-west-2"], spot="never"), [])
+    assert [place.infra for place in places] == ["aws/us-east-1", "aws/us-west-2", "gcp/us-central1"]
+
+
+def test_a_container_that_cannot_be_had_is_an_error() -> None:
+    with pytest.raises(BadUsage, match="runs no docker images"):
+        task_of(job_of(container="image", infra="shadeform"))
+    slurm = entries(task_of(job_of(container="image", infra="slurm/lab", image="me/dolphin:1")))
+    assert slurm[0]["image_id"] == "docker:me/dolphin:1"
+    assert "image_id" not in entries(task_of(job_of(container="none", infra="aws")))[0]
+    assert task_of(job_of(container="docker", infra="aws"))["envs"]["DOLPHIN_CONTAINER"] == "docker"
+
+
+def test_a_secret_s_value_is_in_the_secrets_alone(tmp_path: Path) -> None:
+    job = job_of()
+    train = train_of(job)
+    task = task_of(job, secrets={"HF_TOKEN": "hf_very_secret"})
+    assert task.pop("secrets") == {"HF_TOKEN": "hf_very_secret"}
+    folder = pack(tmp_path, job, train, ship(train), ["HF_TOKEN"])
+    shipped = "".join(path.read_text() for path in folder.glob("*.*"))
+    assert "hf_very_secret" not in json.dumps(task) + shipped
+    assert "HF_TOKEN" in relay_config(job, train, ["HF_TOKEN"])["env"]
+
+
+def test_local_files_travel_once_and_train_json_names_them_as_the_node_sees_them(tmp_path: Path) -> None:
+    data, model = tmp_path / "data.jsonl", tmp_path / "model"
+    data.write_text("{}")
+    model.mkdir()
+    (tmp_path / "more").mkdir()
+    job = JobSpec.model_validate({
+        "name": "demo",
+        "model": {"base": str(model), "tokenizer": str(model), "chat_template": "{{ messages }}"},
+        "data": {"sources": [{"path": str(data)}, {"path": f"{tmp_path}/more/*.jsonl"}, {"path": "hf://owner/data"}]},
+        "resources": {"accelerators": "L40S:8"},
+    })  # fmt: skip
+    shipment = ship(train_of(job))
+    spec = NodeJob.model_validate_json(shipment.train_json).spec
+    assert sorted(shipment.file_mounts.values()) == sorted([str(model), str(data), f"{tmp_path}/more"])
+    assert spec.model.base == spec.model.tokenizer
+    assert str(tmp_path) not in shipment.train_json
+    assert spec.data.sources[1].path.endswith("/more/*.jsonl")
+    assert spec.data.sources[2].path == "hf://owner/data"
+    assert spec.model.chat_template == "{{ messages }}"
+    for source in [spec.model.base, *(s.path for s in spec.data.sources[:2])]:
+        assert any(source.replace("@DATA@", "~/dolphin-data").startswith(there) for there in shipment.file_mounts)
+
+
+def test_a_bucket_is_no_folder_of_the_node() -> None:
+    job = job_of()
+    assert folder_store(job) is None
+    shared = job.model_copy(update={"checkpoint": job.checkpoint.model_copy(update={"store": "/shared/me/"})})
+    assert folder_store(shared) == "/shared/me"
+    assert task_of(shared)["envs"]["DOLPHIN_VENVS"] == "/shared/me", "a recovery would install everything again"
+
+
+def test_the_node_installs_what_the_trainer_needs_and_not_the_launcher_s_tools() -> None:
+    names = requirements()
+    assert "torch" in names
+    assert "pydantic" in names
+    assert "typer" not in names
+    assert "skypilot" not in names
