@@ -111,6 +111,29 @@ def data(
 
 
 @app.command()
+def plan(
+    job: Job,
+    on: Annotated[
+        str | None, typer.Option("--on", help="Offers of this backend alone: local, docker or sky.", show_default=False)
+    ] = None,
+    nproc: Nproc = None,
+    sequences: Annotated[
+        int | None, typer.Option("--sequences", min=1, help="Packed sequences of an epoch, stated.", show_default=False)
+    ] = None,
+    deadline: Annotated[
+        str | None, typer.Option("--deadline", metavar="TIME", help="Mark the offers that make it, as 72h or 3d.")
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Offers of the cached catalog alone.")] = False,
+    set_: Set = None,
+    json_: Json = False,
+) -> int:
+    """Say what a job takes, before anything is paid: steps, memory, hours, price."""
+    from launcher.plan_command import plan_command
+
+    return plan_command(job, set_ or (), json_, sequences, deadline, offline, on, nproc)
+
+
+@app.command()
 def launch(
     job: Job,
     on: Annotated[str, typer.Option("--on", help="Where to run: local, docker or sky.")] = "local",

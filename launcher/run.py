@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launcher import console, ledger
 from launcher.attend import follow_to_end, print_json, say_detached
@@ -126,8 +126,16 @@ def _settled(job: JobSpec, backend: Backend, run_id: str, nproc: int | None) -> 
         run_dir=place.run_dir,
         cache_dir=place.cache_dir,
         device=place.device,
-        zero=3 if place.nproc > 1 else 0,
+        zero=_zero(job, backend, place.nproc, place.device, nproc),
     )
+
+
+def _zero(job: JobSpec, backend: Backend, ranks: int, device: Literal["cuda", "cpu"], nproc: int | None) -> int:
+    """The ZeRO stage of the job, or for `zero: auto` the plan's choice."""
+    from launcher.plan_command import settled_zero
+
+    offers = backend.offers(job, nproc) if job.train.zero == "auto" and device == "cuda" else []
+    return settled_zero(job, nproc=ranks, device=device, offers=offers)
 
 
 def _start(
@@ -190,12 +198,18 @@ def _refuse_active(record: RunRecord, status: BackendStatus) -> None:
 
 
 def _show_plan(job: JobSpec, backend: Backend, train: NodeJob, options: LaunchOptions) -> None:
+    from launcher.plan_command import plan_of
+    from launcher.plan_view import summarise
+
     offers = backend.offers(job, options.nproc)
     best = offers[0] if offers else None
     hardware = "no offer"
     if best is not None:
         hardware = f"{best.count} x {best.accelerator or 'CPU rank'} at {best.infra}"
-    console.say(f"{job.name}: {job.model.base} on {hardware}")
+    try:
+        summarise(plan_of(job, offers))
+    except BadUsage as unknown:  # a model whose shape is not known here can be trained, but not planned
+        console.say(f"{job.name}: {job.model.base} on {hardware}; no plan: {unknown}")
     console.say(
         f"  {train.nproc} ranks ({train.device}), ZeRO-{train.spec.train.zero}, {train.global_batch} sequences a step"
     )
