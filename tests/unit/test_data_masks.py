@@ -121,7 +121,7 @@ TURNS = [Turn("system", "Be kind."), Turn("user", "Hi"), Turn("assistant", "Hell
 def test_the_end_marker_is_trained_and_the_newline_behind_it_is_not(folder: Path, template: str) -> None:
     tokenizer = load(folder, template)
     end = tokenizer.eos_token
-    assert [text.strip() for text in trained_text(tokenizer, TURNS)] == [f"Hello.{end}", f"So long.{end}"]
+    assert trained_text(tokenizer, TURNS) == [f"Hello.{end}", f"So long.{end}"], "no header, no newline, nothing less"
 
 
 def test_a_turn_is_left_out_or_weighted_and_the_last_alone_can_be_trained(folder: Path) -> None:
