@@ -162,11 +162,10 @@ class _Converter:
             self.out.assume("data.validation_fraction", 0.0, "axolotl's default: nothing is held out")
         elif isinstance(size, (int, float)) and not isinstance(size, bool) and 0 <= size < 1:
             self.out.put("data.validation_fraction", float(size), "val_set_size")
+        elif isinstance(size, (int, float)) and size == int(size):
+            self.out.put("data.validation_count", int(size), "val_set_size")
         else:
-            self.out.set("data.validation_fraction", 0.01)
-            self.out.fail(
-                "val_set_size", f"{size!r} counts conversations; dolphin holds out a share", "data.validation_fraction"
-            )
+            self.out.fail("val_set_size", f"{size!r} is neither a share below 1 nor a whole number; write one")
 
     def _sharding(self, stated: dict[str, Any]) -> None:
         if stated.get("deepspeed"):

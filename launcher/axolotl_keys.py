@@ -28,7 +28,7 @@ MAPPED: dict[str, str] = {
     # data
     "datasets": "data.sources",
     "pretraining_dataset": "data.sources, as plain text",
-    "val_set_size": "data.validation_fraction; a number of conversations is an error until the fraction is stated",
+    "val_set_size": "data.validation_fraction, or data.validation_count for a number of conversations",
     "sequence_len": "data.sequence_length",
     "sample_packing": "data.packing (off where not stated, as in axolotl)",
     "train_on_inputs": "data.train_on_inputs",

@@ -155,7 +155,8 @@ def convert_precision(out: Conversion, stated: dict[str, Any]) -> None:
 
 def convert_cadence(out: Conversion, stated: dict[str, Any]) -> None:
     """When the run evaluates and saves."""
-    if out.job.get("data", {}).get("validation_fraction"):
+    data = out.job.get("data", {})
+    if data.get("validation_fraction") or data.get("validation_count"):
         _evaluation(out, stated)
     _saving(out, stated)
     if "save_total_limit" in stated:

@@ -85,11 +85,23 @@ def estimated(data: DataSpec) -> DataFacts | None:
             return None
         size = sum(path.stat().st_size * EXPANSION.get(path.suffix, 1.0) for path in files)
         tokens += size / BYTES_PER_TOKEN * (source.weight or 1.0)
-    tokens *= 1.0 - data.validation_fraction
+    if data.validation_count is None:  # what a number of conversations takes of it is not known from sizes
+        tokens *= 1.0 - data.validation_fraction
     sequences = max(1, round(tokens / (FILL * data.sequence_length)))
     return DataFacts(
         "estimate", f"the size of the files, at {BYTES_PER_TOKEN} bytes a token", sequences, tokens=round(tokens)
     )
+
+
+def held_out_sequences(data: DataSpec, facts: DataFacts) -> float:
+    """Sequences of one evaluation. Of a number of conversations among which none is counted: one sequence each, the most."""
+    if not data.holds_out:
+        return 0.0
+    if data.validation_count is None:
+        return facts.sequences * data.validation_fraction / (1 - data.validation_fraction)
+    if facts.conversations:
+        return facts.sequences * data.validation_count / facts.conversations
+    return float(data.validation_count)
 
 
 def _files(path: str) -> list[Path]:

@@ -29,6 +29,7 @@ RIVALS = (
     ("train.max_steps", "train.epochs"),
     ("train.global_batch", "train.accumulation"),
     ("train.warmup_steps", "train.warmup_ratio"),
+    ("data.validation_count", "data.validation_fraction"),
 )
 """Settings of which a job states one. `--set` of the one takes the place of the other in the file."""
 

@@ -16,7 +16,7 @@ from launcher import preemption
 from launcher.architecture import Architecture, count
 from launcher.backends.base import Offer
 from launcher.cards import find_card
-from launcher.data_facts import DataFacts
+from launcher.data_facts import DataFacts, held_out_sequences
 from launcher.history import PastRun, attention_span, measured_speed_on_cpu, measured_utilisation
 from launcher.memory import MIB, runs_as
 from launcher.spec import JobSpec, global_batch_of
@@ -274,15 +274,15 @@ def _row(
 
 def _evaluation_s(job: JobSpec, steps: Steps, machine: Machine, data: DataFacts | None) -> float:
     """Forward passes over the held-out sequences, as many times as there are evaluations."""
-    if data is None or machine.step_s is None or not job.data.validation_fraction:
+    if data is None or machine.step_s is None:
         return 0.0
-    held_out = data.sequences * job.data.validation_fraction / (1 - job.data.validation_fraction)
+    held_out = held_out_sequences(job.data, data)
     forward = machine.flops.forward / machine.flops.total
     return len(steps.evaluations) * held_out / steps.global_batch * forward * machine.step_s
 
 
 def _evaluations(job: JobSpec, per_epoch: int | None, total: int | None) -> tuple[int, ...]:
-    if total is None or job.train.evaluate_every == "never" or not job.data.validation_fraction:
+    if total is None or job.train.evaluate_every == "never" or not job.data.holds_out:
         return ()
     counts_steps = isinstance(job.train.evaluate_every, int)
     interval = evaluation_interval(job.train, per_epoch or 0) if per_epoch or counts_steps else None

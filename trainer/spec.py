@@ -84,6 +84,8 @@ class DataSpec(SpecModel):
     """Where the conversations come from, in order."""
     validation_fraction: Fraction = 0.01
     """Share of the conversations held out of training, chosen by train.seed; 0 holds out none."""
+    validation_count: PositiveInt | None = None
+    """Hold out this many conversations instead of a share."""
     sequence_length: PositiveInt = 2048
     """Tokens in a packed sequence."""
     packing: bool = True
@@ -100,6 +102,11 @@ class DataSpec(SpecModel):
     """Stop, before a GPU is paid for, where more than this share of the rows cannot be used."""
     workers: PositiveInt | None = None
     """Processes that prepare the data; the number of cores where not given."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether anything is held out; `validation_count` takes the place of the fraction."""
+        return self.validation_count is not None or self.validation_fraction > 0
 
 
 class SpectrumSpec(SpecModel):
@@ -270,7 +277,10 @@ class NodeJob(SpecModel):
 
     @classmethod
     def read(cls, path: str | Path) -> NodeJob:
-        return cls.model_validate_json(Path(path).read_bytes())
+        """From the file, which states every setting, lest another version's defaults decide: one at its default counts as
+        not stated, so that `problems` judges what was read as it judged the job."""
+        job = cls.model_validate_json(Path(path).read_bytes())
+        return job.model_copy(update={"spec": TrainSpec.model_validate(job.spec.model_dump(exclude_defaults=True))})
 
 
 class Problem(NamedTuple):
@@ -307,11 +317,9 @@ def problems(spec: TrainSpec) -> list[Problem]:
             "data.last_turn_only",
             "contradicts data.train_on_inputs: one trains on every token; set one of them to false",
         )
-    if (
-        d.validation_fraction == 0
-        and t.evaluate_every not in ("epoch", "never")
-        and "evaluate_every" in t.model_fields_set
-    ):
+    if d.validation_count is not None and "validation_fraction" in d.model_fields_set:
+        report("data.validation_count", "contradicts data.validation_fraction: both size what is held out; remove one")
+    if not d.holds_out and t.evaluate_every not in ("epoch", "never") and "evaluate_every" in t.model_fields_set:
         report(
             "train.evaluate_every",
             "contradicts data.validation_fraction 0: there is nothing to evaluate on; set a fraction or `never`",

@@ -85,6 +85,7 @@ MAPPED: list[tuple[str, str, dict[str, Any]]] = [
     ("fsdp-2", "fsdp_version: 2\nfsdp_config: {reshard_after_forward: true, activation_checkpointing: true, state_dict_type: FULL_STATE_DICT}", {"train.zero": 3, "train.gradient_checkpointing": True}),
     ("fsdp-none", "fsdp: [no_shard]", {"train.zero": 0}),
     ("evals", "val_set_size: 0.05\nevals_per_epoch: 1\nsaves_per_epoch: 2", {"train.evaluate_every": "epoch", "checkpoint.every": {"epochs": 0.5, "minutes": 30}}),
+    ("count-of-rows", "val_set_size: 2000\nevals_per_epoch: 1", {"data.validation_count": 2000, "data.validation_fraction": "(not stated)", "train.evaluate_every": "epoch"}),
     ("evals-often", "val_set_size: 0.05\nevals_per_epoch: 4", {"train.evaluate_every": {"epochs": 0.25}}),
     ("eval-share", "val_set_size: 0.05\neval_steps: 0.05\nnum_epochs: 3", {"train.evaluate_every": {"epochs": 0.05 * 3}}),
     ("eval-share-of-steps", "val_set_size: 0.05\neval_steps: 0.05\nmax_steps: 90", {"train.evaluate_every": 5}),
@@ -135,7 +136,7 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ("fp16", "bf16: false\nfp16: true", "fp16", "bf16 or fp32"),
     ("lion", "optimizer: lion_8bit", "optimizer", "AdamW is"),
     ("schedule", "lr_scheduler: rex", "lr_scheduler", "cosine, linear and constant"),
-    ("count-of-rows", "val_set_size: 2000", "val_set_size", "counts conversations"),
+    ("neither-share-nor-count", "val_set_size: 1.5", "val_set_size", "whole number"),
     ("template-by-name", "chat_template: llama3", "chat_template", "no template 'llama3'"),
     ("two-templates", "datasets: [{path: a/b, type: sharegpt, conversation: chatml}, {path: a/c, type: sharegpt, conversation: llama-3}]", "datasets[1].conversation", "one template renders every dataset"),
     ("strange-type", "datasets: [{path: a/b, type: chatt_template}]", "datasets[0].type", "did you mean 'chat_template'?"),
@@ -198,7 +199,7 @@ class TestThroughLoadJob:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         path = tmp_path / "axolotl.yml"
-        path.write_text(BASE + "micro_batch_size: two\nval_set_size: 100\nweight_decay: -1\n")
+        path.write_text(BASE + "micro_batch_size: two\nval_set_size: 1.5\nweight_decay: -1\n")
         with pytest.raises(SpecErrors) as caught:
             load_job(path)
         assert [(p.line, p.key) for p in caught.value.problems] == [

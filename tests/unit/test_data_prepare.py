@@ -230,6 +230,10 @@ def test_the_held_out_part_shares_nothing_with_training(tmp_path: Path) -> None:
     assert report_of(tmp_path)["sources"][0]["copies_of_held_out"] == 8
     small = prepare(data_job(tmp_path, path, name="small", validation_fraction=0.001))
     assert len(small.validation) == 1, "a fraction above 0 holds out at least one"
+    counted = prepare(data_job(tmp_path, path, name="counted", validation_count=8))
+    assert len(counted.validation) == 8
+    with pytest.raises(BadInput, match="validation_count 40 leaves none of the 40 different conversations"):
+        prepare(data_job(tmp_path, path, name="too-many", validation_count=40))
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

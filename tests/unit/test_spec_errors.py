@@ -120,6 +120,7 @@ ONE_ERROR = [
     ("unfrozen: [layers.2.]", "train.unfrozen[0]: 'layers.2.' matches no parameter (the model has layers 0-1); 'dolphin spectrum names' lists them"),
     ("unfrozen: {spectrum: {snr: no.json}}", "train.unfrozen.spectrum.snr: no such file or folder: no.json; `dolphin spectrum scan MODEL` writes it"),
     ("warmup_steps: 1\n  warmup_ratio: 0.1", "train.warmup_ratio: contradicts train.warmup_steps: both set the warm-up; remove one"),
+    ("max_steps: 3\n  epochs: 1", "train.max_steps: contradicts train.epochs: both set the length; remove one"),
     ("accumulation: 4", "train.accumulation: contradicts train.global_batch: each decides the other; remove one"),
 ]  # fmt: skip
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher.problems import SpecErrors
 from launcher.spec import JobSpec, settle
-from trainer.spec import NodeJob, TrainSpec
+from trainer.spec import NodeJob, TrainSpec, problems
 
 
 def job(train: dict[str, Any] | None = None, **groups: Any) -> JobSpec:
@@ -51,6 +52,18 @@ def test_train_json_holds_the_trainers_part_only_and_reads_back_as_it_was() -> N
     assert "accelerators" not in text
     assert type(node.spec) is TrainSpec
     assert NodeJob.model_validate_json(text) == node
+
+
+def test_train_json_read_back_contradicts_itself_only_where_the_job_did(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    sound = settled(job({"max_steps": 3, "global_batch": 8}, data={"sources": [{"path": "/r"}], "validation_count": 5}))
+    assert sound.spec.train.epochs == 1.0, "which the file states"
+    path.write_text(sound.model_dump_json())
+    assert NodeJob.read(path) == sound
+    assert problems(NodeJob.read(path).spec) == []
+    unsound = settled(job({"max_steps": 3, "epochs": 2.0}, data={"sources": [{"path": "/r"}], "validation_fraction": 0.5, "validation_count": 5}))  # fmt: skip
+    path.write_text(unsound.model_dump_json())
+    assert [problem.where[-1] for problem in problems(NodeJob.read(path).spec)] == ["max_steps", "validation_count"]
 
 
 def test_a_relative_folder_is_refused_because_the_node_has_another_working_directory() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from trainer.data.minhash import near_duplicates
 from trainer.data.packing import generator
+from trainer.exits import BadInput
 from trainer.spec import DataSpec
 
 _SAMPLE_STREAM, _VALIDATION_STREAM = 1 << 40, 1 << 41
@@ -78,7 +79,7 @@ def select(pool: Pool, data: DataSpec, seed: int) -> Selection:
         copies[members] = _copies(len(members), size, own_seed, number)
     unsampled = np.flatnonzero(alive & (copies == 0))
     chosen = np.flatnonzero(copies)
-    held, also_held = _hold_out(pool.hashes[chosen], data.validation_fraction, seed)
+    held, also_held = _hold_out(pool.hashes[chosen], data, seed)
     validation, barred = chosen[held], chosen[also_held]
     copies[validation] = 0
     copies[barred] = 0
@@ -115,13 +116,19 @@ def _copies(members: int, size: int, seed: int, source: int) -> np.ndarray:
     return copies
 
 
-def _hold_out(hashes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions held out, and positions of their copies, which may not be trained on either."""
-    if fraction == 0 or len(hashes) < 2:
+def _hold_out(hashes: np.ndarray, data: DataSpec, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions held out, and positions of their copies, which may not be trained on either. Raises BadInput where a
+    stated count leaves nothing to train on."""
+    count = data.validation_count
+    if not data.holds_out or (len(hashes) < 2 and count is None):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     order = np.argsort(first)  # distinct conversations in the order in which they appear
-    number = max(1, round(fraction * len(first)))
+    if count is not None and count >= len(first):
+        raise BadInput(
+            f"data.validation_count {count} leaves none of the {len(first)} different conversations to train on; lower it"
+        )
+    number = max(1, round(data.validation_fraction * len(first))) if count is None else count
     if number >= len(first):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     picked = order[generator(seed, _VALIDATION_STREAM).permutation(len(first))[:number]]
