@@ -10,9 +10,19 @@ from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.snapshot import ShardSnapshot, Snapshot
 from trainer.checkpoint.store import FolderStore
 from trainer.checkpoint.writer import SaveWriter, random_file
+from trainer.spec import TrainSpec, result_settings
 
 SHAPES = {"w": (5, 7), "b": (5,)}
-SETTINGS = {"train.learning_rate": 1e-5, "model.base": "/base"}
+SETTINGS = result_settings(
+    TrainSpec.model_validate(
+        {
+            "name": "x",
+            "model": {"base": "/base"},
+            "data": {"sources": [{"path": "/data"}]},
+            "train": {"global_batch": 4},
+        }
+    )
+)
 
 
 def snapshot(step: int, shapes=SHAPES, rank: int = 0, world_size: int = 1) -> Snapshot:

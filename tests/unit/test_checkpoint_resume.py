@@ -1,5 +1,7 @@
 """The right checkpoint is taken, and said to be; nothing that is still needed is swept away or pruned."""
 
+import json
+
 import pytest
 
 from tests.support.checkpoint_folder import SETTINGS, save, writer
@@ -160,6 +162,19 @@ def test_a_job_with_other_results_is_refused_with_the_difference(tmp_path):
         check_same_job(manifest, {**SETTINGS, "train.learning_rate": 2e-5}, "plan", "run-1")
     with pytest.raises(BadInput, match="trained on other data"):
         check_same_job(manifest, dict(SETTINGS), "other plan", "run-1")
+
+
+def test_a_job_survives_a_version_of_this_program_that_has_more_settings(tmp_path):
+    now = dict(SETTINGS)
+    before = json.loads(json.dumps(now))
+    del before["train.min_lr_ratio"], before["data.deduplicate"], before["data.sources"][0]["weight"]
+    manifest = manifest_of(tmp_path).model_copy(update={"result_settings": before})
+    check_same_job(manifest, now, "plan", "run-1")
+    with pytest.raises(BadInput, match=r"train.min_lr_ratio: 0.0 in the checkpoint, 0.1 in the job"):
+        check_same_job(manifest, {**now, "train.min_lr_ratio": 0.1}, "plan", "run-1")
+    gone = manifest.model_copy(update={"result_settings": {**before, "train.dropout": 0.1}})
+    with pytest.raises(BadInput, match=r"train.dropout: 0.1 in the checkpoint, nothing in the job"):
+        check_same_job(gone, now, "plan", "run-1")
 
 
 def test_lost_steps_are_those_beyond_the_checkpoint_in_the_life_before(tmp_path):

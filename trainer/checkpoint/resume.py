@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from trainer.checkpoint.manifest import (
     MANIFEST,
     REFUSED_MANIFEST,
@@ -22,6 +24,7 @@ from trainer.checkpoint.store import PROBE, CheckpointStore, FolderStore
 from trainer.checkpoint.writer import committed
 from trainer.exits import BadInput
 from trainer.rundir import RunDir
+from trainer.spec import RESULT_NEUTRAL, SpecModel, TrainSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class Search:
 
 def check_same_job(manifest: Manifest, result_settings: dict[str, Any], plan_key: str, run_id: str) -> None:
     """Raise BadInput where the job would go on to other results than those that the checkpoint began."""
-    found = differences(manifest.result_settings, result_settings)
+    found = differences(with_new_defaults(manifest.result_settings), result_settings)
     if found:
         raise BadInput(
             f"run {run_id} has a checkpoint at step {manifest.step} that was made with other settings: "
@@ -129,6 +132,25 @@ def check_same_job(manifest: Manifest, result_settings: dict[str, Any], plan_key
             f"run {run_id} has a checkpoint at step {manifest.step} that was trained on other data: the files or the "
             "tokenizer have changed since. Put them back, or start a new run"
         )
+
+
+def with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Result settings of a checkpoint, with the defaults of settings that did not exist when it was made.
+
+    A new setting's default is what was done before there was one; a job must survive a new version of this program.
+    """
+    filled = dict(settings)
+    for group, member in TrainSpec.model_fields.items():
+        before = {key.partition(".")[2]: value for key, value in settings.items() if key.startswith(f"{group}.")}
+        model = member.annotation
+        if not before or not (isinstance(model, type) and issubclass(model, SpecModel)):
+            continue
+        try:
+            now = model.model_validate(before).model_dump(mode="json")
+        except ValidationError:
+            continue  # a setting that no longer exists: it will be shown as a difference
+        filled |= {f"{group}.{key}": value for key, value in now.items() if f"{group}.{key}" not in RESULT_NEUTRAL}
+    return filled
 
 
 def lost_work(run: RunDir, attempt: int, resumed_step: int) -> tuple[int, float]:
