@@ -5,6 +5,7 @@ Owns how it is kept and told. Refuses to know what any key means.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -64,6 +65,11 @@ class Conversion:
             self.choices[where] = settled_by
             message = f"{message}; or state it: --set {settled_by}=..."
         self.errors.append(Finding(where, message))
+
+    def unanswered(self, overrides: Sequence[str]) -> list[Finding]:
+        """The errors that no `key=value` of the command line settles."""
+        answered = {text.partition("=")[0].strip() for text in overrides}
+        return [finding for finding in self.errors if self.choices.get(finding.where) not in answered]
 
     def summary(self, file: str) -> str:
         """For a person: one line for each key with a remark, and the others counted by what became of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.axolotl import convert
@@ -14,29 +15,38 @@ from launcher.axolotl_keys import (
     MAPPED,
     NO_EFFECT,
 )  # fmt: skip
-from launcher.job_file import read_text
+from launcher.job_file import Source, override, read_text, validate
 from launcher.local_files import resolve_paths
 from launcher.problems import LocatedProblem, SpecErrors, key_name
 from launcher.yaml_lines import read_yaml, write_yaml
 
 
-def converted_text(path: Path, folder: Path) -> str:
-    """A job.yaml for `folder` from the axolotl file `path`, with the account as comments. Raises SpecErrors."""
+def converted_text(path: Path, folder: Path, overrides: Sequence[str] = ()) -> str:
+    """A job.yaml for `folder` from the axolotl file `path`, with the account as comments. Raises SpecErrors.
+
+    `overrides` are `key=value`, as of --set; they also settle the errors that they answer.
+    """
     text = read_text(path)
     conversion = convert(path)
     document = read_yaml(text)
-    if conversion.errors:
-        raise SpecErrors(
-            [LocatedProblem(str(path), document.line(f.where), key_name(f.where), f.message) for f in conversion.errors]
-        )
+    errors = conversion.unanswered(overrides)
+    located = [LocatedProblem(str(path), document.line(f.where), key_name(f.where), f.message) for f in errors]
+    if overrides:
+        source = Source(str(path), document, conversion.job, origins=conversion.origins)
+        findings = override(source, overrides)
+        located += [source.locate(finding) for finding in (*findings, *validate(source.data)[1])]
+    if located:
+        raise SpecErrors(located)
     job = conversion.job
     if folder != path.resolve().parent:
         job, _ = resolve_paths(job, path.resolve().parent)  # what is missing is said when the job is read
-    return f"{_comments(conversion, path)}\n{write_yaml(job)}"
+    return f"{_comments(conversion, path, overrides)}\n{write_yaml(job)}"
 
 
-def _comments(conversion: Conversion, path: Path) -> str:
-    return "".join(f"# {line}\n" for line in conversion.summary(path.name).splitlines())
+def _comments(conversion: Conversion, path: Path, overrides: Sequence[str]) -> str:
+    lines = conversion.summary(path.name).splitlines()
+    lines += [f"  in the place of that: {line}" for text in overrides for line in f"--set {text}".splitlines()]
+    return "".join(f"# {line}\n" for line in lines)
 
 
 def key_tables() -> str:

@@ -66,11 +66,12 @@ def init(
     from_: Annotated[
         str | None, typer.Option("--from", metavar="FILE", help="Convert this axolotl configuration.")
     ] = None,
+    set_: Set = None,
 ) -> int:
     """Write a commented job.yaml, or convert an axolotl configuration."""
     from launcher.init import init_command
 
-    return init_command(output, from_)
+    return init_command(output, from_, set_ or ())
 
 
 @app.command()

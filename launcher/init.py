@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from launcher.errors import BadUsage
 from launcher.explanations import explanations
 from launcher.problems import LocatedProblem, SpecErrors
 from launcher.spec import JobSpec
@@ -50,15 +52,22 @@ SHOWN_FOR_OPTIONAL: dict[str, str] = {
 }
 
 
-def init_command(output: str = "job.yaml", from_axolotl: str | None = None) -> int:
-    """Write a new job file to `output` (`-`: standard output). Returns the exit code: 0, or 2 where nothing was written."""
+def init_command(output: str = "job.yaml", from_axolotl: str | None = None, overrides: Sequence[str] = ()) -> int:
+    """Write a new job file to `output` (`-`: standard output). Returns the exit code: 0, or 2 where nothing was written.
+
+    `overrides` (`key=value`) are for what axolotl leaves open; BadUsage without a configuration to convert.
+    """
+    if overrides and from_axolotl is None:
+        raise BadUsage("--set: goes with --from; a new job.yaml is edited instead")
     try:
         if from_axolotl is None:
             text = new_job_text()
         else:
             from launcher.axolotl_file import converted_text
 
-            text = converted_text(Path(from_axolotl), Path.cwd() if output == "-" else Path(output).resolve().parent)
+            text = converted_text(
+                Path(from_axolotl), Path.cwd() if output == "-" else Path(output).resolve().parent, overrides
+            )
         _write(text, output)
     except SpecErrors as errors:
         print(errors, file=sys.stderr)

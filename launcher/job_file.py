@@ -73,7 +73,7 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
         raise SpecErrors(located)
     if is_axolotl(document.data):
         source = _converted(source, located, overrides)
-    findings = _override(source, overrides)
+    findings = override(source, overrides)
     if not source.origins:
         findings += _blanks(source)
     job, invalid = validate(source.data)
@@ -204,7 +204,8 @@ def _at(data: Any, where: Where) -> Any:
     return data
 
 
-def _override(source: Source, overrides: Sequence[str]) -> list[Finding]:
+def override(source: Source, overrides: Sequence[str]) -> list[Finding]:
+    """Set each `key=value` in the data of `source`; what is wrong with them."""
     findings = []
     stated = {text.partition("=")[0].strip() for text in overrides}
     for text in overrides:
@@ -259,10 +260,9 @@ def _converted(source: Source, located: list[LocatedProblem], overrides: Sequenc
     from launcher.axolotl import convert
 
     conversion = convert(source.data, Path(source.file).resolve().parent)
-    answered = {text.partition("=")[0].strip() for text in overrides}
-    errors = [f for f in conversion.errors if conversion.choices.get(f.where) not in answered]
     located += [
-        LocatedProblem(source.file, source.document.line(f.where), key_name(f.where), f.message) for f in errors
+        LocatedProblem(source.file, source.document.line(f.where), key_name(f.where), f.message)
+        for f in conversion.unanswered(overrides)
     ]
     print(conversion.summary(source.file), file=sys.stderr)
     return Source(source.file, source.document, conversion.job, origins=conversion.origins)

@@ -237,6 +237,26 @@ class TestThroughLoadJob:
             assert load_job(output).model_dump() == load_job(path).model_dump()
             assert "# axolotl.yml is an axolotl configuration" in output.read_text()
 
+    def test_init_takes_what_axolotl_leaves_open_from_the_command_line(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from launcher.errors import BadUsage
+        from launcher.init import init_command
+
+        path, output = tmp_path / "axolotl.yml", tmp_path / "job.yaml"
+        path.write_text(BASE + "chat_template: llama3\n")
+        assert init_command(str(output), str(path), ["train.epochs=2"]) == 2
+        assert f"{path}:6: chat_template: " in capsys.readouterr().err
+        answers = ["model.chat_template=tokenizer", "resources.accelerators=H100:4"]
+        assert init_command(str(output), str(path), [*answers, "train.epoch=2"]) == 2
+        assert "--set train.epoch: unknown key; did you mean 'epochs'?" in capsys.readouterr().err
+        assert not output.exists()
+        assert init_command(str(output), str(path), answers) == 0
+        assert load_job(output).model_dump() == load_job(path, answers).model_dump()
+        assert "--set resources.accelerators=H100:4" in output.read_text()
+        with pytest.raises(BadUsage, match="--from"):
+            init_command(str(tmp_path / "new.yaml"), None, answers)
+
     def test_init_says_what_is_wrong_and_writes_nothing(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
