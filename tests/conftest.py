@@ -13,6 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos", type=int, default=0, metavar="N", help="kill the chaos test's run N times (12 or more)")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def tier(item: pytest.Item) -> int:
         folder = item.path.relative_to(config.rootpath / "tests").parts[0]
