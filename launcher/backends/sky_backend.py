@@ -36,7 +36,7 @@ from launcher.backends.base import (
 )
 from launcher.backends.sky_feed import Feed
 from launcher.backends.sky_mirror import Mirror
-from launcher.backends.sky_offers import offers_of, priced, refuse_losing_progress, tried
+from launcher.backends.sky_offers import offers_of, price_at, priced, refuse_losing_progress, tried
 from launcher.backends.sky_reach import Reach, reach
 from launcher.backends.sky_ship import pack
 from launcher.backends.sky_task import IDLE_MINUTES, build_task, folder_store, places_of, ship
@@ -86,7 +86,10 @@ class SkyRuns:
         refuse_losing_progress(job, record.options)
         self._refuse_twins(record)
         places = places_of(job, job.resources.infra or self._client.enabled())
-        places = priced(job, places, offers_of(self._client, job, train.nproc))
+        offers = offers_of(self._client, job, train.nproc)
+        places = priced(job, places, offers)
+        prices = [[offer.infra, offer.spot, offer.price_usd_per_hour] for offer in offers]
+        write_atomic(record.folder / PRICES_FILE, json.dumps(prices))
         shipment = ship(train)
         staging = pack(record.folder, job, train, shipment, list(submission.secrets))
         task = build_task(job, train, places, shipment, staging, is_managed=not cluster, secrets=submission.secrets)
@@ -134,7 +137,7 @@ class SkyRuns:
         if record.down_requested_at is not None:
             state = after_down(state)
         now = time.time()
-        hourly = self._hourly(record, job, state)
+        hourly = self._hourly(record, job)
         attempts = self._attempts(record, job, state, now, hourly)
         node = attempts[-1] if attempts else None
         where = "/".join(part for part in (node.infra or job.infra, node.node) if part) if node else job.infra
@@ -199,7 +202,7 @@ class SkyRuns:
         left = self._wait_until_gone(record, job, table)
         now = time.time()
         job = self._job(record) or job
-        attempts = self._attempts(record, job, RunState.CANCELLED, now, self._hourly(record, job, RunState.CANCELLED))
+        attempts = self._attempts(record, job, RunState.CANCELLED, now, self._hourly(record, job))
         price = sky_status.price_of(attempts, now)
         return DownReport(not left, tuple(left), detail, was_killed, price)
 
@@ -305,10 +308,14 @@ class SkyRuns:
             return
         if feed.is_following:
             feed.take()
-        elif self._said.get(record.run_id) in _BEFORE_A_LOG:
-            return  # SkyPilot would hold the reading back until there is a node
-        elif time.monotonic() - self._read_at.get(record.run_id, -1e9) > self.poll_s:
-            with contextlib.suppress(BackendError):  # no log yet: the node is not ready
+        elif time.monotonic() - self._read_at.get(record.run_id, -1e9) < self.poll_s:
+            return
+        elif self._from_store(record):
+            self._read_at[record.run_id] = time.monotonic()
+        elif (
+            self._said.get(record.run_id) not in _BEFORE_A_LOG
+        ):  # SkyPilot would hold the reading back until there is a node
+            with contextlib.suppress(BackendError):
                 feed.read_once()
             self._read_at[record.run_id] = time.monotonic()
 
@@ -319,27 +326,31 @@ class SkyRuns:
         feed = self._feed(record)
         if feed is not None:
             feed.stop()
-            with contextlib.suppress(BackendError):
-                feed.read_once()
-        if not self._outcome(record):
-            self._from_store(record)
+            feed.take()
+            if not self._from_store(record):
+                with contextlib.suppress(BackendError):
+                    feed.read_once()
         self._complete.add(record.run_id)
         self._read_at.setdefault(record.run_id, time.monotonic())
 
-    def _from_store(self, record: RunRecord) -> None:
-        """What the run folder in the store holds beyond what the log brought: the end of a run that was cancelled."""
+    def _from_store(self, record: RunRecord) -> bool:
+        """Take the run folder's lines from the store itself, where it can be reached: quicker than through the log, and
+        whole for a run that was cancelled. Whether it was there."""
         there, run_dir = self._reach(record), self._run_dir(record)
         if there is None or run_dir is None:
-            return
-        with contextlib.suppress(BackendError):
-            Mirror(record.folder).take_files(lambda name: there.read(f"{run_dir}/{name}"))
+            return False
+        try:
+            return Mirror(record.folder).take_files(lambda name: there.read(f"{run_dir}/{name}")) is not None
+        except BackendError:
+            return False
 
     def _reach(self, record: RunRecord) -> Reach | None:
         nodes = list(read_lines(record.folder / "nodes.jsonl"))
         infra = nodes[-1].get("infra") if nodes else None
         if not infra:
-            job = self._job(record)
-            infra = job.infra if job is not None else None
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                places = json.loads((record.folder / PRICES_FILE).read_bytes())
+                infra = places[0][0] if len({place for place, _, _ in places}) == 1 else None
         return reach(infra)
 
     def _run_dir(self, record: RunRecord) -> str | None:
@@ -357,19 +368,13 @@ class SkyRuns:
         steps = [line.get("step") for line in read_lines(record.files.metrics) if line.get("loss") is not None]
         return steps[-1] if steps else None
 
-    def _hourly(self, record: RunRecord, job: Any, state: RunState) -> float | None:
-        """Price of the present node; asked once for each node, and remembered beside the record."""
-        path = record.folder / PRICES_FILE
-        known: dict[str, float] = {}
+    def _hourly(self, record: RunRecord, job: Any) -> float | None:
+        """Price of the present node, by the offers of the submit; None before there is a node."""
         with contextlib.suppress(OSError, ValueError):
-            known = json.loads(path.read_bytes())
-        key = f"{job.job_id}.{job.recoveries}"
-        if key not in known and job.cluster and state in (RunState.RUNNING, RunState.STOPPING):
-            for cluster in self._client.clusters():
-                if cluster.name == job.cluster and cluster.price_usd_per_hour is not None:
-                    known[key] = cluster.price_usd_per_hour
-                    write_atomic(path, json.dumps(known))
-        return known.get(key) or (list(known.values())[-1] if known else None)
+            nodes = list(read_lines(record.folder / "nodes.jsonl"))
+            infra = nodes[-1].get("infra") if nodes else None
+            return price_at(json.loads((record.folder / PRICES_FILE).read_bytes()), infra, job.spot)
+        return None
 
     def _attempts(
         self, record: RunRecord, job: Any, state: RunState, now: float, hourly: float | None
@@ -425,7 +430,7 @@ class SkyRuns:
         deadline = time.monotonic() + _DOWN_TIMEOUT_S
         while True:
             now = self._job(record)
-            is_ended = now is None or is_over(table.get(now.status, RunState.RUNNING))
+            is_ended = now is None or (is_over(table.get(now.status, RunState.RUNNING)) and now.is_cleaned_up)
             left = (
                 self._left(record, job)
                 if is_ended

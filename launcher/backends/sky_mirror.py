@@ -81,16 +81,23 @@ class Mirror:
                     taken += len(lines)
             return taken
 
-    def take_files(self, read: Callable[[str], bytes | None]) -> int:
-        """Take the same lines from the run folder itself, by `read(name)`; how many were new."""
+    def take_files(self, read: Callable[[str], bytes | None]) -> int | None:
+        """Take the same lines from the run folder itself, by `read(name)`; how many were new, None where it is not there."""
         journal = (read("journal") or b"").decode().strip()
         if not journal:
-            return 0
+            return None
+        times: dict[int, float] = {}
+        for line in (read("log.times") or b"").decode(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                number, at = line.split()
+                times[int(number)] = float(at)
         frames = []
         for kind in "NEML":
-            lines = (read(FILES[kind]) or b"").decode(errors="replace").removesuffix("\n").split("\n")
-            for number, line in enumerate(lines if lines != [""] else [], 1):
-                frames.append(Frame(journal, kind, number, 0.0, line))
+            lines = (
+                (read(FILES[kind]) or b"").decode(errors="replace").split("\n")[:-1]
+            )  # one being written is for later
+            for nth, line in enumerate(lines, 1):
+                frames.append(Frame(journal, kind, nth, times.get(nth, 0.0) if kind == "L" else 0.0, line))
         outcome = read("outcome.json")
         if outcome:
             starts = sum(frame.kind == "N" for frame in frames)

@@ -5,13 +5,14 @@ Goes by a client's plain answers. Owns the checks before a submit: the GPU's nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.backends import sky_errors
 from launcher.backends.base import Offer
 from launcher.backends.sky_task import Place, cloud_of, places_of
 from launcher.errors import BadUsage, LauncherError, NoCapacity
+from launcher.offers import catalog_folder, catalog_offers
 from launcher.spec import JobSpec
 
 
@@ -25,7 +26,7 @@ def offers_of(client: Any, job: JobSpec, nproc: int | None) -> list[Offer]:
     found: list[Offer] = []
     for infra in dict.fromkeys(place.infra for place in places if place.infra):
         kinds = {place.spot for place in places if place.infra == infra}
-        found += [offer for offer in client.offers(gpu, count, infra) if offer.spot in kinds]
+        found += [offer for offer in _offers_at(client, job, infra) if offer.spot in kinds]
     if not found:
         _refuse_unknown(client, gpu, places)
         where = ", ".join(dict.fromkeys(place.infra or "" for place in places))
@@ -70,6 +71,32 @@ def tried(job: JobSpec, places: list[Place]) -> list[str]:
     """What was asked for, for an error."""
     what = job.resources.accelerators or "a CPU node"
     return [f"{what} at {place.infra}{' spot' if place.spot else ''}" for place in places]
+
+
+def price_at(offers: Sequence[Sequence[Any]], infra: str | None, spot: bool) -> float | None:
+    """US dollars per hour of a node of this infra among (infra, spot, price); the most specific offer, else none.
+
+    SkyPilot writes the place in other ways than it reads it: `AWS/us-east-1/us-east-1a` for aws/us-east-1."""
+    here = (infra or "").lower()
+    fitting = [
+        (place, price)
+        for place, is_spot, price in offers
+        if is_spot == spot and f"{here}/".startswith(f"{place.lower()}/")
+    ]
+    if not fitting and here:
+        region = "/".join(here.split("/")[:2])
+        fitting = [
+            (place, price) for place, is_spot, price in offers if is_spot == spot and place.lower().startswith(region)
+        ]
+    return max(fitting, key=lambda one: (len(one[0]), -one[1]))[1] if fitting else None
+
+
+def _offers_at(client: Any, job: JobSpec, infra: str) -> list[Offer]:
+    """SkyPilot's own answer, with spot prices zone by zone where its catalog is at hand."""
+    found: list[Offer] = client.offers(job.resources.gpu_name, job.resources.gpus_per_node, infra)
+    wanted = job.resources.model_copy(update={"infra": (infra,), "max_hourly_cost": None, "spot": "only"})
+    zones = catalog_offers(wanted, catalog_folder()) if found else []
+    return [offer for offer in found if not offer.spot or not zones] + zones
 
 
 def _refuse_unknown(client: Any, gpu: str, places: list[Place]) -> None:

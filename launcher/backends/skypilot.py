@@ -46,6 +46,9 @@ class Job:
     cluster: str | None = None
     submitted_at: float | None = None
     ended_at: float | None = None
+    spot: bool = False
+    is_cleaned_up: bool = True
+    """Whether SkyPilot is through with it: its cluster is torn down. Of a job on a cluster of one's own: True."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,8 @@ class SkyClient:
                 raise
         found = [
             Job(r.job_id, r.job_name or "", _name(r.status), r.recovery_count or 0, r.failure_reason or r.details,
-                r.infra, r.current_cluster_name, r.submitted_at, r.end_at)
+                r.infra, r.current_cluster_name, r.submitted_at, r.end_at, "[spot]" in str(r.cluster_resources).lower(),
+                r.schedule_state in (None, "DONE", "INACTIVE"))
             for r in records if r.job_id is not None
         ]  # fmt: skip
         return sorted(found, key=lambda job: job.job_id, reverse=True)
