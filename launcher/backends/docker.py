@@ -119,14 +119,20 @@ class DockerBackend(HomeBackend):
             "mounts": [Mount(path, path, type="bind", read_only=True) for path in mounts.read_only]
             + [Mount(path, path, type="bind") for path in mounts.read_write],
             "network_mode": network,
-            # NCCL between the ranks of a node, and the data workers, pass through shared and locked memory.
+            # The ranks meet at their host's name, which nothing resolves where there is no network.
+            "hostname": "localhost" if network == "none" else None,
+            # The ranks of a node and the data's workers exchange through shared memory.
             "shm_size": max(64 << 20, _memory_bytes() // 2),
-            "ulimits": [Ulimit(name="memlock", soft=-1, hard=-1), Ulimit(name="stack", soft=67108864, hard=67108864)],
             "security_opt": ["no-new-privileges"],
             "detach": True,
         }
         if train.device == "cuda":
             ids = parts.gpu_ids(train.nproc, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            # NCCL locks memory that it shares with a GPU.
+            settings["ulimits"] = [
+                Ulimit(name="memlock", soft=-1, hard=-1),
+                Ulimit(name="stack", soft=1 << 26, hard=1 << 26),
+            ]
             settings["device_requests"] = [DeviceRequest(device_ids=ids, capabilities=[["gpu"]])]
         return settings
 

@@ -2,7 +2,7 @@
 
 The engine keeps everything in a folder that is removed when it stops; it shares neither socket, images nor network rules
 with an engine that the machine may run already. Kept between runs, in DOLPHIN_LAB_CACHE (default ~/.cache/dolphin-lab):
-the base system and the wheels.
+the base system and the wheels. DOLPHIN_LAB_ENGINE names a folder for the engine that is kept too, with the image's layers.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ class Engine:
 
 @contextlib.contextmanager
 def running_engine(group: int) -> Iterator[Engine]:
-    folder = Path(tempfile.mkdtemp(prefix="dl-", dir="/var/tmp"))  # short: containerd's socket path has a limit
+    kept = os.environ.get("DOLPHIN_LAB_ENGINE")
+    folder = Path(kept or tempfile.mkdtemp(prefix="dl-", dir="/var/tmp"))  # short: containerd's socket path has a limit
+    folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
     engine = Engine(folder, group)
     try:
@@ -110,7 +112,8 @@ def running_engine(group: int) -> Iterator[Engine]:
         if engine.process is not None:
             engine.stop()
         _unmount_below(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        if kept is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _unmount_below(folder: Path) -> None:

@@ -178,15 +178,14 @@ def test_the_image_carries_the_trainer_and_no_compiler_cache(engine, image):
         print(f"{inspected['Size'] / 1e9:.2f} GB")
 
 
-def test_a_changed_trainer_rebuilds_no_wheel(engine, image, context, tmp_path, monkeypatch):
+def test_a_changed_trainer_rebuilds_no_wheel(engine, image, context, build_environment, tmp_path, monkeypatch):
     from launcher.backends import docker_image
-    from tests.lab.docker.conftest import BASE_IMAGE
 
     changed = context / "trainer" / "exits.py"
     before = changed.read_text()
     monkeypatch.setattr(docker_image, "ROOT", context)
-    monkeypatch.setenv(docker_image.BUILD_ARGS, f"BASE_IMAGE={BASE_IMAGE} EXTRAS=train PIP_NO_INDEX=1")
-    monkeypatch.setenv(docker_image.NETWORK, "none")
+    for variable, value in build_environment.items():
+        monkeypatch.setenv(variable, value)
     changed.write_text(before + "\n# changed\n")
     try:
         with contextlib.closing(engine.client()) as client:
