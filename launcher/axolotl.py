@@ -127,7 +127,10 @@ class _Converter:
             self.out,
             stated,
             templates,
-            plain_text=all(source.get("format") == "text" or "text" in source.get("fields", {}) for source in sources),
+            plain_text=all(
+                source.get("format") in ("text", "input-output") or "text" in source.get("fields", {})
+                for source in sources
+            ),
         )
         for key, setting in (
             ("sequence_len", "sequence_length"),

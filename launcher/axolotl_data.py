@@ -17,7 +17,6 @@ from launcher.problems import Finding
 from launcher.suggest import nearest_key
 from launcher.yaml_lines import Where
 from trainer.data.formats.base import CALL_ROLES, ROLES
-from trainer.data.formats.registry import FORMATS
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".gz", ".zst", ".arrow")
 OUR_SCHEMES = ("hf://", "s3://", "gs://")
@@ -28,7 +27,7 @@ TYPES: dict[str, str] = {
     "alpaca_chat.load_qa": "question-answer",
     "completion": "text",
     "pretrain": "text",
-    "input_output": "input_output",
+    "input_output": "input-output",
 }
 """axolotl's type -> dolphin's format, where neither the template nor the columns are a question."""
 
@@ -179,12 +178,6 @@ class _Entry:
             near = nearest_key(kind, (*TYPES, "sharegpt", "chat_template"))
             hint = f"did you mean {near!r}?" if near else "bring the rows into one of `dolphin data --formats`"
             self.fail("type", f"the dataset type {kind!r} is not read here; {hint}")
-            return
-        if format_name not in {entry.name for entry in FORMATS}:
-            self.fail(
-                "type",
-                f"rows of {kind!r} are not read here; write them as messages, with `train: false` on what is not trained",
-            )
             return
         column = self.value("field") or self.value("text_column")
         if format_name == "text" and column and column != "text":

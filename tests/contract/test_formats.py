@@ -63,7 +63,7 @@ def test_every_shape_of_the_reference_mix_loads(file: str) -> None:
 
 
 def test_no_fixture_is_without_a_test() -> None:
-    tested = {*SHAPES, "own-fields.jsonl", "own-template.jinja", "text.jsonl"}
+    tested = {*SHAPES, "segments.jsonl", "own-fields.jsonl", "own-template.jinja", "text.jsonl"}
     assert {path.name for path in FIXTURES.iterdir()} == tested
 
 
@@ -124,6 +124,36 @@ def test_plain_text_is_trained_whole_and_closed_by_the_end_token(tmp_path: Path)
     assert weights[0] == 0
     assert (weights[1:] == 1).all()
     assert ids[-1] == 4, "the end token closes a document"
+
+
+def test_segments_are_trained_where_they_say_so_and_nothing_is_added(tmp_path: Path) -> None:
+    from trainer.tokenizer import load_tokenizer
+
+    job = data_job(tmp_path, FIXTURES / "segments.jsonl")
+    data, tokenizer = prepare(job), load_tokenizer(job.spec.model)
+    assert len(data.train) == 2
+    assert tokenizer.decode(data.token_ids(0)) == "<s>Tide table\nBrest: 17:40</s>"
+    assert tokenizer.decode(data.token_ids(1)) == "Oslo? Fjord 🐬."
+    trained = [tokenizer.decode(data.token_ids(row)[data.token_weights(row) > 0]) for row in (0, 1)]
+    assert "Brest" not in trained[0]
+    assert trained[0].startswith("Tide table"), "the first token is nobody's target"
+    assert trained[0].endswith("17:40</s>")
+    assert trained[1].strip() == "Fjord 🐬."
+
+
+@pytest.mark.parametrize(
+    ("segments", "says"),
+    [
+        ([{"text": "a", "label": 1}], "label is 1"),
+        ([{"label": True}], "segment 1 has no text"),
+        ([{"text": "a", "label": False}], "no segment is trained"),
+        ([{"text": " ", "label": True}], "empty"),
+        ("a", "not a list"),
+    ],
+)
+def test_segments_that_cannot_be_trained_are_counted_not_guessed(segments: object, says: str) -> None:
+    with pytest.raises(BadRow, match=says):
+        check(choose(SourceSpec(path="x"), ["segments"], "it").parse({"segments": segments}))
 
 
 def test_a_template_of_ones_own(tmp_path: Path) -> None:

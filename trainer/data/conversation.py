@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
 
@@ -53,14 +53,22 @@ class Turn:
         return {"role": self.role, "content": self.content, **self.extra}
 
 
+class Segment(NamedTuple):
+    """A piece of a text that is written as it stands."""
+
+    text: str
+    is_trained: bool
+
+
 @dataclass(slots=True)
 class Conversation:
-    """Turns in order, or a plain text (then there are no turns)."""
+    """Turns in order, or a plain text, or a text in segments (then there are no turns)."""
 
     turns: list[Turn] = field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
     """JSON schemas of the functions that the assistant may call."""
     text: str | None = None
+    segments: list[Segment] | None = None
 
 
 def check(conversation: Conversation) -> None:
@@ -68,6 +76,12 @@ def check(conversation: Conversation) -> None:
     if conversation.text is not None:
         if not conversation.text.strip():
             raise BadRow(Reason.EMPTY, "the text is empty")
+        return
+    if conversation.segments is not None:
+        if not "".join(segment.text for segment in conversation.segments).strip():
+            raise BadRow(Reason.EMPTY, "the segments are empty")
+        if not any(segment.is_trained and segment.text for segment in conversation.segments):
+            raise BadRow(Reason.ONE_SIDED, "no segment is trained")
         return
     turns = conversation.turns
     if not turns:

@@ -21,7 +21,7 @@ from transformers.utils.chat_template_utils import (
     _render_with_assistant_indices as render_with_markers,
 )
 
-from trainer.data.conversation import ASSISTANT, SYSTEM, BadRow, Conversation, Reason, Turn
+from trainer.data.conversation import ASSISTANT, SYSTEM, BadRow, Conversation, Reason, Segment, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -71,6 +71,8 @@ class Renderer:
         """The text and its trained spans. Raises BadRow where the template refuses the conversation or hides a turn."""
         if conversation.text is not None:
             return Rendered(conversation.text, [Span(0, len(conversation.text), 1.0)])
+        if conversation.segments is not None:
+            return self._joined(conversation.segments)
         messages = self._messages(conversation)
         try:
             if self._has_markers:
@@ -86,6 +88,14 @@ class Renderer:
         except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             raise BadRow(Reason.TEMPLATE, str(error).strip() or type(error).__name__) from error
         return Rendered(text, self._weigh(conversation.turns, text, found))
+
+    def _joined(self, segments: list[Segment]) -> Rendered:
+        text, spans = "", []
+        for segment in segments:
+            if self._train_on_inputs or segment.is_trained:
+                spans.append(Span(len(text), len(text) + len(segment.text), 1.0))
+            text += segment.text
+        return Rendered(text, spans[-1:] if self._last_turn_only else spans)
 
     # -- what the template is given -----------------------------------------------------------------------------------
 

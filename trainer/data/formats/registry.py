@@ -6,12 +6,13 @@ from collections.abc import Collection
 
 from trainer.data.formats.base import DatasetFormat
 from trainer.data.formats.pairs import PAIRS, AlpacaFormat, TextFormat, chosen_fields
+from trainer.data.formats.segments import SegmentsFormat
 from trainer.data.formats.turns import MESSAGES, SHAREGPT, SHAREGPT_SINGULAR
 from trainer.exits import BadInput
 from trainer.spec import SourceSpec
 
 FORMATS: tuple[DatasetFormat, ...] = (
-    SHAREGPT, MESSAGES, SHAREGPT_SINGULAR, AlpacaFormat(), *PAIRS, TextFormat(),
+    SHAREGPT, MESSAGES, SHAREGPT_SINGULAR, AlpacaFormat(), *PAIRS, SegmentsFormat(), TextFormat(),
 )  # fmt: skip
 """In the order of detection: a row is taken for the first shape that its columns fit."""
 
