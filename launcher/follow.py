@@ -19,7 +19,7 @@ from launcher.errors import BadUsage
 from launcher.ledger import RunRecord
 from launcher.states import RunState, is_over
 from launcher.story import RunView, seconds
-from launcher.tail import ViewReader
+from launcher.tail import JsonLines, ViewReader
 
 _MAX_PAUSE_S = 30.0
 _PATIENCE_S = 900.0
@@ -116,7 +116,7 @@ def _show_past(backend: Backend, record: RunRecord, screen: Screen, start: LogFr
             cursor = chunk.cursor
         return cursor
     lines: deque[str] = deque(maxlen=start.tail)
-    cursor, filter_ = BEGINNING, _SinceFilter(start.since)
+    cursor, filter_ = BEGINNING, _SinceFilter(start.since, _KnownTimes(backend, record) if start.since else None)
     for chunk in backend.logs(record):
         lines.extend(filter_.keep(chunk))
         cursor = chunk.cursor
@@ -126,17 +126,40 @@ def _show_past(backend: Backend, record: RunRecord, screen: Screen, start: LogFr
     return cursor
 
 
+class _KnownTimes:
+    """When the lines about steps were written, as metrics.jsonl has it; a step that was trained again has a time for each."""
+
+    _STEP = re.compile(r"\bstep (\d+)/\d+ · (loss|epoch) ")
+
+    def __init__(self, backend: Backend, record: RunRecord) -> None:
+        first = next(iter(JsonLines(backend, record, "events.jsonl").read()), {})
+        self.start: float | None = first.get("time")
+        """Of the log, as the run's first event has it."""
+        self._times: dict[tuple[int, str], deque[float]] = {}
+        for metric in JsonLines(backend, record, "metrics.jsonl").read():
+            if "time" in metric:
+                key = (metric["step"], "epoch" if "eval_loss" in metric else "loss")
+                self._times.setdefault(key, deque()).append(metric["time"])
+
+    def of(self, line: str) -> float | None:
+        """The time of the next line in the log; call it for each, in order."""
+        match = self._STEP.search(line)
+        times = self._times.get((int(match[1]), match[2])) if match else None
+        return times.popleft() if times else None
+
+
 class _SinceFilter:
-    """Lines not older than a time, by the backend's clock where it has one, else by the time a line begins with; a line
-    without one belongs to the line before it."""
+    """Lines not older than a time, by the backend's clock where it has one, else by the time a line begins with or that the
+    run's records have for it; a line without one belongs to the line before it."""
 
     _STAMP = re.compile(r"\[?(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:[.,]\d+)?(Z|[+-]\d\d:?\d\d)?")
 
-    def __init__(self, since: datetime | None) -> None:
-        self._since = since
-        self._is_young = since is None
+    def __init__(self, since: datetime | None, known: _KnownTimes | None) -> None:
+        self._since, self._known = since, known
+        start = known.start if known is not None else None
+        self._is_young = since is None or (start is not None and datetime.fromtimestamp(start, UTC) >= since)
         self._num_lines = 0
-        self._has_times = since is None
+        self._has_times = since is None or start is not None
 
     def keep(self, chunk: LogChunk) -> list[str]:
         kept = []
@@ -157,6 +180,9 @@ class _SinceFilter:
     def _time_of(self, line: str, chunk: LogChunk) -> datetime | None:
         if chunk.time is not None:
             return datetime.fromtimestamp(chunk.time, UTC)
+        known = self._known.of(line) if self._known is not None else None
+        if known is not None:
+            return datetime.fromtimestamp(known, UTC)
         match = self._STAMP.match(line)
         if match is None:
             return None

@@ -61,7 +61,8 @@ def require_packages(track: TrackSpec) -> None:
 
 
 class JsonlTracker:
-    """A line of JSON for each record; floats as Python's repr, which reads back to the same bits."""
+    """A line of JSON for each record; floats as Python's repr, which reads back to the same bits. `time` is when it was
+    written, in seconds since the epoch."""
 
     name = "metrics.jsonl"
 
@@ -72,7 +73,7 @@ class JsonlTracker:
         end_torn_line(self._path)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        append_line(self._path, {"step": int(step), **values})
+        append_line(self._path, {"step": int(step), **values, "time": round(time.time(), 3)})
 
     def end(self, outcome: str) -> None:
         pass

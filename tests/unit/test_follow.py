@@ -174,6 +174,34 @@ def test_since_goes_by_the_backends_clock_where_it_has_one():
     assert screen.text == "a\n"
 
 
+def test_since_goes_by_the_runs_own_records_where_the_log_has_no_times():
+    now = datetime.now(UTC).timestamp()
+
+    def shown(age, start):
+        event = {"time": now - start, "event": "attempt_started", "attempt": 1}
+        metrics = [
+            {"step": 1, "loss": 2.0, "time": now - 3000},
+            {"step": 2, "loss": 1.5, "time": now - 2000},
+            {"step": 2, "eval_loss": 1.6, "time": now - 900},
+            {"step": 2, "loss": 1.5, "time": now - 300},  # trained again after a resume
+        ]
+        look = {
+            "log": ["hello\nstep 1/2 · loss 2.0000 · x\nstep 2/2 · loss 1.5000 · x\nnoise\n",
+                    "step 2/2 · epoch 1.00 · validation loss 1.6000\nstep 2/2 · loss 1.5000 · x\nend\n"],
+            "metrics.jsonl": b"".join(json.dumps(line).encode() + b"\n" for line in metrics),
+            "events.jsonl": json.dumps(event).encode() + b"\n",
+        }  # fmt: skip
+        screen = Screen()
+        show_log(WildBackend([look]), RECORD, screen, LogFrom(since=parse_age(age)))
+        return screen.text.splitlines()
+
+    assert shown("10m", 4000) == ["step 2/2 · loss 1.5000 · x", "end"]
+    assert shown("20m", 4000)[0] == "step 2/2 · epoch 1.00 · validation loss 1.6000"
+    assert shown("40m", 4000)[:2] == ["step 2/2 · loss 1.5000 · x", "noise"]
+    assert shown("2h", 4000)[0] == "hello"
+    assert shown("1m", 4000) == []
+
+
 def test_since_on_a_log_without_times_is_refused_not_ignored():
     with pytest.raises(BadUsage, match="holds no times"):
         show_log(WildBackend([{"log": ["a\n"]}]), RECORD, Screen(), LogFrom(since=parse_age("10m")))

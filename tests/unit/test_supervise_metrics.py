@@ -17,7 +17,7 @@ from trainer.metrics import Background, MetricsWriter, step_line
 from trainer.rundir import RunDir
 from trainer.spec import NodeJob, TrackSpec
 
-STEP_KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "attempt"]
+STEP_KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "attempt", "time"]
 
 
 def node_job(run_dir: Path, **track: Any) -> NodeJob:
@@ -46,7 +46,9 @@ def test_a_loss_reads_back_to_the_same_bits_with_exactly_the_promised_keys(tmp_p
     assert [line["loss"] for line in lines[:-1]] == losses
     assert [line["lr"] for line in lines[:-1]] == [loss * 1e-6 for loss in losses]
     assert all(list(line) == STEP_KEYS for line in lines[:-1])
-    assert lines[-1] == {"step": 50, "epoch": 1.0, "eval_loss": losses[0]}
+    times = [line["time"] for line in lines]
+    assert sorted(times) == times
+    assert lines[-1] == {"step": 50, "epoch": 1.0, "eval_loss": losses[0], "time": times[-1]}
     assert (lines[0]["tokens"], lines[0]["tokens_per_second"], lines[0]["attempt"]) == (1624, 812.0, 3)
 
 
