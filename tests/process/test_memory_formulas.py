@@ -109,4 +109,6 @@ def test_what_lasts_between_steps_is_planned_exactly(name: str, measured: dict[s
     lasting = sum(step[part] for part in ("parameters", "master weights", "optimizer"))
     if case["stage"] == 3:  # gradients of the partition and one bucket are there from the start
         lasting += step["gradients"] / 2 + load.element_bytes * case["reduce_bucket"]
+        assert 0.98 * lasting < measured[name]["rest"] < lasting + step["buffers"]  # some parameters stay gathered
+        return
     assert measured[name]["rest"] == pytest.approx(lasting, rel=0.02)
