@@ -35,6 +35,7 @@ from trainer.state import TrainerState
 
 GLOBAL_BATCH, LENGTH, VOCABULARY = 4, 16, 97
 LEARNING_RATE = 2e-3
+DEVICE = os.environ.get("CHECKPOINT_DEVICE", "cpu")
 
 
 def job_of(run: dict[str, Any], world_size: int) -> NodeJob:
@@ -52,7 +53,7 @@ def job_of(run: dict[str, Any], world_size: int) -> NodeJob:
     return NodeJob.model_validate(
         {
             "run_id": "run-1", "run_dir": run["run_dir"], "cache_dir": run["run_dir"], "nproc": world_size,
-            "device": "cpu", "spec": spec,
+            "device": DEVICE, "spec": spec,
         }
     )  # fmt: skip
 
@@ -130,7 +131,7 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
 def do_phase(nproc: int, runs: list[dict[str, Any]], rank: int, port: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc), LOCAL_WORLD_SIZE=str(nproc))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    _, _, device = initialize_distributed("cpu")
+    _, _, device = initialize_distributed(DEVICE)
     for run in runs:
         result = train(run, rank, nproc, device)
         if rank == 0:
