@@ -15,7 +15,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= train,docker,dev
+EXTRAS ?= train,docker,track,dev
 TORCH_INDEX ?=
 TESTS ?= tests/unit tests/contract tests/process tests/lab tests/gpu
 PYTEST_ARGS ?=

@@ -23,7 +23,8 @@ def match(patterns: Sequence[str], names: Iterable[str]) -> Matches:
     """Apply `patterns` as `re.search` to parameter `names`. Raises re.error for a pattern that is no expression."""
     names = list(names)
     hit: set[str] = set()
-    missed, idle = [], []
+    missed: list[str] = []
+    idle: list[str] = []
     for pattern in patterns:
         expression = re.compile(pattern)
         found = {name for name in names if expression.search(name)}

@@ -40,7 +40,7 @@ def test_two_ranks_of_zero_3_and_one_rank_of_zero_0_have_the_same_losses(root, p
 def test_every_step_has_its_line_of_metrics(finished):
     steps = [line for line in finished.read_metrics() if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 21))
-    keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "attempt"}
+    keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "attempt", "time"}
     assert all(set(line) == keys for line in steps)
     assert all(line["tokens"] > 0 and math.isfinite(line["grad_norm"]) for line in steps)
     evaluations = [line for line in finished.read_metrics() if "eval_loss" in line]

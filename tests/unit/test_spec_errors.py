@@ -271,7 +271,9 @@ def test_online_tracking_without_its_key_is_found_before_the_launch(folder: Path
         ("format: text\n      fields: {text: body}", "format: contradicts `fields` of the same source: both say where the turns are; remove one"),
     ],
 )  # fmt: skip
-def test_a_source_that_the_trainer_would_refuse_is_refused_before_the_launch(folder: Path, line: str, said: str) -> None:
+def test_a_source_that_the_trainer_would_refuse_is_refused_before_the_launch(
+    folder: Path, line: str, said: str
+) -> None:
     found = complaints(folder, GOOD.replace("path: rows.jsonl", f"path: rows.jsonl\n      {line}"))
     assert [text.partition("data.sources[0].")[2] for text in found] == [said]
 
