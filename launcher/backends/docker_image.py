@@ -138,13 +138,14 @@ def build(  # type: ignore[no-untyped-def]
 
 
 def _cause(error: str, said: str) -> str:
-    """The engine's word, with the last line of the step that failed, which says why."""
-    return f"{error.strip().splitlines()[-1]}: {said.splitlines()[-1]}" if said else error
+    """Why a step failed: its last line of output, and which step it was."""
+    step = " ".join(error.split())
+    return f"{said.splitlines()[-1]} ({step[:100]})" if said else step
 
 
 def _pack(root: Path, context: IO[bytes]) -> None:
     """The build context as a tar file whose bytes depend on content alone."""
-    with tarfile.open(fileobj=context, mode="w") as archive:
+    with tarfile.open(fileobj=context, mode="w", dereference=True) as archive:
         for path in context_files(root):
             entry = archive.gettarinfo(path, path.relative_to(root).as_posix())
             entry.uid = entry.gid = entry.mtime = 0
