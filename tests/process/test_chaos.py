@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.support import tiny_job
+from trainer.attempt import is_alive
 from trainer.checkpoint.manifest import MANIFEST, Manifest
 from trainer.rundir import RunDir
 from trainer.watch import read_heartbeat
@@ -109,19 +109,21 @@ class Life:
             kill_supervisor(self)
         elif self.death in DEATHS:
             count = self.chance.randint(1, STEPS_PER_LIFE - 2)
-            self.wait_for(lambda: len(self.steps()) >= count)
+            self.wait_for(lambda: self.is_over() or len(self.steps()) >= count)
+            assert not self.is_over(), f"{self.death}: it ended before\n{self.run.log.read_text()[-3000:]}"
             time.sleep(self.chance.random() * 0.05)  # anywhere in a step
             DEATHS[self.death][0](self)
         code = self.supervisor.wait(PATIENCE_S)
-        self.wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids(self.run, self.number)))
+        self.wait_for(lambda: not any(is_alive(pid) for pid in pids(self.run, self.number)))
         return code
+
+    def is_over(self) -> bool:
+        return self.supervisor.poll() is not None
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
             assert time.monotonic() < deadline, f"{self.death}: nothing happens\n{self.run.log.read_text()[-3000:]}"
-            if self.supervisor.poll() is not None and self.death in DEATHS:
-                raise AssertionError(f"{self.death}: it ended before\n{self.run.log.read_text()[-3000:]}")
             time.sleep(0.01)
 
     def expected_code(self) -> int:
