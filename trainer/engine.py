@@ -57,7 +57,11 @@ def configuration(job: NodeJob, world_size: int, num_micro_batches: int) -> dict
         "train_micro_batch_size_per_gpu": train.micro_batch,
         "gradient_accumulation_steps": num_micro_batches,
         "gradient_clipping": 0.0 if _clips_by_hand(job) else train.max_grad_norm,
-        "zero_optimization": {"stage": zero_stage(job), "overlap_comm": job.device == "cuda", "contiguous_gradients": True},
+        "zero_optimization": {
+            "stage": zero_stage(job),
+            "overlap_comm": job.device == "cuda",
+            "contiguous_gradients": True,
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
@@ -100,7 +104,9 @@ class Engine:
                 # partitions one parameter after the other, so that no GPU ever holds the whole model
                 deepspeed.zero.Init(module=packed, config_dict_or_path=config)
             optimizer = optim.build(packed, job.spec.train, job.device)
-            self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(model=packed, optimizer=optimizer, config=config)
+            self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+                model=packed, optimizer=optimizer, config=config
+            )
 
     @property
     def model(self) -> nn.Module:

@@ -17,7 +17,28 @@ from typing import Any
 from trainer.rundir import RunDir
 from trainer.spec import NodeJob
 
-WORDS = ["the", "sea", "is", "blue", "and", "deep", "so", "a", "dolphin", "swims", "far", "from", "land", "to", "find", "its", "kin", "under", "warm", "light"]
+WORDS = [
+    "the",
+    "sea",
+    "is",
+    "blue",
+    "and",
+    "deep",
+    "so",
+    "a",
+    "dolphin",
+    "swims",
+    "far",
+    "from",
+    "land",
+    "to",
+    "find",
+    "its",
+    "kin",
+    "under",
+    "warm",
+    "light",
+]
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<|im_end|>", "<|finetune_right_pad_id|>", "<|im_start|>"]
 TIMEOUT_S = 300
 """Generous: a busy machine is no failure."""
