@@ -46,6 +46,16 @@ def bench(engine, fake_image, tmp_path, monkeypatch) -> Iterator[Bench]:
         assert get_backend("docker").down(record, 0).is_gone
 
 
+def test_a_trainer_that_vanished_is_lost_never_running(bench, engine):
+    """In place of the suite's: the first process of a container cannot kill itself, so the engine does it."""
+    record = bench.submit(steps=3000, pause_s=0.02)
+    bench.reached(record, 1)
+    with contextlib.closing(engine.client()) as client:
+        client.containers.get(record.handle["container"]).kill(signal="SIGKILL")
+    assert bench.end(record) is RunState.LOST  # noqa: F405
+    assert "resume" in bench.backend.status(record).detail
+
+
 def test_a_name_that_is_taken_says_so(bench, engine, fake_image):
     record = bench.record()
     with contextlib.closing(engine.client()) as client:
