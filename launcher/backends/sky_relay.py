@@ -30,6 +30,8 @@ MARK = "~dolphin"
 FILES = {"L": "log.txt", "E": "events.jsonl", "M": "metrics.jsonl", "N": "nodes.jsonl"}
 """Kind of a frame to the file whose lines it carries. Kind O carries outcome.json, numbered by the start it ended."""
 POLL_S = 0.5
+SAVE_EVERY_S = 30.0
+"""Records go to a bucket this often: a node that is taken away loses at most so much of its log, and no step."""
 REPLAY_BYTES = 64_000
 _PR_SET_PDEATHSIG = 1
 
@@ -71,6 +73,10 @@ class Relay:
         self.run_dir = os.path.expanduser(config["run_dir"])
         self.config, self.inputs = config, inputs
         os.makedirs(self.run_dir, exist_ok=True)
+        self._saving: subprocess.Popen[bytes] | None = None
+        self._saved_at = time.monotonic()
+        if config.get("bucket"):
+            self._bucket("restore")
         self.tails = {kind: Tail(os.path.join(self.run_dir, name)) for kind, name in FILES.items()}
         self.journal = self._journal()
         self.began = time.time()
@@ -98,10 +104,19 @@ class Relay:
             )
         while self.child.poll() is None:
             self._forward()
+            self._save_now_and_then()
             time.sleep(POLL_S)
         self._forward(last=True)
         self._outcome()
         code = self.child.returncode
+        if self.config.get("bucket"):
+            if self._saving is not None:
+                self._saving.wait()
+            if code == 0 and self._bucket("publish"):
+                self._say("the model could not be written to the bucket; the lines above say why")
+                self._forward(last=True)
+                code = 1
+            self._bucket("save")
         return 128 - code if code < 0 else code
 
     def _journal(self) -> str:
@@ -143,6 +158,21 @@ class Relay:
             except FileNotFoundError:
                 continue
 
+    def _bucket(self, action: str) -> int:
+        """Run bucket.py with the trainer's Python, which has the stores; its exit status."""
+        return subprocess.call(self._bucket_command(action))
+
+    def _bucket_command(self, action: str) -> list[str]:
+        script = os.path.join(self.inputs, "bucket.py")
+        return [*self._python(self.config.get("image", ""), None), script, action, self.run_dir, self.config["bucket"]]
+
+    def _save_now_and_then(self) -> None:
+        if not self.config.get("bucket") or time.monotonic() - self._saved_at < SAVE_EVERY_S:
+            return
+        if self._saving is None or self._saving.poll() is not None:
+            self._saved_at = time.monotonic()
+            self._saving = subprocess.Popen(self._bucket_command("save"))
+
     def _node(self) -> dict[str, Any]:
         cloud = json.loads(os.environ.get("SKYPILOT_CLUSTER_INFO") or "{}")
         return {
@@ -163,26 +193,46 @@ class Relay:
         os.replace(path + ".new", path)
         train = ["-m", "trainer.supervise", path]
         image: str = self.config["image"]
-        how = os.environ.get("DOLPHIN_CONTAINER", "none")
-        if how != "docker":
+        if self._how() == "docker":
+            inspected = subprocess.call(
+                ["docker", "image", "inspect", image], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            if inspected:
+                self._phase("pulling image")
+                self._forward()
+                with open(os.path.join(self.run_dir, "log.txt"), "ab") as log:
+                    if subprocess.call(["docker", "pull", "-q", image], stdout=log, stderr=subprocess.STDOUT):
+                        self._say(f"cannot pull {image} on this node; is the name right, and may this node read it?")
+        return [*self._python(image, "dolphin-" + self.config["run_id"]), *train]
+
+    def _how(self) -> str:
+        return os.environ.get("DOLPHIN_CONTAINER", "none")
+
+    def _python(self, image: str, name: str | None) -> list[str]:
+        """The trainer's Python: of this node, or in a container of the image with the run's folders and variables."""
+        if self._how() != "docker":
             os.environ["PYTHONUNBUFFERED"] = "1"
-            return [os.environ.get("DOLPHIN_PYTHON") or sys.executable, *train]
-        if subprocess.call(["docker", "image", "inspect", image], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-            self._phase("pulling image")
-            self._forward()
-            with open(os.path.join(self.run_dir, "log.txt"), "ab") as log:
-                if subprocess.call(["docker", "pull", "-q", image], stdout=log, stderr=subprocess.STDOUT):
-                    self._say(f"cannot pull {image} on this node; is the name right, and may this node read it?")
-        command = ["docker", "run", "--rm", "--init", "--name", "dolphin-" + self.config["run_id"], "--network=host",
-                   "--ipc=host", "--label", "dolphin.run=" + self.config["run_id"]]  # fmt: skip
+            return [os.environ.get("DOLPHIN_PYTHON") or sys.executable]
+        command = [
+            "docker",
+            "run",
+            "--rm",
+            "--init",
+            "--network=host",
+            "--ipc=host",
+            "--label",
+            "dolphin.run=" + self.config["run_id"],
+        ]
+        if name:
+            command += ["--name", name]
         if shutil.which("nvidia-smi"):
             command += ["--gpus", "all"]
         for folder in sorted({self.run_dir, self.inputs, *map(os.path.expanduser, self.config["mounts"])}):
             os.makedirs(folder, exist_ok=True)
             command += ["-v", folder + ":" + folder]
-        for name in self.config["env"]:
-            command += ["-e", name]
-        return [*command, "--entrypoint", "python", image, *train]
+        for variable in self.config["env"]:
+            command += ["-e", variable]
+        return [*command, "--entrypoint", "python", image]
 
     def _forward(self, last: bool = False) -> None:
         at = time.time()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trainer
-from launcher.backends import sky_relay
+from launcher.backends import sky_bucket, sky_relay
 from launcher.backends.sky_task import Shipment, relay_config, requirements
 from launcher.spec import JobSpec
 from trainer.spec import NodeJob
@@ -25,6 +25,7 @@ def pack(folder: Path, job: JobSpec, train: NodeJob, shipment: Shipment, secret_
     (target / "relay.json").write_text(json.dumps(relay_config(job, train, secret_names), indent=2))
     (target / "requirements.txt").write_text(requirements())
     shutil.copy2(Path(sky_relay.__file__), target / "relay.py")
+    shutil.copy2(Path(sky_bucket.__file__), target / "bucket.py")
     shutil.copytree(
         Path(trainer.__file__).parent, target / "source" / "trainer", ignore=shutil.ignore_patterns("__pycache__")
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, STEP_S, Lab, digest, until
+from sky_lab import ROOT, STEP_S, Lab, digest, until
 
 STEPS = {"train.max_steps": "60", "checkpoint.every.epochs": "null", "checkpoint.every.steps": "10"}
 

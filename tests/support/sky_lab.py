@@ -1,0 +1,124 @@
+"""The lab for this folder's tests, and `dolphin` in it. Needs root, Debian and network: `tests/lab/lab` says for what."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "tests" / "lab" / "lab"
+STEP_S = 420
+"""For each launch or recovery: minutes on a busy machine."""
+
+
+@dataclass
+class Lab:
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "jobhome" / "store"
+
+    @property
+    def runs(self) -> Path:
+        return Path(self.environment["DOLPHIN_HOME"]) / "runs"
+
+    def command(self, *arguments: str) -> list[str]:
+        return [str(Path(self.environment["PATH"].partition(":")[0]) / arguments[0]), *arguments[1:]]
+
+    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+        """`dolphin ...`, its output in pipes."""
+        return subprocess.Popen(
+            self.command("dolphin", *arguments), env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
+        )  # fmt: skip
+
+    def run(self, *arguments: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=2 * STEP_S)
+        assert expect is None or process.returncode == expect, f"{arguments}: {process.returncode}\n{out}\n{err}"
+        assert "Traceback" not in err, err
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def status(self, run: str) -> dict[str, Any]:
+        return json.loads(self.run("status", run, "--json").stdout)
+
+    def sky(self, *arguments: str) -> str:
+        done = subprocess.run(
+            self.command("sky", *arguments),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+
+    def slurm_jobs(self) -> list[str]:
+        done = subprocess.run(
+            ["squeue", "-h", "-o", "%i %T"], env=self.environment, capture_output=True, text=True, check=True
+        )
+        return [line for line in done.stdout.splitlines() if "COMPLETING" not in line]
+
+    def lab(self, command: str) -> None:
+        subprocess.run(
+            [str(SCRIPT), command], env={**os.environ, "DOLPHIN_LAB": str(self.folder)}, check=True, timeout=300
+        )
+
+    def job(self, name: str, **changes: str) -> list[str]:
+        """The command line of `launch` for the quickstart, on two CPU ranks of a node with eight pretend L40S."""
+        settings = {
+            "name": name, "resources.infra": "slurm/dolphin", "resources.accelerators": "L40S:8", "checkpoint.store": str(self.store),
+            "env.DOLPHIN_DEVICE": "cpu", "env.DOLPHIN_PYTHON": str(self.folder / "trainer/bin/python"), **changes,
+        }  # fmt: skip
+        job = str(ROOT / "examples" / "quickstart" / "job.yaml")
+        return [
+            "launch",
+            job,
+            "--on",
+            "sky",
+            "--nproc",
+            "2",
+            "-y",
+            *(w for k, v in settings.items() for w in ("--set", f"{k}={v}")),
+        ]
+
+    def run_of(self, name: str) -> str:
+        """The id of the one run of this name."""
+        found = [path.name for path in self.runs.glob(f"{name}-*")]
+        assert len(found) == 1, found
+        return found[0]
+
+
+def until(condition: Callable[[], Any], timeout_s: float = STEP_S) -> Any:
+    """The first true value of the condition."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s in vain"
+        time.sleep(2)
+    return value
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def require(what: str) -> None:
+    """Skip where the lab cannot be had; fail where DOLPHIN_REQUIRE says that it must."""
+    if what in os.environ.get("DOLPHIN_REQUIRE", "").split(","):
+        return
+    if os.geteuid() != 0 or "lab" not in os.environ.get("DOLPHIN_LAB_TESTS", ""):
+        pytest.skip(
+            "the SkyPilot lab takes root, Slurm's packages and half an hour: set DOLPHIN_LAB_TESTS=lab to run it"
+        )
