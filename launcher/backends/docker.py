@@ -161,7 +161,10 @@ class DockerBackend(HomeBackend):
             with engine.explained(f"{record.run_id}: stopping its container"):
                 if container.status == "paused":
                     container.unpause()
-                container.stop(timeout=max(0, round(grace_s)))
+                if grace_s > 0:
+                    container.stop(timeout=max(1, round(grace_s)))
+                else:
+                    _kill(container)
                 container.reload()
             was_killed = container.attrs["State"]["ExitCode"] == KILLED_EXIT_CODE
         _keep_ending(record, container)
@@ -258,6 +261,18 @@ def _remove(container: Any, *, force: bool = False) -> None:
             container.remove(v=True, force=force)
         except docker.errors.NotFound:
             return
+
+
+def _kill(container: Any) -> None:
+    """SIGKILL, and wait; one that ended by itself in the meantime is fine."""
+    import docker.errors
+
+    try:
+        container.kill()
+    except docker.errors.APIError as error:
+        if error.status_code != 409:  # 409: it is not running
+            raise
+    container.wait()
 
 
 def _keep_ending(record: RunRecord, container: Any) -> None:

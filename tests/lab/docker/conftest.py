@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,10 +94,17 @@ class User(Dolphin):
         return subprocess.Popen(command, env=self.environment, text=True, **(options | popen))
 
 
+@pytest.fixture(scope="session")
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter; pytest's own are root's alone."""
+    with tempfile.TemporaryDirectory(prefix="dolphin-lab-", dir="/var/tmp") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
 @pytest.fixture
-def user(engine: lab.Engine, tmp_path: Path) -> Iterator[User]:
-    home = tmp_path / "home"
-    home.mkdir()
+def user(engine: lab.Engine, open_folder: Path) -> Iterator[User]:
+    home = Path(tempfile.mkdtemp(prefix="home-", dir=open_folder))
     os.chown(home, USER_ID, USER_ID)
     secret = {"DOCKER_HOST": engine.host, "HOME": str(home), "LAB_TOKEN": SECRET}
     yield User(home, None, secret)
@@ -106,9 +114,10 @@ def user(engine: lab.Engine, tmp_path: Path) -> Iterator[User]:
 
 
 @pytest.fixture(scope="session")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quickstart(open_folder: Path) -> Path:
     """The quickstart's job beside its files, shortened, and with a secret."""
-    folder = tmp_path_factory.mktemp("quickstart")
+    folder = open_folder / "quickstart"
+    folder.mkdir()
     example = lab.ROOT / "examples" / "quickstart"
     subprocess.run([sys.executable, str(example / "build.py"), "--out", str(folder)], check=True, capture_output=True)
     text = (example / "job.yaml").read_text()
