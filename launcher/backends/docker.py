@@ -183,14 +183,12 @@ class DockerBackend(HomeBackend):
         outcome = read_outcome(record)
         try:
             container = _container(engine.connect(), record.run_id)
-        except BackendError as error:
+        except BackendError:
             if outcome is None:
                 raise
-            return (
-                state_of_exit_code(outcome.get("exit_code")),
-                f"{outcome.get('reason') or ''} ({error})",
-                outcome.get("exit_code"),
-            )
+            exit_code = outcome.get("exit_code")
+            detail = f"{outcome.get('reason') or 'ended'} (the Docker engine does not answer now)"
+            return state_of_exit_code(exit_code), detail, exit_code
         if container is not None and _is_active(container):
             paused = "; `docker unpause` lets it go on" if container.status == "paused" else ""
             return RunState.RUNNING, f"container {container.name}{paused}", None
