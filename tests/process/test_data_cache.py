@@ -28,8 +28,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(root: Path, name: str, cache: str) -> subprocess.Popen[bytes]:
-    job = data_job(root, root / "data.jsonl", name=name, sequence_length=4096, workers=2)
+def start(root: Path, name: str, cache: str, data: str = "data.jsonl") -> subprocess.Popen[bytes]:
+    job = data_job(root, root / data, name=name, sequence_length=4096, workers=2)
     (root / name).mkdir()
     train_json = root / name / "train.json"
     train_json.write_text(job.model_copy(update={"cache_dir": str(root / cache)}).model_dump_json())
@@ -91,7 +91,9 @@ def test_two_processes_that_want_the_same_data_make_it_once(root: Path) -> None:
 
 
 def test_a_worker_that_is_killed_fails_the_preparation_instead_of_hanging_it(root: Path) -> None:
-    process = start(root, "worker-killed", "cache-worker")
+    rows = (root / "data.jsonl").read_bytes()
+    (root / "long.jsonl").write_bytes(rows * 10)  # so long that the worker still has most of it to do
+    process = start(root, "worker-killed", "cache-worker", "long.jsonl")
     wait_for(lambda: bool(half_made(root, "cache-worker")), process)
     os.kill(psutil.Process(process.pid).children()[0].pid, signal.SIGKILL)
     assert process.wait(TIMEOUT_S) == 1
