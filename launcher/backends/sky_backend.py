@@ -19,25 +19,22 @@ from typing import Any
 from launcher import ledger
 from launcher.backends import sky_status
 from launcher.backends.base import (
-    BEGINNING,
-    BackendError,
-    BackendStatus,
-    BadUsage,
-    Cursor,
-    DownReport,
-    Fetchable,
-    Handle,
-    LogChunk,
-    NoCapacity,
-    NodeAttempt,
-    Offer,
-    Placement,
-    Submission,
-)
+    BEGINNING, BackendError, BackendStatus, BadUsage, Cursor, DownReport, Fetchable,
+    Handle, LogChunk, NoCapacity, Offer, Placement, Submission,
+)  # fmt: skip
 from launcher.backends.sky_feed import Feed
 from launcher.backends.sky_mirror import Mirror
-from launcher.backends.sky_offers import offers_of, price_at, priced, refuse_losing_progress, tried
-from launcher.backends.sky_reach import Reach, reach
+from launcher.backends.sky_offers import offers_of, priced, refuse_losing_progress, tried
+from launcher.backends.sky_records import (
+    PRICES_FILE,
+    hourly_price,
+    last_step,
+    node_attempts,
+    outcome_of,
+    reach_of,
+    run_dir_of,
+    saved_at,
+)
 from launcher.backends.sky_ship import pack
 from launcher.backends.sky_task import IDLE_MINUTES, build_task, folder_store, places_of, ship
 from launcher.copying import copy_folder
@@ -46,11 +43,10 @@ from launcher.ledger import RunRecord
 from launcher.spec import JobSpec
 from launcher.states import RunState, after_down, is_over
 from trainer.preempt import SAVE_FILE
-from trainer.rundir import read_lines, write_atomic
+from trainer.rundir import write_atomic
 from trainer.spec import NodeJob
 
 REQUEST_FILE = "sky-request"
-PRICES_FILE = "sky-prices.json"
 NODE_FOLDER = "/tmp/dolphin"
 """Where a run lives on a node that shares no folder with the next one."""
 _BEFORE_A_LOG = {"PENDING", "SUBMITTED", "STARTING", "RECOVERING", "INIT", "SETTING_UP"}
@@ -129,16 +125,16 @@ class SkyRuns:
         state = table.get(job.status, RunState.LOST)
         if is_over(state):
             self._complete_reading(record, job)
-        step = self._last_step(record)
-        outcome = self._outcome(record)
+        step = last_step(record)
+        outcome = outcome_of(record)
         state, detail, exit_code = sky_status.settled(state, outcome, job.reason)
         known = sky_status.detail_of(job.status, state, step=step, is_known=job.status in table)
         detail = known if known and state in (RunState.RECOVERING, RunState.LOST) else detail or known
         if record.down_requested_at is not None:
             state = after_down(state)
         now = time.time()
-        hourly = self._hourly(record, job)
-        attempts = self._attempts(record, job, state, now, hourly)
+        hourly = hourly_price(record, job)
+        attempts = node_attempts(record, job, state, now, hourly)
         node = attempts[-1] if attempts else None
         where = "/".join(part for part in (node.infra or job.infra, node.node) if part) if node else job.infra
         return BackendStatus(
@@ -190,7 +186,7 @@ class SkyRuns:
         detail, was_killed = "nothing of it was running", False
         if not is_over(table.get(job.status, RunState.RUNNING)):
             was_saved = self._save_first(record, job, grace_s)
-            was_killed = not was_saved and bool(self._last_step(record))
+            was_killed = not was_saved and bool(last_step(record))
             if is_managed:
                 self._client.cancel_managed(job.job_id)
             else:
@@ -202,7 +198,7 @@ class SkyRuns:
         left = self._wait_until_gone(record, job, table)
         now = time.time()
         job = self._job(record) or job
-        attempts = self._attempts(record, job, RunState.CANCELLED, now, self._hourly(record, job))
+        attempts = node_attempts(record, job, RunState.CANCELLED, now, hourly_price(record, job))
         price = sky_status.price_of(attempts, now)
         return DownReport(not left, tuple(left), detail, was_killed, price)
 
@@ -225,7 +221,7 @@ class SkyRuns:
             from launcher.backends.sky_bucket import copy_prefix
 
             return copy_prefix(f"{store.rstrip('/')}/{record.run_id}/{what}", target)
-        there = self._reach(record)
+        there = reach_of(record)
         if there is None:
             raise BackendError(
                 f"{record.run_id}: its {what} lies at {path} on {self.status(record).node or 'its node'}, which cannot be "
@@ -264,7 +260,7 @@ class SkyRuns:
             return RunState.PROVISIONING, "SkyPilot is taking it in"
         if record.handle is None and ledger.is_locked(record):
             return RunState.CREATED, "being submitted"
-        outcome = self._outcome(record)
+        outcome = outcome_of(record)
         if self._kind(record) == "cluster" and record.handle is not None:
             state, detail, _ = (
                 sky_status.settled(RunState.FAILED, outcome, None) if outcome else (RunState.LOST, "", None)
@@ -336,7 +332,7 @@ class SkyRuns:
     def _from_store(self, record: RunRecord) -> bool:
         """Take the run folder's lines from the store itself, where it can be reached: quicker than through the log, and
         whole for a run that was cancelled. Whether it was there."""
-        there, run_dir = self._reach(record), self._run_dir(record)
+        there, run_dir = reach_of(record), run_dir_of(record)
         if there is None or run_dir is None:
             return False
         try:
@@ -344,74 +340,21 @@ class SkyRuns:
         except BackendError:
             return False
 
-    def _reach(self, record: RunRecord) -> Reach | None:
-        nodes = list(read_lines(record.folder / "nodes.jsonl"))
-        infra = nodes[-1].get("infra") if nodes else None
-        if not infra:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                places = json.loads((record.folder / PRICES_FILE).read_bytes())
-                infra = places[0][0] if len({place for place, _, _ in places}) == 1 else None
-        return reach(infra)
-
-    def _run_dir(self, record: RunRecord) -> str | None:
-        with contextlib.suppress(OSError, ValueError):
-            return NodeJob.read(record.files.train_json).run_dir
-        return None
-
-    def _outcome(self, record: RunRecord) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(record.files.outcome.read_bytes())
-            return found if isinstance(found, dict) else {}
-        return {}
-
-    def _last_step(self, record: RunRecord) -> int | None:
-        steps = [line.get("step") for line in read_lines(record.files.metrics) if line.get("loss") is not None]
-        return steps[-1] if steps else None
-
-    def _hourly(self, record: RunRecord, job: Any) -> float | None:
-        """Price of the present node, by the offers of the submit; None before there is a node."""
-        with contextlib.suppress(OSError, ValueError):
-            nodes = list(read_lines(record.folder / "nodes.jsonl"))
-            infra = nodes[-1].get("infra") if nodes else None
-            return price_at(json.loads((record.folder / PRICES_FILE).read_bytes()), infra, job.spot)
-        return None
-
-    def _attempts(
-        self, record: RunRecord, job: Any, state: RunState, now: float, hourly: float | None
-    ) -> tuple[NodeAttempt, ...]:
-        nodes = list(read_lines(record.folder / "nodes.jsonl"))
-        heard = [at for _, at in Mirror(record.folder).times()]
-        heard += [float(event["time"]) for event in read_lines(record.files.events) if "time" in event]
-        return sky_status.node_attempts(
-            nodes, heard, state=state, now=now, ended_at=job.ended_at, price_usd_per_hour=hourly
-        )
-
     def _save_first(self, record: RunRecord, job: Any, grace_s: float) -> bool:
         """Ask the trainer for a save and wait for it, where the store can be reached; True once it is done.
 
         SkyPilot's own signal is no promise: on Slurm about half of the cancels send none."""
-        run_dir, there = self._run_dir(record), self._reach(record)
-        if grace_s <= 0 or there is None or run_dir is None or not self._last_step(record):
+        run_dir, there = run_dir_of(record), reach_of(record)
+        if grace_s <= 0 or there is None or run_dir is None or not last_step(record):
             return False
-        before, deadline = self._saved_at(there, run_dir), time.monotonic() + grace_s
+        before, deadline = saved_at(there, run_dir), time.monotonic() + grace_s
         with contextlib.suppress(BackendError):
             there.touch(f"{run_dir}/{SAVE_FILE}")
             while time.monotonic() < deadline:
                 time.sleep(_SAVED_AGAIN_S)
-                if self._saved_at(there, run_dir) > before:
+                if saved_at(there, run_dir) > before:
                     return True
         return False
-
-    def _saved_at(self, there: Reach, run_dir: str) -> float:
-        """Time of the newest checkpoint_saved event in the store; 0 where there is none."""
-        times = [0.0]
-        with contextlib.suppress(BackendError):
-            for line in (there.read(f"{run_dir}/events.jsonl") or b"").splitlines():
-                with contextlib.suppress(ValueError):
-                    event = json.loads(line)
-                    if event.get("event") == "checkpoint_saved":
-                        times.append(float(event["time"]))
-        return max(times)
 
     def _wait_for_job(self, record: RunRecord) -> Any:
         deadline = time.monotonic() + _DOWN_TIMEOUT_S
