@@ -31,7 +31,9 @@ def train(job, attempt, rank, me) -> None:
     plan = json.loads(os.environ.get("STAND_IN", "{}"))
     run = RunDir(job.run_dir)
     agree = Agreement() if plan.get("gloo", True) else Alone()
-    saved = [e["step"] for e in run.read_events() if e["event"] == EventKind.CHECKPOINT_SAVED]
+    # Of earlier attempts alone: a rank that starts late would otherwise skip what another has saved meanwhile.
+    events = [e for e in run.read_events() if e["event"] == EventKind.CHECKPOINT_SAVED]
+    saved = [e["step"] for e in events if e["attempt"] < attempt]
     took_s = plan.get("save_seconds", 0.5)
     step, total = (saved[-1] if saved else 0), plan.get("steps", 6)
 
