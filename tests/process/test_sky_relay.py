@@ -1,0 +1,121 @@
+"""The node's relay with a trainer beneath it: what it prints is the run, whatever happened to the node before."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dolphin_cli import FAKE_TRAINER, wait_until
+
+from launcher.backends import sky_bucket, sky_relay
+from launcher.backends.sky_mirror import Mirror, frames_in
+from trainer.rundir import read_lines
+from trainer.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def ship(folder: Path, run_dir: Path, bucket: Path | None = None) -> Path:
+    inputs = folder / "dolphin-inputs"
+    inputs.mkdir(exist_ok=True)
+    (inputs / "relay.py").write_text(Path(sky_relay.__file__).read_text())
+    (inputs / "bucket.py").write_text(Path(sky_bucket.__file__).read_text())
+    spec = TrainSpec(
+        name="demo",
+        model=ModelSpec(base="@DATA@/0/model"),
+        data=DataSpec(sources=(SourceSpec(path="@DATA@/1/data.jsonl"),)),
+        train=OptimizerSettings(global_batch=2),
+    )
+    job = NodeJob(
+        run_id="demo-1", run_dir=str(run_dir), cache_dir=str(folder / "cache"), nproc=2, device="cpu", spec=spec
+    )
+    (inputs / "train.json").write_text(job.model_dump_json())
+    config = {
+        "run_id": "demo-1",
+        "run_dir": str(run_dir),
+        "image": "",
+        "env": [],
+        "mounts": [],
+        "bucket": str(bucket) if bucket else None,
+    }
+    (inputs / "relay.json").write_text(json.dumps(config))
+    return inputs
+
+
+def start(inputs: Path, **wish: Any) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ, "FAKE": json.dumps(wish), "PYTHONPATH": f"{FAKE_TRAINER}:{ROOT}", "DOLPHIN_PYTHON": sys.executable,
+        "DOLPHIN_CONTAINER": "none", "SKYPILOT_CLUSTER_INFO": '{"cloud": "Slurm", "region": "lab"}',
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, str(inputs / "relay.py")], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def mirrored(folder: Path, *outputs: str) -> Mirror:
+    folder.mkdir(exist_ok=True)
+    mirror = Mirror(folder)
+    for output in outputs:
+        mirror.take([frame for line in output.splitlines() for frame in frames_in(f"(demo, pid=7) {line}")])
+    return mirror
+
+
+def test_a_node_taken_away_in_mid_training_is_one_calm_line_and_nothing_is_lost(tmp_path: Path) -> None:
+    run_dir, home = tmp_path / "run", tmp_path / "home"
+    inputs = ship(tmp_path, run_dir)
+    first = start(inputs, steps=400, pause_s=0.05)
+    wait_until(lambda: len(list(read_lines(run_dir / "metrics.jsonl"))) > 4)
+    first.send_signal(signal.SIGKILL)  # the node is gone: no trap runs, and the trainer goes with its relay
+    before = first.communicate()[0]
+    wait_until(lambda: (run_dir / "outcome.json").exists())
+    step = max(line["step"] for line in read_lines(run_dir / "metrics.jsonl"))
+    second = start(inputs, steps=step + 3)
+    after = second.communicate(timeout=60)[0]
+    assert second.returncode == 0
+    for outputs in ((before, after), (after,), (before, after, before, after)):
+        mirrored(home, *outputs)
+        for name in ("log.txt", "events.jsonl", "metrics.jsonl", "nodes.jsonl"):
+            assert (home / name).read_bytes() == (run_dir / name).read_bytes(), name
+    told = [line for line in (home / "log.txt").read_text().splitlines() if "node reclaimed" in line]
+    assert told == [f"dolphin: node reclaimed at step {step}; resuming from {step}"]
+    assert json.loads((home / "outcome.json").read_text())["exit_code"] == 0
+    assert [node["infra"] for node in read_lines(home / "nodes.jsonl")] == ["Slurm/lab", "Slurm/lab"]
+    assert NodeJob.read(run_dir / "train.json").spec.model.base == str(tmp_path / "dolphin-data" / "0" / "model")
+
+
+def test_the_exit_code_of_the_trainer_decides_about_a_recovery_so_it_must_pass(tmp_path: Path) -> None:
+    bad = start(ship(tmp_path, tmp_path / "bad"), steps=1, exit=64, reason="no row can be used")
+    out = bad.communicate(timeout=60)[0]
+    assert bad.returncode == 64
+    mirrored(tmp_path / "home", out)
+    assert json.loads((tmp_path / "home" / "outcome.json").read_text())["reason"] == "no row can be used"
+
+
+def test_a_reclaim_with_a_warning_passes_the_signal_on_and_ends_with_75(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = start(ship(tmp_path, run_dir), steps=400, pause_s=0.05)
+    wait_until(lambda: len(list(read_lines(run_dir / "metrics.jsonl"))) > 3)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+
+
+def test_nodes_that_share_nothing_but_a_bucket_tell_one_story(tmp_path: Path) -> None:
+    bucket, home = tmp_path / "bucket", tmp_path / "home"
+    first = start(ship(tmp_path, tmp_path / "node-a", bucket), steps=1, exit=75)
+    before = first.communicate(timeout=60)[0]
+    assert first.returncode == 75
+    second = start(ship(tmp_path, tmp_path / "node-b", bucket), steps=2)
+    after = second.communicate(timeout=60)[0]
+    assert second.returncode == 0
+    mirrored(home, after, before)
+    assert (home / "log.txt").read_bytes() == (tmp_path / "node-b" / "log.txt").read_bytes()
+    assert len(list(read_lines(home / "nodes.jsonl"))) == 2
+    assert (bucket / "model" / "config.json").exists()
+    assert sky_bucket.copy_prefix(f"{bucket}/model", tmp_path / "fetched") == tmp_path / "fetched"
+    assert (tmp_path / "fetched" / "config.json").exists()
