@@ -1,8 +1,7 @@
 """SkyRuns: the backend protocol over a SkyClient: managed jobs, and jobs on a cluster of one's own. Imports no sky.
 
 Owns the way of a run through SkyPilot: found by its name, which is the run id, so that a launcher that died at any point
-leaves a run that the next command finds. What the node writes comes home through the job's log (`sky_feed`, `sky_mirror`)
-and, where the store can be reached from here, from the store (`sky_reach`).
+leaves a run that the next command finds. How what the node writes comes home is `sky_reading`'s.
 """
 
 from __future__ import annotations
@@ -19,12 +18,22 @@ from typing import Any
 from launcher import ledger
 from launcher.backends import sky_status
 from launcher.backends.base import (
-    BEGINNING, BackendError, BackendStatus, BadUsage, Cursor, DownReport, Fetchable,
-    Handle, LogChunk, NoCapacity, Offer, Placement, Submission,
-)  # fmt: skip
-from launcher.backends.sky_feed import Feed
-from launcher.backends.sky_mirror import Mirror
+    BEGINNING,
+    BackendError,
+    BackendStatus,
+    BadUsage,
+    Cursor,
+    DownReport,
+    Fetchable,
+    Handle,
+    LogChunk,
+    NoCapacity,
+    Offer,
+    Placement,
+    Submission,
+)
 from launcher.backends.sky_offers import offers_of, priced, refuse_losing_progress, tried
+from launcher.backends.sky_reading import Reading
 from launcher.backends.sky_records import (
     PRICES_FILE,
     hourly_price,
@@ -49,7 +58,6 @@ from trainer.spec import NodeJob
 REQUEST_FILE = "sky-request"
 NODE_FOLDER = "/tmp/dolphin"
 """Where a run lives on a node that shares no folder with the next one."""
-_BEFORE_A_LOG = {"PENDING", "SUBMITTED", "STARTING", "RECOVERING", "INIT", "SETTING_UP"}
 _SAVED_AGAIN_S = 2.0
 _DOWN_TIMEOUT_S = 420.0
 _RUN_ID_TAIL = r"-\d{6}-\d{6}-[a-z0-9]{4}"
@@ -61,11 +69,7 @@ class SkyRuns:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._feeds: dict[str, Feed] = {}
-        self._complete: set[str] = set()
-        self._read_at: dict[str, float] = {}
-        self._said: dict[str, str] = {}
-        """Run to SkyPilot's last word about it."""
+        self._reading = Reading(self._job, self._tail)
 
     def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
         return offers_of(self._client, job, nproc)
@@ -124,7 +128,7 @@ class SkyRuns:
         table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
         state = table.get(job.status, RunState.LOST)
         if is_over(state):
-            self._complete_reading(record, job)
+            self._reading.complete(record)
         step = last_step(record)
         outcome = outcome_of(record)
         state, detail, exit_code = sky_status.settled(state, outcome, job.reason)
@@ -143,30 +147,11 @@ class SkyRuns:
         )  # fmt: skip
 
     def logs(self, record: RunRecord, after: Cursor = BEGINNING) -> Iterator[LogChunk]:
-        feed = self._feed(record)
-        if record.run_id not in self._complete and feed is not None:
-            if record.run_id not in self._read_at and self._said.get(record.run_id) not in _BEFORE_A_LOG:
-                self._refresh(record)
-            else:
-                feed.follow()
-                feed.take(wait_s=1.0)
-        times = Mirror(record.folder).times()
-        offset = int(after or 0)
-        try:
-            with open(record.files.log, "rb") as log:
-                log.seek(offset)
-                data = log.read()
-        except FileNotFoundError:
-            return
-        at, index = None, 0
-        for line in data.splitlines(keepends=True) if times else [data] if data else []:
-            while index < len(times) and times[index][0] <= offset:
-                at, index = times[index][1], index + 1
-            offset += len(line)
-            yield LogChunk(line.decode(errors="replace"), str(offset), at)
+        self._reading.follow(record)
+        yield from self._reading.lines(record, int(after or 0))
 
     def read_file(self, record: RunRecord, name: str, offset: int = 0) -> bytes | None:
-        self._refresh(record)
+        self._reading.refresh(record, self.poll_s)
         try:
             with open(record.folder / name, "rb") as handle:
                 handle.seek(offset)
@@ -204,7 +189,7 @@ class SkyRuns:
 
     def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
         if what == "log":
-            self._refresh(record)
+            self._reading.refresh(record, self.poll_s)
             if not record.files.log.exists():
                 raise BackendError(f"{record.run_id}: has no log yet; nothing was copied")
             return copy_folder(record.files.log, target)
@@ -252,7 +237,7 @@ class SkyRuns:
         wanted = handle.get("job_id")
         job = next((job for job in jobs if wanted is None or job.job_id == wanted), None)
         if job is not None:
-            self._said[record.run_id] = job.status
+            self._reading.heard(record.run_id, job.status)
         return job
 
     def _without_job(self, record: RunRecord) -> tuple[RunState, str]:
@@ -278,67 +263,11 @@ class SkyRuns:
             return ledger.load(ledger.folder_of(run_id)).options.get("cluster")
         return None
 
-    def _feed(self, record: RunRecord) -> Feed | None:
-        """The run's log; None while there is no job to ask."""
-        if record.run_id not in self._feeds:
-            job = self._job(record)
-            if job is None:
-                return None
-            managed = self._kind(record) == "managed"
-
-            def tail(follow: bool, stream: io.TextIOBase) -> None:
-                if managed:
-                    self._client.tail_managed(job.job_id, follow, stream)
-                else:
-                    self._client.tail_cluster(job.cluster, job.job_id, follow, stream)
-
-            self._feeds[record.run_id] = Feed(tail, Mirror(record.folder))
-        return self._feeds[record.run_id]
-
-    def _refresh(self, record: RunRecord) -> None:
-        """Bring the files at home up to now: from the followed log, else by reading it once in a while."""
-        if record.run_id in self._complete:
-            return
-        feed = self._feed(record)
-        if feed is None:
-            return
-        if feed.is_following:
-            feed.take()
-        elif time.monotonic() - self._read_at.get(record.run_id, -1e9) < self.poll_s:
-            return
-        elif self._from_store(record):
-            self._read_at[record.run_id] = time.monotonic()
-        elif (
-            self._said.get(record.run_id) not in _BEFORE_A_LOG
-        ):  # SkyPilot would hold the reading back until there is a node
-            with contextlib.suppress(BackendError):
-                feed.read_once()
-            self._read_at[record.run_id] = time.monotonic()
-
-    def _complete_reading(self, record: RunRecord, job: Any) -> None:
-        """The last reading of a run that is over, with what the log could not carry any more."""
-        if record.run_id in self._complete:
-            return
-        feed = self._feed(record)
-        if feed is not None:
-            feed.stop()
-            feed.take()
-            if not self._from_store(record):
-                with contextlib.suppress(BackendError):
-                    feed.read_once()
-        self._complete.add(record.run_id)
-        self._read_at.setdefault(record.run_id, time.monotonic())
-
-    def _from_store(self, record: RunRecord) -> bool:
-        """Take the run folder's lines from the store itself, where it can be reached: quicker than through the log, and
-        whole for a run that was cancelled. Whether it was there."""
-        there, run_dir = reach_of(record), run_dir_of(record)
-        if there is None or run_dir is None:
-            return False
-        try:
-            return Mirror(record.folder).take_files(lambda name: there.read(f"{run_dir}/{name}")) is not None
-        except BackendError:
-            return False
+    def _tail(self, record: RunRecord, job: Any, follow: bool, stream: io.TextIOBase) -> None:
+        if self._kind(record) == "managed":
+            self._client.tail_managed(job.job_id, follow, stream)
+        else:
+            self._client.tail_cluster(job.cluster, job.job_id, follow, stream)
 
     def _save_first(self, record: RunRecord, job: Any, grace_s: float) -> bool:
         """Ask the trainer for a save and wait for it, where the store can be reached; True once it is done.
