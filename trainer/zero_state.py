@@ -31,7 +31,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class ParameterShard:
     """Elements [start, start + numel) of the flattened parameter `name`; three fp32 vectors of `numel` elements.
 
-    The vectors are views of live state: copy them before the next step.
+    The vectors are views of live state: copy them before the next update.
     """
 
     name: str
@@ -95,6 +95,11 @@ def optimizer_step(engine: Any) -> int:
         if "step" in state:
             return int(state["step"])
     return 0
+
+
+def call_before_update(engine: Any, hook: Callable[[], None]) -> None:
+    """Have `hook` called in the training thread before every change of masters or moments, whoever asks for the step."""
+    _inner_optimizer(engine).register_step_pre_hook(lambda *_: hook())
 
 
 def trainable_shapes(engine: Any) -> dict[str, tuple[int, ...]]:

@@ -26,7 +26,8 @@ def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("elastic")
     cases = list(itertools.product(STAGES, PRECISIONS))
     four = {(s, p): run_of(root, f"four-{s}-{p}", s, p, (s, p), steps=SAVED_AT, save_at=[SAVED_AT]) for s, p in LONG}
-    whole = {(s, p): run_of(root, f"two-{s}-{p}", s, p, (s, p), save_at=[SAVED_AT]) for s, p in cases}
+    late = {"save_at": [SAVED_AT], "slow_copy_s": 0.7}  # the next update is ready before the state is copied
+    whole = {(s, p): run_of(root, f"two-{s}-{p}", s, p, (s, p), **late) for s, p in cases}
     again = {"seed": 99, "attempt": 2}
     same = {
         (s, p): run_of(root, f"same-{s}-{p}", s, p, (s, p), copy_from=whole[s, p]["run_dir"], **again) for s, p in cases

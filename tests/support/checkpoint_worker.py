@@ -4,12 +4,13 @@
 
 plan.json is a list of phases {nproc, runs}; the ranks of each are forked off one process that has imported everything,
 which saves the ten seconds that every rank under torchrun takes to start. A run is {run_dir, out, stage, precision,
-seed, steps, save_at, copy_from?, store?, checkpoint?, train?, plan_key?, attempt?}: it resumes from what its run folder
+seed, steps, save_at, slow_copy_s?, copy_from?, store?, checkpoint?, train?, plan_key?, attempt?}: it resumes from what its run folder
 holds, trains to `steps`, and rank 0 writes {losses, resumed_at, error, ...} to `out`. Losses are exact: float.hex().
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -17,15 +18,18 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.snapshot import Snapshot
 from trainer.data.batch import Batch
 from trainer.engine import Engine, initialize_distributed, sum_over_ranks
 from trainer.exits import BadInput, TrainingFailed
@@ -97,7 +101,7 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
     folder = RunDir(job.run_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
     engine = Engine(job, model_of(run["seed"], run["precision"]), GLOBAL_BATCH // world_size, device)
-    result: dict[str, Any] = {"losses": {}, "blocked": [], "error": None, "resumed_at": None}
+    result: dict[str, Any] = {"losses": {}, "error": None, "resumed_at": None}
     try:
         manager = CheckpointManager(
             job, engine.deepspeed, run.get("plan_key", "plan"), rank=rank, world_size=world_size, attempt=attempt,
@@ -117,9 +121,10 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
             state.step += 1
             result["losses"][state.step] = (loss / (GLOBAL_BATCH * LENGTH)).hex()
             if state.step in run.get("save_at", []):
-                result["blocked"].append(manager.save(state, wait=run.get("wait", False)))
+                manager.save(state, wait=run.get("wait", False))
                 time.sleep(run.get("pause_s", 0.0))
         manager.finish()
+        result["blocked_seconds"] = manager.last_blocked_seconds
         result["save_seconds"] = manager.last_save_seconds
         result["random"] = torch.rand(3).tolist()
     except (BadInput, TrainingFailed) as error:
@@ -128,12 +133,26 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
     return result
 
 
+@contextlib.contextmanager
+def slow_copy(seconds: float) -> Iterator[None]:
+    """Every copy of the state starts `seconds` late, when the next update is ready to change what it copies."""
+    copy = Snapshot.copy
+
+    def late(snapshot: Snapshot) -> None:
+        time.sleep(seconds)
+        copy(snapshot)
+
+    with mock.patch.object(Snapshot, "copy", late if seconds else copy):
+        yield
+
+
 def do_phase(nproc: int, runs: list[dict[str, Any]], rank: int, port: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc), LOCAL_WORLD_SIZE=str(nproc))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     _, _, device = initialize_distributed(DEVICE)
     for run in runs:
-        result = train(run, rank, nproc, device)
+        with slow_copy(run.get("slow_copy_s", 0.0)):
+            result = train(run, rank, nproc, device)
         if rank == 0:
             Path(run["out"]).write_text(json.dumps(result))
     dist.barrier()

@@ -38,6 +38,37 @@ def probe_store(job: NodeJob) -> None:
     store.probe(store.open_store(job.checkpoint_store))
 
 
+class Copying:
+    """The copy of one save's state, run by its thread and waited for by the training."""
+
+    asked_s = 0.0
+    """What it cost the training to ask for it."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._waiting_since: float | None = None
+        self._ended_at = 0.0
+
+    def run(self, copy: Callable[[], None]) -> None:
+        try:
+            copy()
+        finally:
+            self._ended_at = time.monotonic()
+            self._ended.set()
+
+    def wait(self) -> None:
+        """Return once the copy has ended, well or not."""
+        if not self._ended.is_set():
+            self._waiting_since = time.monotonic()
+            self._ended.wait()
+
+    @property
+    def blocked_s(self) -> float:
+        """Seconds that the training has stood still for it. Once the copy has ended."""
+        since = self._waiting_since
+        return self.asked_s + (max(0.0, self._ended_at - since) if since is not None else 0.0)
+
+
 class CheckpointManager:
     """All ranks make the same calls in the same order, except where a method says otherwise."""
 
@@ -81,6 +112,8 @@ class CheckpointManager:
             warn=self._warn,
         )
         self._snapshot = Snapshot()
+        self._copy: Copying | None = None
+        zero_state.call_before_update(engine, self._let_copy_end)
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
         self._saved_step = -1
@@ -195,7 +228,6 @@ class CheckpointManager:
         mine = [file for i, file in enumerate(manifest.files) if i % self._world_size == self._rank]
         self._start(
             manifest.step,
-            0.0,
             lambda: self._writer.publish(manifest.folder, manifest.save_id, mine, lambda _: manifest),
         )
 
@@ -214,10 +246,11 @@ class CheckpointManager:
         return self._schedule.is_due_by_clock(state.step, self.last_blocked_seconds, self.last_save_seconds)
 
     def save(self, state: TrainerState, *, wait: bool = False) -> float:
-        """Save the state after `state.step` steps; returns how many seconds training was held up.
+        """Save the state after `state.step` steps; returns how many seconds it took.
 
-        Returns when the state is copied to host memory, or with `wait` when the checkpoint is committed and published.
-        A save still in flight is waited for first. Raises TrainingFailed where it or this one failed.
+        Returns at once, or with `wait` when the checkpoint is committed and published. The state is copied to host memory
+        meanwhile: the optimizer's next update waits for that (`last_blocked_seconds` counts it). A save still in flight
+        is waited for first. Raises TrainingFailed where it or this one failed.
         """
         begun = time.monotonic()
         self.finish()
@@ -241,32 +274,35 @@ class CheckpointManager:
             self._agree.wait_for_all()  # rank 0 commits for all: no rank is further than it
 
     def _begin(self, state: TrainerState, begun: float) -> None:
-        self._snapshot.take(self._engine)
-        blocked_s = time.monotonic() - begun
+        self._snapshot.begin(self._engine)
+        copying = self._copy = Copying()
         self._saved_step = state.step
         self._schedule.saved(state.step)
-        self.last_blocked_seconds = blocked_s
         save_id = f"{self._save_id}-{state.step}"
         frozen = TrainerState.from_state_dict(state.state_dict())
 
         def complete(files: Sequence[FileEntry]) -> Manifest:
             return self._manifest(frozen, save_id, files)
 
-        self._start(
-            state.step,
-            blocked_s,
-            lambda: self._writer.save(frozen.step, save_id, self._snapshot, complete),
-            begun,
-            save_id,
-        )
+        def work() -> int:
+            copying.run(self._snapshot.copy)
+            return self._writer.save(frozen.step, save_id, self._snapshot, complete)
+
+        self._start(state.step, work, begun, save_id, copying)
+        copying.asked_s = time.monotonic() - begun
+
+    def _let_copy_end(self) -> None:
+        """The optimizer is about to change what a save in flight copies: wait until it has its copy."""
+        if self._copy is not None:
+            self._copy.wait()
 
     def _start(
         self,
         step: int,
-        blocked_s: float,
         work: Callable[[], int],
         begun: float | None = None,
         save_id: str | None = None,
+        copying: Copying | None = None,
     ) -> None:
         """Run `work` in the thread of the one save in flight. A daemon: a rank that dies does not wait for a store."""
 
@@ -280,8 +316,10 @@ class CheckpointManager:
                     self._writer.report_failure(step, save_id, str(error))
                 return
             seconds = time.monotonic() - started
-            if begun is not None:
-                self.last_save_seconds = seconds
+            blocked_s = 0.0
+            if copying is not None:
+                blocked_s = copying.blocked_s
+                self.last_save_seconds, self.last_blocked_seconds = seconds, blocked_s
             if self._emit is not None:
                 self._emit(
                     EventKind.CHECKPOINT_SAVED,
