@@ -203,7 +203,7 @@ def _machine(
         speed = measured_speed_on_cpu(history, job, ranks)
         if speed:
             step_s, source = tokens / speed[0], f"{speed[0]:,.0f} tokens/s, measured by {speed[1]}"
-    blocked, whole = _save_cost(job, architecture, trained, history, ranks)
+    blocked, whole = _save_cost(job, architecture, trained, history, ranks, step_s or 0.0)
     return Machine(
         accelerator=accelerator, count=ranks, memory_bytes=memory_bytes, options=options, chosen=chosen,
         choices=choices(architecture, trained, load, memory_bytes) if chosen.fits is False else (),
@@ -213,15 +213,18 @@ def _machine(
 
 
 def _save_cost(
-    job: JobSpec, architecture: Architecture, trained: Set[str], history: Sequence[PastRun], ranks: int
+    job: JobSpec, architecture: Architecture, trained: Set[str], history: Sequence[PastRun], ranks: int, step_s: float
 ) -> tuple[float, float]:
-    """(seconds that a save blocks training, seconds until it is committed): measured by the same model, else assumed."""
+    """(seconds that a save blocks training, seconds until it is committed): measured by the same model, else assumed.
+
+    The state is copied to host memory beside the next step; only what of that is longer than the step blocks.
+    """
     for run in history:
         alike = run.job.spec.model.base == job.model.base and run.job.spec.train.unfrozen == job.train.unfrozen
         if alike and run.save_blocked_s is not None and run.save_whole_s is not None:
             return run.save_blocked_s, run.save_whole_s
     size_gb = 12 * sum(count(architecture.shapes[name]) for name in trained) / 1e9
-    return size_gb / ranks / HOST_GB_PER_S, size_gb / STORE_GB_PER_S
+    return max(0.0, size_gb / ranks / HOST_GB_PER_S - step_s), size_gb / STORE_GB_PER_S
 
 
 def _interval(
