@@ -5,7 +5,7 @@
 # Needs no internet where wheels/ holds every wheel (`pip wheel -w wheels ...`) and PIP_NO_INDEX=1 is given; else the index is
 # pip's own or PIP_INDEX_URL. Certificates are those of the base image. Works with the classic builder and with BuildKit.
 
-ARG BASE_IMAGE=nvidia/cuda:12.8.1-cudnn-devel-ubuntu24.04
+ARG BASE_IMAGE=nvidia/cuda:13.0.1-cudnn-devel-ubuntu24.04
 
 FROM ${BASE_IMAGE} AS base
 RUN { command -v python3 && python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \

@@ -32,12 +32,28 @@ def initialize_distributed(device: str) -> tuple[int, int, torch.device]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     where = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
+        require_gpu(local_rank)
         torch.cuda.set_device(where)
     else:
         _skip_unused_extension()
     with quiet():
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
     return dist.get_rank(), dist.get_world_size(), where
+
+
+def require_gpu(local_rank: int) -> None:
+    """Raises TrainingFailed, which no restart would mend, where torch cannot use this rank's GPU; with torch's reason."""
+    if local_rank < torch.cuda.device_count():
+        return
+    reason = f"torch sees {torch.cuda.device_count()} GPUs here"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # no driver, one that is too old, a torch for CPUs
+        reason = " ".join(str(error).split("Please", 1)[0].split())
+    raise TrainingFailed(
+        f"rank {local_rank} has no GPU that it can use: {reason.rstrip('. ')} (torch {torch.__version__}, built for CUDA "
+        f"{torch.version.cuda or 'none'}); use a node whose driver is new enough, or an image built for an older CUDA"
+    )
 
 
 def _skip_unused_extension() -> None:

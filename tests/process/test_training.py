@@ -146,6 +146,15 @@ def test_a_pattern_that_hits_nothing_exits_with_64_and_is_not_tried_again(root):
     assert [path.name for path in run.attempts.iterdir() if path.is_dir()] == ["1"]
 
 
+def test_a_node_without_a_usable_gpu_fails_once_and_says_why(root):
+    run = write_job(root, "no-gpu")
+    job = json.loads(run.train_json.read_text())
+    run.train_json.write_text(json.dumps(job | {"device": "cuda"}))
+    train(run, expect=1)  # CUDA_VISIBLE_DEVICES is empty: no GPU, whatever torch is installed
+    assert "rank 0 has no GPU that it can use: " in json.loads(run.outcome.read_text())["reason"]
+    assert [event["event"] for event in run.read_events()].count("attempt_started") == 1
+
+
 def test_tiny_job_is_the_same_every_time(tmp_path):
     """The other tests compare runs by their bits: their inputs must not wander."""
     first = tiny_job.write_data(tmp_path / "a.jsonl").read_bytes()
