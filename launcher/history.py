@@ -13,12 +13,13 @@ import yaml
 
 from launcher import ledger
 from launcher.architecture import Architecture, trainable
+from launcher.backends.sky_task import NO_SPOT, cloud_of
 from launcher.cards import Card, find_card
 from launcher.data_facts import DataFacts, from_plan_event
 from launcher.errors import LauncherError
 from launcher.ledger import RunRecord
 from launcher.throughput import step_flops
-from trainer.rundir import EventKind
+from trainer.rundir import EventKind, read_lines
 from trainer.spec import NodeJob, TrainSpec
 
 WARM_UP_STEPS = 3
@@ -39,6 +40,7 @@ class PastRun:
     save_blocked_s: float | None
     save_whole_s: float | None
     preemptions: int
+    """Nodes that took the run over without having been asked for by a person."""
     observed_s: float
 
 
@@ -119,7 +121,6 @@ def _read(record: RunRecord) -> PastRun:
     events = files.read_events()
     plans = [event for event in events if event.get("event") == EventKind.PLAN]
     saves = [event for event in events if event.get("event") == EventKind.CHECKPOINT_SAVED]
-    resumes = [event for event in events if event.get("event") == EventKind.RESUMED]
     times = [float(event["time"]) for event in events if "time" in event]
     by_attempt: dict[int, list[float]] = {}
     for line in files.read_metrics():
@@ -127,18 +128,23 @@ def _read(record: RunRecord) -> PastRun:
             by_attempt.setdefault(int(line.get("attempt", 1)), []).append(float(line["tokens_per_second"]))
     speeds = [speed for attempt in by_attempt.values() for speed in attempt[WARM_UP_STEPS:]]
     resources = _resources(files.job)
+    nodes = list(read_lines(record.folder / "nodes.jsonl"))
     return PastRun(
         run_id=record.run_id,
         job=job,
         accelerator=str(resources["accelerators"]).partition(":")[0] if resources.get("accelerators") else None,
-        is_on_spot=record.backend == "sky" and resources.get("spot") != "never",
+        is_on_spot=resources.get("spot") != "never" and any(_sells_spot(node.get("infra")) for node in nodes),
         data=from_plan_event(plans[-1], f"run {record.run_id}") if plans else None,
         tokens_per_s=statistics.median(speeds) if speeds else None,
         save_blocked_s=_mean(saves, "blocked_seconds"),
         save_whole_s=_mean(saves, "seconds"),
-        preemptions=len(resumes),
+        preemptions=max(0, len(nodes) - record.submissions),
         observed_s=max(times) - min(times) if times else 0.0,
     )
+
+
+def _sells_spot(infra: object) -> bool:
+    return cloud_of(str(infra)) not in NO_SPOT
 
 
 def _resources(path: object) -> dict[str, object]:

@@ -180,6 +180,24 @@ def test_what_a_run_measured_replaces_what_is_assumed(tmp_path: Path, monkeypatc
     assert known_data(runs, other) is None
 
 
+@pytest.mark.parametrize(
+    ("infra", "nodes", "submissions", "expected"),
+    [("AWS/us-east-1/use1-az1", 3, 1, 2), ("AWS/us-east-1/use1-az1", 3, 2, 1), ("Slurm/lab/spot", 3, 1, None)],
+)
+def test_only_nodes_that_a_spot_market_took_away_teach_a_rate(
+    infra: str, nodes: int, submissions: int, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person's stop and resume is no preemption, and a cluster that sells no spot nodes says nothing of one that does."""
+    monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path))
+    _run(1000.0)
+    [record] = ledger.all_runs()
+    ledger.update(record, submissions=submissions)
+    for number in range(nodes):
+        append_line(record.folder / "nodes.jsonl", {"time": number, "infra": infra})
+    [run] = past_runs()
+    assert (run.preemptions if run.is_on_spot else None) == expected
+
+
 def test_a_damaged_run_folder_spoils_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path))
     _run(1000.0)
