@@ -67,12 +67,12 @@ def _head(plan: LaunchPlan, console: Console) -> None:
     an_epoch = f", {steps.per_epoch:,} an epoch" if steps.per_epoch else ""
     console.print(
         f"  {total} steps{an_epoch}; global batch {steps.global_batch} "
-        f"({steps.micro_batches} micro batches a GPU), {steps.tokens_per_step:,} tokens a step"
+        f"({steps.micro_batches} micro batch{'es' if steps.micro_batches != 1 else ''} a rank), {steps.tokens_per_step:,} tokens a step"
     )
     if steps.evaluations:
         shown = [str(step) for step in steps.evaluations]
         listed = ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", shown[-1]])
-        console.print(f"  validation at steps {listed}; a checkpoint is {plan.checkpoint_bytes / 1e9:.1f} GB")
+        console.print(f"  validation at steps {listed}; a checkpoint is {_gb(plan.checkpoint_bytes)}")
 
 
 def _name(machine: Machine) -> str:
