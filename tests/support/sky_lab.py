@@ -7,6 +7,8 @@ import json
 import os
 import re
 import subprocess
+import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,16 +73,18 @@ class Lab:
         )
         return [line for line in done.stdout.splitlines() if "COMPLETING" not in line]
 
-    def lab(self, command: str) -> None:
-        subprocess.run(
-            [str(SCRIPT), command], env={**os.environ, "DOLPHIN_LAB": str(self.folder)}, check=True, timeout=300
-        )
+    def lab(self, command: str, **environment: str) -> None:
+        subprocess.run([str(SCRIPT), command], env=settings(self.folder) | environment, check=True, timeout=1200)
 
-    def job(self, name: str, **changes: str) -> list[str]:
-        """The command line of `launch` for the quickstart, on two CPU ranks of a node with eight pretend L40S."""
+    def job(self, name: str, python: str | None = "trainer/bin/python", **changes: str) -> list[str]:
+        """The command line of `launch` for the quickstart, on two CPU ranks of a node with eight pretend L40S.
+
+        `python` in the lab's folder is the trainer's; None leaves that to the node.
+        """
         settings = {
-            "name": name, "resources.infra": "slurm/dolphin", "resources.accelerators": "L40S:8", "checkpoint.store": str(self.store),
-            "env.DOLPHIN_DEVICE": "cpu", "env.DOLPHIN_PYTHON": str(self.folder / "trainer/bin/python"), **changes,
+            "name": name, "resources.infra": "slurm/dolphin", "resources.accelerators": "L40S:8",
+            "checkpoint.store": str(self.store), "env.DOLPHIN_DEVICE": "cpu",
+            **({"env.DOLPHIN_PYTHON": str(self.folder / python)} if python else {}), **changes,
         }  # fmt: skip
         job = str(ROOT / "examples" / "quickstart" / "job.yaml")
         return [
@@ -94,11 +98,27 @@ class Lab:
             *(w for k, v in settings.items() for w in ("--set", f"{k}={v}")),
         ]
 
+    def local_digest(self, settings: dict[str, str], scratch: Path) -> dict[str, str]:
+        """Hashes of the model that the quickstart with these settings leaves on this machine, without SkyPilot."""
+        home = {**self.environment, "DOLPHIN_HOME": str(scratch / "home"), "CUDA_VISIBLE_DEVICES": ""}
+        changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        job = str(ROOT / "examples/quickstart/job.yaml")
+        command = [str(Path(sys.executable).with_name("dolphin")), "launch", job, "--on", "local", "-y", *changes]
+        subprocess.run(command, env=home, check=True, timeout=2 * STEP_S, capture_output=True)
+        found = digest(next((scratch / "home/runs").glob("*/model")))
+        assert found
+        return found
+
     def run_of(self, name: str) -> str:
         """The id of the one run of this name."""
         found = [path.name for path in self.runs.glob(f"{name}-*")]
         assert len(found) == 1, found
         return found[0]
+
+
+def settings(folder: Path) -> dict[str, str]:
+    """The environment of the lab's own commands: its folder, and this Python's packages as the trainer's."""
+    return {**os.environ, "DOLPHIN_LAB": str(folder), "LAB_TRAINER_SITE": sysconfig.get_path("purelib")}
 
 
 def until(condition: Callable[[], Any], timeout_s: float = STEP_S) -> Any:

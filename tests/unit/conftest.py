@@ -1,8 +1,9 @@
-"""Unit tests reach no network: a connection is an error here, not a slow test somewhere else."""
+"""Unit tests reach no network (a connection is an error here, not a slow test somewhere else) and no catalog of the person's."""
 
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -15,3 +16,8 @@ def _no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_catalog(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("DOLPHIN_CATALOGS", str(Path(tmp_path_factory.getbasetemp()) / "no-catalogs"))

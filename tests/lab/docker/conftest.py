@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,29 +38,13 @@ def engine() -> Iterator[lab.Engine]:
 
 @pytest.fixture(scope="session")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project as the image's build sees it, with every wheel, so that the build needs no index."""
-    folder = tmp_path_factory.mktemp("context")
-    for name in ("Dockerfile", "constraints.txt", "pyproject.toml"):
-        shutil.copy(lab.ROOT / name, folder)
-    shutil.copytree(lab.ROOT / "trainer", folder / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
-    project = tomllib.loads((lab.ROOT / "pyproject.toml").read_text())["project"]
-    needed = [r for r in project["dependencies"] if r.startswith(("pydantic", "pyyaml", "psutil"))]
-    kept = lab.wheels([*project["optional-dependencies"]["train"], *needed])
-    (folder / "wheels").mkdir()
-    for wheel in kept.iterdir():
-        (folder / "wheels" / wheel.name).symlink_to(wheel)
-    return folder
+    return lab.image_context(tmp_path_factory.mktemp("context"))
 
 
 @pytest.fixture(scope="session")
 def build_environment(engine: lab.Engine) -> dict[str, str]:
     """What `dolphin launch` needs in its environment to build its image here."""
-    system = lab.base_system()
-    base = f"dolphin-lab-base:{system.stem}"
-    with contextlib.closing(engine.client()) as client:
-        if not docker_image.is_there(client, base):
-            client.api.import_image_from_file(str(system), repository="dolphin-lab-base", tag=system.stem)
-    return {docker_image.BUILD_ARGS: f"BASE_IMAGE={base} EXTRAS=train PIP_NO_INDEX=1", docker_image.NETWORK: "none"}
+    return {docker_image.BUILD_ARGS: lab.image_arguments(engine), docker_image.NETWORK: "none"}
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,3 +180,29 @@ def wheels(requirements: list[str]) -> Path:
     assert done.returncode == 0, done.stderr[-2000:]
     os.replace(partial, target)
     return target
+
+
+def image_context(folder: Path) -> Path:
+    """The project as the image's build sees it, with every wheel, so that the build needs no index."""
+    for name in ("Dockerfile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "trainer", folder / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [r for r in project["dependencies"] if r.startswith(("pydantic", "pyyaml", "psutil"))]
+    kept = wheels([*project["optional-dependencies"]["train"], *needed])
+    (folder / "wheels").mkdir()
+    for wheel in kept.iterdir():
+        (folder / "wheels" / wheel.name).symlink_to(wheel)
+    return folder
+
+
+def image_arguments(engine: Engine) -> str:
+    """DOLPHIN_BUILD_ARGS for an image on the minimal Debian, which is imported into the engine where it is not there."""
+    from launcher.backends import docker_image
+
+    system = base_system()
+    base = f"dolphin-lab-base:{system.stem}"
+    with contextlib.closing(engine.client()) as client:
+        if not docker_image.is_there(client, base):
+            client.api.import_image_from_file(str(system), repository="dolphin-lab-base", tag=system.stem)
+    return f"BASE_IMAGE={base} EXTRAS=train PIP_NO_INDEX=1"

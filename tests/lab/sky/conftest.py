@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sky_lab import SCRIPT, Lab, require
+from sky_lab import SCRIPT, Lab, require, settings
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     require("lab")
     folder = Path(os.environ.get("DOLPHIN_LAB", "/var/lib/dolphin-lab"))
-    settings = {**os.environ, "DOLPHIN_LAB": str(folder)}
-    subprocess.run([str(SCRIPT), "up"], env=settings, check=True, timeout=1200)
-    lines = subprocess.run([str(SCRIPT), "env"], env=settings, capture_output=True, text=True, check=True).stdout
+    with_lab = settings(folder)
+    subprocess.run([str(SCRIPT), "up"], env=with_lab, check=True, timeout=1200)
+    lines = subprocess.run([str(SCRIPT), "env"], env=with_lab, capture_output=True, text=True, check=True).stdout
     exported = dict(word.split("=", 1) for line in lines.splitlines() for word in shlex.split(line)[1:])
-    yield Lab(folder, {**settings, **exported})
+    yield Lab(folder, with_lab | exported)
     if os.environ.get("DOLPHIN_LAB_KEEP") != "1":
-        subprocess.run([str(SCRIPT), "down"], env=settings, check=True, timeout=600)
+        subprocess.run([str(SCRIPT), "down"], env=with_lab, check=True, timeout=600)
