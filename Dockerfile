@@ -36,7 +36,9 @@ ARG PIP_NO_INDEX=
 ARG PIP_FIND_LINKS=/build/wheels
 WORKDIR /build
 COPY constraints.txt wheel[s] /build/wheels/
+# The trainer is found by a .pth file and not by PYTHONPATH, which SkyPilot takes away from what it runs in a container.
 RUN python3 -m venv /opt/dolphin/venv \
+    && printf '%s\n' /opt/dolphin/app /opt/dolphin/flash > "$(echo /opt/dolphin/venv/lib/python3*/site-packages)/dolphin.pth" \
     && pip install -c wheels/constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
     && python -c "import sys, torch; v = torch.version.cuda; print('torch', torch.__version__, 'CUDA', v); \
 sys.exit('VARIANT=$VARIANT, but this torch is built for ' + ('CUDA ' + v if v else 'a CPU')) if bool(v) != ('$VARIANT' == 'cuda') else None"
@@ -81,8 +83,7 @@ COPY --from=torch /opt/dolphin/venv /opt/dolphin/venv
 COPY --from=stack /added/ /
 COPY --from=flash /flash /opt/dolphin/flash
 COPY --from=code /opt/dolphin/app /opt/dolphin/app
-ENV PYTHONPATH=/opt/dolphin/app:/opt/dolphin/flash \
-    PYTHONSAFEPATH=1 \
+ENV PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \
     PYTHONWARNINGS=ignore::FutureWarning \
     SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
