@@ -13,13 +13,14 @@ from sky_lab import SCRIPT, Lab, require, settings
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[Lab]:
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     require("lab")
     folder = Path(os.environ.get("DOLPHIN_LAB", "/var/lib/dolphin-lab"))
     with_lab = settings(folder)
     subprocess.run([str(SCRIPT), "up"], env=with_lab, check=True, timeout=1200)
     lines = subprocess.run([str(SCRIPT), "env"], env=with_lab, capture_output=True, text=True, check=True).stdout
     exported = dict(word.split("=", 1) for line in lines.splitlines() for word in shlex.split(line)[1:])
-    yield Lab(folder, with_lab | exported)
+    home = {"DOLPHIN_HOME": str(tmp_path_factory.mktemp("dolphin"))}  # the lab's own keeps the runs of earlier days
+    yield Lab(folder, with_lab | exported | home)
     if os.environ.get("DOLPHIN_LAB_KEEP") != "1":
         subprocess.run([str(SCRIPT), "down"], env=with_lab, check=True, timeout=600)
