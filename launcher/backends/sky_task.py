@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -20,8 +20,6 @@ from launcher.errors import BadUsage
 from launcher.local_files import HUB_ID, URL
 from launcher.spec import JobSpec
 from trainer.spec import NodeJob
-
-Container = Literal["auto", "image", "docker", "none"]
 
 NO_SPOT = frozenset({
     "cudo", "do", "fluidstack", "hyperbolic", "kubernetes", "lambda", "paperspace", "scp", "seeweb", "shadeform", "slurm",
@@ -34,7 +32,6 @@ NO_DOCKER_IMAGE = frozenset({
 """Clouds of SkyPilot 0.14.1 where `image_id: docker:...` is refused (Slurm takes it where it has pyxis: `container: image`)."""
 NO_AUTOSTOP = frozenset({"hyperbolic", "primeintellect", "slurm", "verda", "yotta"})
 NO_DISK_SIZE = frozenset({"kubernetes", "slurm", "ssh"})
-DEFAULT_IMAGE = "ghcr.io/dolphin-launcher/dolphin:latest"
 INPUTS = "~/dolphin-inputs"
 DATA = "~/dolphin-data"
 IDLE_MINUTES = 15
@@ -101,13 +98,13 @@ def build_task(
 ) -> dict[str, Any]:
     """The task as SkyPilot's own parser takes it. `staging` is the folder here that becomes INPUTS on the node."""
     template = yaml.safe_load(template_path().read_text())
-    container = job.resources.container
-    venv = f"venv-{hashlib.sha256(requirements().encode()).hexdigest()[:12]}"
+    installed = requirements() + job.env.get("DOLPHIN_TORCH_INDEX", "")
+    venv = f"venv-{hashlib.sha256(installed.encode()).hexdigest()[:12]}"
     envs = {
         **job.env,
         "DOLPHIN_RUN_ID": train.run_id,
-        "DOLPHIN_CONTAINER": _container(container, places),
-        "DOLPHIN_IMAGE": "" if container == "none" else image_of(job),
+        "DOLPHIN_CONTAINER": _container(job, places),
+        "DOLPHIN_IMAGE": job.resources.image or "",
         "DOLPHIN_VENVS": folder_store(job) or "~/.dolphin",
         "DOLPHIN_VENV": venv,
     }
@@ -170,7 +167,7 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str]) -> d
     return {
         "run_id": train.run_id,
         "run_dir": train.run_dir,
-        "image": image_of(job),
+        "image": job.resources.image or "",
         "env": names,
         "mounts": mounts,
         "bucket": f"{bucket.rstrip('/')}/{train.run_id}" if bucket else None,
@@ -187,10 +184,6 @@ def requirements() -> str:
     return "\n".join(sorted(line.partition(";")[0].strip() for line in lines)) + "\n"
 
 
-def image_of(job: JobSpec) -> str:
-    return job.resources.image or DEFAULT_IMAGE
-
-
 def folder_store(job: JobSpec) -> str | None:
     """The job's store where it is a folder of a filesystem that the nodes share."""
     store = job.checkpoint.store
@@ -205,11 +198,17 @@ def template_path() -> Path:
     return Path(sysconfig.get_path("data")) / "share" / "dolphin-launcher" / "sky" / "task.yaml"
 
 
-def _container(container: Container, places: Sequence[Place]) -> str:
+def _container(job: JobSpec, places: Sequence[Place]) -> str:
     """What the node is told: settled here where every place agrees, decided there where they differ."""
+    container, image = job.resources.container, job.resources.image
+    if container in ("image", "docker") and image is None:
+        raise BadUsage(
+            f"resources.container: {container}, but no resources.image; build one (`docker build` with dolphin's Dockerfile), "
+            "push it where the nodes can pull it, and name it, or use auto: the node then installs the trainer itself"
+        )
     if container != "auto":
         return container
-    return "none" if all(place.cloud == "slurm" for place in places) else "auto"
+    return "none" if image is None or all(place.cloud == "slurm" for place in places) else "auto"
 
 
 def _resources(job: JobSpec, places: Sequence[Place], is_managed: bool) -> dict[str, Any]:
@@ -230,13 +229,14 @@ def _entry(job: JobSpec, place: Place) -> dict[str, Any]:
     entry: dict[str, Any] = {"use_spot": place.spot}
     if place.infra:
         entry["infra"] = place.infra
-    wants_image = r.container == "image" or (r.container == "auto" and place.cloud not in NO_DOCKER_IMAGE)
+    can_be_image = r.container == "auto" and r.image is not None and place.cloud not in NO_DOCKER_IMAGE
+    wants_image = r.container == "image" or can_be_image
     if wants_image:
         if place.cloud in NO_DOCKER_IMAGE - {"slurm"}:
             raise BadUsage(
                 f"resources.container: image, but {place.infra} runs no docker images as nodes; use auto or docker"
             )
-        entry["image_id"] = f"docker:{image_of(job)}"
+        entry["image_id"] = f"docker:{r.image}"
     if place.cloud not in NO_DISK_SIZE:
         entry["disk_size"] = r.disk_gb
     if place.cloud not in NO_AUTOSTOP:

@@ -25,6 +25,7 @@ from launcher.errors import BadUsage
 from launcher.spec import JobSpec, settle
 from trainer.spec import NodeJob
 
+IMAGE = "me/dolphin:1"
 CLOUDS = ["aws", "gcp", "nebius", "runpod", "oci", "kubernetes", "shadeform", "slurm/lab"]
 
 
@@ -47,7 +48,7 @@ def job_of(**resources: Any) -> JobSpec:
         "data": {"sources": [{"path": "hf://owner/data"}]},
         "checkpoint": {"store": "s3://bucket/runs"},
         "secrets": ["HF_TOKEN"],
-        "resources": {"accelerators": "L40S:8", **resources},
+        "resources": {"accelerators": "L40S:8", "image": IMAGE, **resources},
     })  # fmt: skip
 
 
@@ -124,10 +125,18 @@ def test_regions_narrow_every_infra_that_names_none() -> None:
 def test_a_container_that_cannot_be_had_is_an_error() -> None:
     with pytest.raises(BadUsage, match="runs no docker images"):
         task_of(job_of(container="image", infra="shadeform"))
-    slurm = entries(task_of(job_of(container="image", infra="slurm/lab", image="me/dolphin:1")))
-    assert slurm[0]["image_id"] == "docker:me/dolphin:1"
-    assert "image_id" not in entries(task_of(job_of(container="none", infra="aws")))[0]
+    slurm = entries(task_of(job_of(container="image", infra="slurm/lab")))
+    assert slurm[0]["image_id"] == f"docker:{IMAGE}"
+    assert "image_id" not in entries(task_of(job_of(container="none", image=None, infra="aws")))[0]
     assert task_of(job_of(container="docker", infra="aws"))["envs"]["DOLPHIN_CONTAINER"] == "docker"
+
+
+def test_without_an_image_the_node_installs_the_trainer_and_none_that_nobody_published_is_pulled() -> None:
+    task = task_of(job_of(image=None, infra=["aws", "oci"]))
+    assert [entry for entry in entries(task) if "image_id" in entry] == []
+    assert (task["envs"]["DOLPHIN_CONTAINER"], task["envs"]["DOLPHIN_IMAGE"]) == ("none", "")
+    with pytest.raises(BadUsage, match=r"no resources\.image; build one"):
+        task_of(job_of(container="docker", image=None, infra="aws"))
 
 
 def test_a_secret_s_value_is_in_the_secrets_alone(tmp_path: Path) -> None:
