@@ -301,7 +301,7 @@ def _notes(data: DataFacts | None, steps: Steps, machine: Machine) -> list[str]:
         notes.append(f"steps are an estimate from {data.source}; `dolphin data job.yaml` counts them")
     fitting = [option for option in machine.options if option.fits]
     fewest = min(fitting, key=lambda option: option.traffic.total_bytes, default=machine.chosen)
-    if fewest.traffic.total_bytes < machine.chosen.traffic.total_bytes:
+    if machine.chosen.traffic.total_bytes - fewest.traffic.total_bytes >= 1e9:  # less is not worth a person's minute
         notes.append(
             f"zero: auto would take stage {fewest.stage}, which fits and sends {fewest.traffic.total_bytes / 1e9:.0f} GB a "
             f"step instead of {machine.chosen.traffic.total_bytes / 1e9:.0f}"
