@@ -15,6 +15,8 @@ import psutil
 import pytest
 from dolphin_cli import TIMEOUT_S, Dolphin, wait_until, write_job
 
+from tests.support import tiny_job
+
 LONG = {"steps": 3000, "pause_s": 0.02}
 
 
@@ -57,6 +59,22 @@ def test_launch_follows_to_the_model_and_fetch_brings_it_home(dolphin, job, tmp_
     assert "nothing to resume" in dolphin.run("resume", run).stderr
     # The job as resolved says the same again, from anywhere.
     assert dolphin.run("validate", folder / "job.yaml").returncode == 0
+
+
+def test_layers_are_chosen_by_a_scan_of_the_model_that_is_made_once(dolphin, tmp_path):
+    model = tiny_job.write_model(tmp_path / "model")
+    choice = {"spectrum": {"snr": str(model), "top": "50%"}, "patterns": ["norm"]}
+    train = {"max_steps": 5, "global_batch": 4, "unfrozen": choice}
+    job = write_job(tmp_path / "job", model={"base": str(model)}, train=train)
+    first, second = dolphin.run("launch", job, "-y"), dolphin.run("launch", job, "-y")
+    assert "measuring the signal-to-noise ratios" in first.stderr
+    assert "measuring" not in second.stderr
+    chosen = [json.loads((dolphin.home / "runs" / run / "train.json").read_text()) for run in dolphin.run_ids()]
+    patterns = [one["spec"]["train"]["unfrozen"] for one in chosen]
+    assert patterns[0] == patterns[1]
+    assert patterns[0][0] == "norm"
+    # one of the two layers for each of the seven module types of a Llama
+    assert len({pattern.rpartition(".")[2] for pattern in patterns[0][1:]}) == len(patterns[0][1:]) == 7
 
 
 def test_json_of_launch_is_one_value_with_the_exit_code(dolphin, job):
