@@ -111,7 +111,7 @@ class Lab:
 
     def run_of(self, name: str) -> str:
         """The id of the one run of this name."""
-        found = [path.name for path in self.runs.glob(f"{name}-*")]
+        found = [path.name for path in self.runs.glob(f"{name}-[0-9]*")]
         assert len(found) == 1, found
         return found[0]
 

@@ -161,6 +161,20 @@ def test_a_launch_killed_at_any_point_leaves_no_lost_and_no_doubled_job(lab: Lab
     assert lab.slurm_jobs() == []
 
 
+def test_a_second_launch_on_a_warm_cluster_waits_for_no_node(lab: Lab) -> None:
+    short = {**STEPS, "train.max_steps": "4", "resources.spot": "never"}
+    lab.run(*lab.job("warm", **short), "--cluster", "mine")
+    [node] = lab.slurm_jobs()
+    lab.run(*lab.job("warm-again", **short), "--cluster", "mine")
+    assert lab.slurm_jobs() == [node], "the second launch took a node of its own"
+    assert lab.status(lab.run_of("warm-again"))["state"] == "succeeded"
+    said = lab.run("down", lab.run_of("warm-again")).stderr
+    assert "cluster mine is down" in said
+    assert lab.slurm_jobs() == []
+    assert "No existing clusters" in lab.sky("status")
+    assert lab.status(lab.run_of("warm-again"))["state"] == "succeeded"
+
+
 def test_the_unit_tests_that_need_skypilot_pass_with_it(lab: Lab) -> None:
     files = [str(path) for path in sorted((ROOT / "tests/unit").glob("test_sky_*.py"))]
     done = subprocess.run(
