@@ -246,11 +246,12 @@ class SkyRuns:
         if record.handle is None and ledger.is_locked(record):
             return RunState.CREATED, "being submitted"
         outcome = outcome_of(record)
+        if outcome:  # the trainer's own word came home before SkyPilot forgot the job, as with a cluster that is down
+            presumed = RunState.SUCCEEDED if outcome.get("exit_code") == 0 else RunState.FAILED
+            state, detail, _ = sky_status.settled(presumed, outcome, None)
+            return state, detail
         if self._kind(record) == "cluster" and record.handle is not None:
-            state, detail, _ = (
-                sky_status.settled(RunState.FAILED, outcome, None) if outcome else (RunState.LOST, "", None)
-            )
-            return state, detail or "its cluster is gone without an outcome; `dolphin resume` goes on"
+            return RunState.LOST, "its cluster is gone without an outcome; `dolphin resume` goes on"
         if record.submissions == 0 or record.handle is None:
             return RunState.LOST, "it was never started; `dolphin resume` starts it"
         return RunState.LOST, "SkyPilot knows no job of this name any more; `dolphin resume` goes on"
