@@ -122,8 +122,8 @@ class SkyRuns:
     def status(self, record: RunRecord) -> BackendStatus:
         job = self._job(record)
         if job is None:
-            state, detail = self._without_job(record)
-            return BackendStatus(after_down(state) if record.down_requested_at else state, detail)
+            state, detail, exit_code = self._without_job(record)
+            return BackendStatus(after_down(state) if record.down_requested_at else state, detail, exit_code)
         is_managed = self._kind(record) == "managed"
         table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
         state = table.get(job.status, RunState.LOST)
@@ -240,21 +240,20 @@ class SkyRuns:
             self._reading.heard(record.run_id, job.status)
         return job
 
-    def _without_job(self, record: RunRecord) -> tuple[RunState, str]:
+    def _without_job(self, record: RunRecord) -> tuple[RunState, str, int | None]:
         if self._client.pending_launch(record.run_id):
-            return RunState.PROVISIONING, "SkyPilot is taking it in"
+            return RunState.PROVISIONING, "SkyPilot is taking it in", None
         if record.handle is None and ledger.is_locked(record):
-            return RunState.CREATED, "being submitted"
+            return RunState.CREATED, "being submitted", None
         outcome = outcome_of(record)
         if outcome:  # the trainer's own word came home before SkyPilot forgot the job, as with a cluster that is down
             presumed = RunState.SUCCEEDED if outcome.get("exit_code") == 0 else RunState.FAILED
-            state, detail, _ = sky_status.settled(presumed, outcome, None)
-            return state, detail
+            return sky_status.settled(presumed, outcome, None)
         if self._kind(record) == "cluster" and record.handle is not None:
-            return RunState.LOST, "its cluster is gone without an outcome; `dolphin resume` goes on"
+            return RunState.LOST, "its cluster is gone without an outcome; `dolphin resume` goes on", None
         if record.submissions == 0 or record.handle is None:
-            return RunState.LOST, "it was never started; `dolphin resume` starts it"
-        return RunState.LOST, "SkyPilot knows no job of this name any more; `dolphin resume` goes on"
+            return RunState.LOST, "it was never started; `dolphin resume` starts it", None
+        return RunState.LOST, "SkyPilot knows no job of this name any more; `dolphin resume` goes on", None
 
     def _kind(self, record: RunRecord) -> str:
         return (record.handle or {}).get("kind") or ("cluster" if record.options.get("cluster") else "managed")
