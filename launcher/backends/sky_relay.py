@@ -106,7 +106,8 @@ class Relay:
             self._forward()
             self._save_now_and_then()
             time.sleep(POLL_S)
-        self._forward(last=True)
+        for _ in range(2):  # the second time, what the relay itself said of the last lines
+            self._forward(last=True)
         self._outcome()
         code = self.child.returncode
         if self.config.get("bucket"):

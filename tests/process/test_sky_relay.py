@@ -53,7 +53,7 @@ def start(inputs: Path, **wish: Any) -> subprocess.Popen[str]:
         "DOLPHIN_CONTAINER": "none", "SKYPILOT_CLUSTER_INFO": '{"cloud": "Slurm", "region": "lab"}',
     }  # fmt: skip
     return subprocess.Popen(
-        [sys.executable, str(inputs / "relay.py")], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, str(inputs / "relay.py")], env=environment, stdout=subprocess.PIPE, text=True, cwd=inputs
     )
 
 
