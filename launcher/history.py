@@ -85,14 +85,14 @@ def measured_utilisation(
             attention_span=attention_span(theirs, run.data),
             gradient_checkpointing=theirs.train.gradient_checkpointing,
         )
-        return flops.total / (run.job.nproc * card.bf16_tflops * 1e12), run.run_id
+        return flops.total / (run.job.world_size * card.bf16_tflops * 1e12), run.run_id
     return None
 
 
 def measured_speed_on_cpu(runs: Iterable[PastRun], spec: TrainSpec, ranks: int) -> tuple[float, str] | None:
     """(tokens per second, run id) of the newest run of this base model on as many CPU ranks."""
     for run in runs:
-        is_same = run.job.spec.model.base == spec.model.base and run.job.nproc == ranks
+        is_same = run.job.spec.model.base == spec.model.base and run.job.world_size == ranks
         if run.tokens_per_s is not None and run.job.device == "cpu" and is_same:
             return run.tokens_per_s, run.run_id
     return None

@@ -155,7 +155,7 @@ def make_plan(
         name=job.name, base=job.model.base, architecture_source=architecture.source,
         num_parameters=architecture.num_parameters, num_trained=num_trained, data=data_facts, steps=steps,
         machines=tuple(ordered), rows=tuple(rows), checkpoint_bytes=12 * num_trained, preemptions_per_day=per_day,
-        deadline_h=deadline_h, notes=tuple(_notes(data_facts, steps, ordered[0])),
+        deadline_h=deadline_h, notes=tuple(_notes(job, data_facts, steps, ordered[0])),
     )  # fmt: skip
 
 
@@ -293,8 +293,10 @@ def _evaluations(job: JobSpec, per_epoch: int | None, total: int | None) -> tupl
     return tuple(sorted(found | {total} | ({0} if job.train.evaluate_at_start else set())))
 
 
-def _notes(data: DataFacts | None, steps: Steps, machine: Machine) -> list[str]:
+def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine) -> list[str]:
     notes = []
+    if job.resources.num_nodes > 1:
+        notes.append("the network between nodes is not known: time is counted as if all GPUs were in one")
     if data is None and steps.total is None:
         notes.append("nothing is known of the data: `dolphin data job.yaml` prepares it, or state --sequences N")
     elif data is not None and data.basis == "estimate":

@@ -73,14 +73,14 @@ def plan_of(
     )  # fmt: skip
 
 
-def settled_zero(job: JobSpec, *, nproc: int, device: Literal["cuda", "cpu"], offers: Sequence[Offer] = ()) -> int:
-    """The ZeRO stage of a launch on `nproc` ranks: the job's own, or for `zero: auto` the least communication that fits.
+def settled_zero(job: JobSpec, *, ranks: int, device: Literal["cuda", "cpu"], offers: Sequence[Offer] = ()) -> int:
+    """The ZeRO stage of a launch on so many ranks: the job's own, or for `zero: auto` the least communication that fits.
 
     Where the model's shape is not known, the safe one: 3 on GPUs. `job.train.unfrozen` must be resolved.
     """
     if job.train.zero != "auto":
         return job.train.zero
-    if nproc == 1 and device == "cpu":
+    if ranks == 1 and device == "cpu":
         return 0
     patterns = job.train.unfrozen
     try:
@@ -94,8 +94,8 @@ def settled_zero(job: JobSpec, *, nproc: int, device: Literal["cuda", "cpu"], of
     )
     mib = None if device == "cpu" else shown or (card.memory_mib if card else None)
     if device == "cuda" and mib is None:
-        return 3 if nproc > 1 else 0
-    chosen, _ = choose_zero(architecture, trained, workload(job, nproc, device == "cuda"), mib * MIB if mib else None)
+        return 3 if ranks > 1 else 0
+    chosen, _ = choose_zero(architecture, trained, workload(job, ranks, device == "cuda"), mib * MIB if mib else None)
     return chosen.stage
 
 

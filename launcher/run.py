@@ -53,6 +53,8 @@ def launch(path: Path, options: LaunchOptions) -> int:
     if options.backend_options and backend.name != "sky":
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.backend_options)
         raise BadUsage(f"{flags}: means nothing --on {backend.name}; leave it out, or use --on sky")
+    if job.resources.num_nodes > 1 and backend.name != "sky":
+        raise BadUsage(f"resources.num_nodes: {job.resources.num_nodes}, but --on {backend.name} has one; use --on sky")
     secrets = collect_secrets(job)
     job = _with_patterns(job)
     run_id = ledger.new_id(job.name)
@@ -126,7 +128,7 @@ def _settled(job: JobSpec, backend: Backend, run_id: str, nproc: int | None) -> 
         run_dir=place.run_dir,
         cache_dir=place.cache_dir,
         device=place.device,
-        zero=_zero(job, backend, place.nproc, place.device, nproc),
+        zero=_zero(job, backend, place.nproc * job.resources.num_nodes, place.device, nproc),
     )
 
 
@@ -135,7 +137,7 @@ def _zero(job: JobSpec, backend: Backend, ranks: int, device: Literal["cuda", "c
     from launcher.plan_command import settled_zero
 
     offers = backend.offers(job, nproc) if job.train.zero == "auto" and device == "cuda" else []
-    return settled_zero(job, nproc=ranks, device=device, offers=offers)
+    return settled_zero(job, ranks=ranks, device=device, offers=offers)
 
 
 def _start(
@@ -176,7 +178,7 @@ def _submit(backend: Backend, record: RunRecord, job: JobSpec, train: NodeJob, s
     write_atomic(record.files.train_json, train.model_dump_json(indent=2) + "\n")
     record = ledger.update(
         record,
-        nproc=train.nproc,
+        nproc=train.world_size,
         device=train.device,
         submissions=record.submissions + 1,
         handle=None,
@@ -211,7 +213,7 @@ def _show_plan(job: JobSpec, backend: Backend, train: NodeJob, options: LaunchOp
     except BadUsage as unknown:  # a model whose shape is not known here can be trained, but not planned
         console.say(f"{job.name}: {job.model.base} on {hardware}; no plan: {unknown}")
     console.say(
-        f"  {train.nproc} ranks ({train.device}), ZeRO-{train.spec.train.zero}, {train.global_batch} sequences a step"
+        f"  {train.world_size} ranks ({train.device}), ZeRO-{train.spec.train.zero}, {train.global_batch} sequences a step"
     )
 
 

@@ -42,7 +42,7 @@ class ResourcesSpec(SpecModel):
     accelerators: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*(:[1-9][0-9]*)?$")] | None = None
     """GPUs of a node as NAME:COUNT, for example L40S:8; a name alone is one. Not given: no GPU."""
     num_nodes: PositiveInt = 1
-    """Nodes of a run; 1, as a run trains within one node."""
+    """Nodes of a run, each with these GPUs. More than one needs a cluster and a `checkpoint.store` that all of them reach."""
     ranks_per_node: PositiveInt | None = None
     """Processes that train on a node, where that is not its number of GPUs (on a CPU, for example)."""
     spot: Literal["only", "prefer", "never"] = "prefer"
@@ -136,8 +136,11 @@ def job_findings(job: JobSpec) -> list[Finding]:
     def report(where: str, message: str) -> None:
         found.append(Finding(tuple(where.split(".")), message))
 
-    if r.num_nodes > 1:
-        report("resources.num_nodes", f"{r.num_nodes} nodes, but a run trains within one node; take more GPUs per node")
+    if r.num_nodes > 1 and job.checkpoint.store is None:
+        report(
+            "resources.num_nodes",
+            f"{r.num_nodes} nodes, but no checkpoint.store: nodes share no disk; name a bucket there, or a folder that they share",
+        )
     if r.gpus_per_node and r.ranks_per_node and r.ranks_per_node > r.gpus_per_node:
         report(
             "resources.ranks_per_node",
@@ -172,35 +175,38 @@ def _indivisible(global_batch: int, micro_batch: int, ranks: int, of: str) -> li
     return [Finding(("train", "global_batch"), message)]
 
 
-def global_batch_of(job: JobSpec, nproc: int) -> int:
+def global_batch_of(job: JobSpec, world_size: int) -> int:
     """Packed sequences per optimizer step: what the job states, else its accumulation on the ranks of `resources`.
 
-    It never depends on where the job runs: `nproc` counts only where the job states neither batch nor accumulation.
+    It never depends on where the job runs: `world_size` counts only where the job states neither batch nor accumulation.
     """
     t = job.train
     if t.global_batch is not None:
         return t.global_batch
-    ranks = job.resources.ranks or nproc
+    ranks = job.resources.ranks or world_size
     return t.micro_batch * (t.accumulation or 1) * ranks
 
 
 def settle(
     job: JobSpec, *, nproc: int, run_id: str, run_dir: str, cache_dir: str, device: Literal["cuda", "cpu"], zero: int
 ) -> NodeJob:
-    """The facts of `train.json` for `nproc` ranks on one node; `zero` is the planned stage, for `zero: auto`.
+    """The facts of `train.json` for `nproc` ranks on each node; `zero` is the planned stage, for `zero: auto`.
 
     `run_dir` and `cache_dir` are absolute, as the node sees them. Raises SpecErrors where the batch does not divide.
     """
     for name, folder in (("run_dir", run_dir), ("cache_dir", cache_dir)):
         if not folder.startswith("/"):
             raise ValueError(f"{name} must be absolute: {folder}")
-    batch = global_batch_of(job, nproc)
-    indivisible = _indivisible(batch, job.train.micro_batch, nproc, "as launched")
+    num_nodes = job.resources.num_nodes
+    batch = global_batch_of(job, nproc * num_nodes)
+    indivisible = _indivisible(batch, job.train.micro_batch, nproc * num_nodes, "as launched")
     if indivisible:
         raise SpecErrors([LocatedProblem(f"--nproc {nproc}", None, key_name(f.where), f.message) for f in indivisible])
     stage = job.train.zero
     if stage == "auto":
-        stage = 0 if nproc == 1 and device == "cpu" else zero  # type: ignore[assignment]
+        stage = 0 if nproc * num_nodes == 1 and device == "cpu" else zero  # type: ignore[assignment]
     train = job.train.model_copy(update={"global_batch": batch, "accumulation": None, "zero": stage})
     spec = job.train_spec().model_copy(update={"train": train})
-    return NodeJob(run_id=run_id, run_dir=run_dir, cache_dir=cache_dir, nproc=nproc, device=device, spec=spec)
+    return NodeJob(
+        run_id=run_id, run_dir=run_dir, cache_dir=cache_dir, nproc=nproc, num_nodes=num_nodes, device=device, spec=spec
+    )

@@ -255,11 +255,18 @@ class NodeJob(SpecModel):
     cache_dir: str
     """Prepared data is kept here, keyed by content."""
     nproc: PositiveInt
-    """Ranks on this node."""
+    """Ranks on each node."""
+    num_nodes: PositiveInt = 1
+    """Nodes that train; the backend tells each of them which one it is."""
     device: Literal["cuda", "cpu"]
     """Where the ranks compute."""
     spec: TrainSpec
     """The specification, with `train.global_batch` and `train.zero` settled."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks over all nodes."""
+        return self.nproc * self.num_nodes
 
     @property
     def global_batch(self) -> int:

@@ -49,7 +49,7 @@ class Offer:
     """Accelerators per node; ranks on a CPU."""
     spot: bool = False
     price_usd_per_hour: float = 0.0
-    """Of the whole node; 0 at home."""
+    """Of all nodes; 0 at home."""
     accelerator_memory_mib: int | None = None
     instance_type: str | None = None
     num_nodes: int = 1
@@ -62,7 +62,7 @@ class Placement:
     run_dir: str
     cache_dir: str
     nproc: int
-    """Ranks on the node."""
+    """Ranks on each node."""
     device: Literal["cuda", "cpu"]
 
 

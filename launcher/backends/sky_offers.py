@@ -6,6 +6,7 @@ Goes by a client's plain answers. Owns the checks before a submit: the GPU's nam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from launcher.backends import sky_errors
@@ -35,7 +36,7 @@ def offers_of(client: Any, job: JobSpec, nproc: int | None) -> list[Offer]:
         )
     found.sort(key=lambda offer: (offer.price_usd_per_hour, offer.infra))
     cap = job.resources.max_hourly_cost
-    affordable = [offer for offer in found if cap is None or offer.price_usd_per_hour <= cap]
+    affordable = [offer for offer in found if cap is None or offer.price_usd_per_hour / offer.num_nodes <= cap]
     if cap is not None and not affordable:
         raise sky_errors.too_cheap(cap, found[0])
     return affordable
@@ -93,7 +94,11 @@ def price_at(offers: Sequence[Sequence[Any]], infra: str | None, spot: bool) -> 
 
 def _offers_at(client: Any, job: JobSpec, infra: str) -> list[Offer]:
     """SkyPilot's own answer, with spot prices zone by zone where its catalog is at hand."""
-    found: list[Offer] = client.offers(job.resources.gpu_name, job.resources.gpus_per_node, infra)
+    nodes = job.resources.num_nodes
+    found: list[Offer] = [
+        replace(offer, num_nodes=nodes, price_usd_per_hour=offer.price_usd_per_hour * nodes)
+        for offer in client.offers(job.resources.gpu_name, job.resources.gpus_per_node, infra)
+    ]
     wanted = job.resources.model_copy(update={"infra": (infra,), "max_hourly_cost": None, "spot": "only"})
     zones = catalog_offers(wanted, catalog_folder()) if found else []
     return [offer for offer in found if not offer.spot or not zones] + zones

@@ -120,6 +120,14 @@ class Relay:
             self._bucket("save")
         return 128 - code if code < 0 else code
 
+    def run_beside(self) -> int:
+        """On every node but the first, whose relay tells of the run: start the trainer and pass signals on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+        self.child = subprocess.Popen(self._command(), stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+        code = self.child.wait()
+        return 128 - code if code < 0 else code
+
     def _journal(self) -> str:
         path = os.path.join(self.run_dir, "journal")
         if not os.path.exists(path):
@@ -328,8 +336,8 @@ def main() -> int:
         config = json.load(handle)
     if os.environ.get("DOLPHIN_NODE_RANK", "0") == "0":
         return Relay(config, inputs).run()
-    relay = Relay({**config, "run_dir": config["run_dir"] + "/node-" + os.environ["DOLPHIN_NODE_RANK"]}, inputs)
-    return subprocess.call(relay._command())
+    own = {"run_dir": config["run_dir"] + "/node-" + os.environ["DOLPHIN_NODE_RANK"], "bucket": None}
+    return Relay({**config, **own}, inputs).run_beside()
 
 
 if __name__ == "__main__":

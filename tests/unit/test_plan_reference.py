@@ -138,9 +138,9 @@ def test_the_same_plan_twice() -> None:
 
 
 def test_launch_settles_the_stage_that_the_plan_shows() -> None:
-    assert settled_zero(job_of("train.zero=auto"), nproc=8, device="cuda", offers=[SPOT]) == 1
-    assert settled_zero(job_of("train.zero=2"), nproc=8, device="cuda", offers=[SPOT]) == 2
-    assert settled_zero(job_of("train.zero=auto"), nproc=1, device="cpu") == 0
+    assert settled_zero(job_of("train.zero=auto"), ranks=8, device="cuda", offers=[SPOT]) == 1
+    assert settled_zero(job_of("train.zero=2"), ranks=8, device="cuda", offers=[SPOT]) == 2
+    assert settled_zero(job_of("train.zero=auto"), ranks=1, device="cpu") == 0
 
 
 def test_the_screen_shows_bars_stages_and_offers(capsys: pytest.CaptureFixture[str]) -> None:

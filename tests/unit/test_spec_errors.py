@@ -243,7 +243,7 @@ class TestOverrides:
         ("spot: never", "accumulation: 4", "train.accumulation: says no batch without a number of ranks: state resources.accelerators or resources.ranks_per_node, or train.global_batch"),
         ("accelerators: 8xL40S", "global_batch: 8", "resources.accelerators: does not have the right form, not '8xL40S': GPUs of a node as NAME:COUNT, for example L40S:8; a name alone is one. Not given: no GPU."),
         ("{accelerators: L40S:2, ranks_per_node: 4}", "global_batch: 8", "resources.ranks_per_node: 4 ranks contradict resources.accelerators L40S:2: each rank needs a GPU of its own"),
-        ("num_nodes: 2", "global_batch: 8", "resources.num_nodes: 2 nodes, but a run trains within one node; take more GPUs per node"),
+        ("num_nodes: 2", "global_batch: 8", "resources.num_nodes: 2 nodes, but no checkpoint.store: nodes share no disk; name a bucket there, or a folder that they share"),
         ("{container: none, image: x}", "global_batch: 8", "resources.image: contradicts resources.container none: nothing would run the image; remove one"),
     ],
 )  # fmt: skip

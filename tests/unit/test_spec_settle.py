@@ -26,6 +26,14 @@ def test_accumulation_counts_the_gpus_of_the_job_and_not_those_it_happens_to_run
     assert [settled(spec, nproc).global_batch for nproc in (1, 2, 8)] == [256, 256, 256]
 
 
+def test_the_ranks_of_all_nodes_share_the_batch() -> None:
+    resources = {"accelerators": "L40S:8", "num_nodes": 2}
+    node = settled(job({"micro_batch": 2, "accumulation": 16}, resources=resources), nproc=8)
+    assert (node.nproc, node.num_nodes, node.world_size, node.global_batch) == (8, 2, 16, 512)
+    with pytest.raises(SpecErrors, match=r"24 does not divide into micro batches of 1 on 16 ranks"):
+        settled(job({"global_batch": 24}, resources=resources), nproc=8)
+
+
 def test_a_job_that_states_no_batch_takes_one_micro_batch_per_rank() -> None:
     assert settled(job({"micro_batch": 3}), nproc=2).global_batch == 6
 
