@@ -169,7 +169,8 @@ def _offers(plan: LaunchPlan, console: Console) -> None:
 
 def _cells(plan: LaunchPlan, row: Row) -> list[str]:
     offer, hours, price = row.offer, row.hours, row.price_usd
-    cells = [offer.infra, f"{offer.count} x {offer.accelerator or 'CPU'}", "spot" if offer.spot else "on demand"]
+    nodes = f"{offer.num_nodes} nodes of " if offer.num_nodes > 1 else ""
+    cells = [offer.infra, f"{nodes}{offer.count} x {offer.accelerator or 'CPU'}", "spot" if offer.spot else "on demand"]
     cells.append(f"{offer.price_usd_per_hour:.2f}")
     if not row.is_possible or hours is None or price is None:
         cells += [row.why_not or "-", "", "", ""]
