@@ -27,6 +27,8 @@ STEP_S = 420
 class Lab:
     folder: Path
     environment: dict[str, str]
+    quickstart: Path
+    """The quickstart's job.yaml, beside its data and its model."""
 
     @property
     def store(self) -> Path:
@@ -86,10 +88,9 @@ class Lab:
             "checkpoint.store": str(self.store), "env.DOLPHIN_DEVICE": "cpu",
             **({"env.DOLPHIN_PYTHON": str(self.folder / python)} if python else {}), **changes,
         }  # fmt: skip
-        job = str(ROOT / "examples" / "quickstart" / "job.yaml")
         return [
             "launch",
-            job,
+            str(self.quickstart),
             "--on",
             "sky",
             "--nproc",
@@ -102,8 +103,15 @@ class Lab:
         """Hashes of the model that the quickstart with these settings leaves on this machine, without SkyPilot."""
         home = {**self.environment, "DOLPHIN_HOME": str(scratch / "home"), "CUDA_VISIBLE_DEVICES": ""}
         changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        job = str(ROOT / "examples/quickstart/job.yaml")
-        command = [str(Path(sys.executable).with_name("dolphin")), "launch", job, "--on", "local", "-y", *changes]
+        command = [
+            str(Path(sys.executable).with_name("dolphin")),
+            "launch",
+            str(self.quickstart),
+            "--on",
+            "local",
+            "-y",
+            *changes,
+        ]
         subprocess.run(command, env=home, check=True, timeout=2 * STEP_S, capture_output=True)
         found = digest(next((scratch / "home/runs").glob("*/model")))
         assert found
