@@ -26,8 +26,7 @@ def test_an_update_waits_for_the_copy_and_the_wait_is_counted() -> None:
 
 
 def test_a_copy_that_ended_beside_the_training_held_nothing_up() -> None:
-    copying = Copying()
-    copying.asked_s = 0.25
+    copying = Copying(0.25)
     copying.run(lambda: time.sleep(0.05))
     copying.wait()
     assert copying.blocked_s == 0.25

@@ -41,10 +41,9 @@ def probe_store(job: NodeJob) -> None:
 class Copying:
     """The copy of one save's state, run by its thread and waited for by the training."""
 
-    asked_s = 0.0
-    """What it cost the training to ask for it."""
-
-    def __init__(self) -> None:
+    def __init__(self, asked_s: float = 0.0) -> None:
+        """`asked_s` is what it cost the training to ask for it."""
+        self.asked_s = asked_s
         self._ended = threading.Event()
         self._waiting_since: float | None = None
         self._ended_at = 0.0
@@ -275,7 +274,6 @@ class CheckpointManager:
 
     def _begin(self, state: TrainerState, begun: float) -> None:
         self._snapshot.begin(self._engine)
-        copying = self._copy = Copying()
         self._saved_step = state.step
         self._schedule.saved(state.step)
         save_id = f"{self._save_id}-{state.step}"
@@ -284,12 +282,13 @@ class CheckpointManager:
         def complete(files: Sequence[FileEntry]) -> Manifest:
             return self._manifest(frozen, save_id, files)
 
+        copying = self._copy = Copying(time.monotonic() - begun)
+
         def work() -> int:
             copying.run(self._snapshot.copy)
             return self._writer.save(frozen.step, save_id, self._snapshot, complete)
 
         self._start(state.step, work, begun, save_id, copying)
-        copying.asked_s = time.monotonic() - begun
 
     def _let_copy_end(self) -> None:
         """The optimizer is about to change what a save in flight copies: wait until it has its copy."""
