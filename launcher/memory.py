@@ -1,7 +1,7 @@
 """Memory of one GPU in training, by part, as the trainer and DeepSpeed 0.19 really lay it out. Pure functions of sizes.
 
 Owns the formulas and their sources. Refuses to know cards and prices. Sizes are bytes; a run's peak is the largest of
-three moments: the loss of the last micro batch, the backward pass of a layer in it, and the optimizer's step.
+several moments: the loss of the last micro batch, the backward pass of a layer in it, its end, and the optimizer's step.
 Held against PyTorch's own accounting of real DeepSpeed steps by tests/process/test_memory_formulas.py.
 Legend: n tokens of a micro batch, H hidden, I intermediate, V vocabulary, L layers, W ranks, N parameters, T trained ones,
 c labelled tokens of a chunk of the loss, e bytes of an element in forward and backward.
@@ -53,6 +53,8 @@ class Workload:
     """Gradients are reduced during the backward pass, through two buckets: so on a GPU."""
     reduce_bucket: int = REDUCE_BUCKET
     """Elements of a bucket."""
+    offloads: bool = False
+    """Masters and moments are in host memory (`train.offload: optimizer`)."""
 
     @property
     def tokens(self) -> int:
@@ -109,6 +111,8 @@ def moments_of(
 ) -> dict[str, dict[str, float]]:
     """Moment -> part -> bytes that PyTorch has allocated then."""
     stage = runs_as(stage, load.precision)
+    if load.offloads and stage == 0:
+        raise ValueError("stage 0 has no partition of the optimizer that could be in host memory")
     sizes = _Sizes(architecture, trained)
     state = _state(sizes, load, stage)
     accumulated, in_step = _gradients(sizes, load, stage)
@@ -121,6 +125,10 @@ def moments_of(
         },
         "backward": {
             **state, "gradients": max(accumulated, _first_gradients(sizes, load, stage)), "activations": kept + layer,
+            "buffers": busy_buffers,
+        },
+        "end of the backward": {
+            **state, "gradients": max(accumulated, _last_gradients(sizes, load, stage)), "activations": layer,
             "buffers": busy_buffers,
         },
         "end of the loss": {
@@ -157,7 +165,7 @@ def _state(sizes: _Sizes, load: Workload, stage: Stage) -> dict[str, float]:
     """Parameters, fp32 masters and Adam's two moments. Frozen parameters have the first alone.
 
     Stages 1 to 3 keep masters of their partition in fp32 training too (`single_partition_of_fp32_groups`); stage 0 in
-    fp32 is plain data parallelism and updates the parameters themselves.
+    fp32 is plain data parallelism and updates the parameters themselves. Offloaded, masters and moments are elsewhere.
     """
     e, share = load.element_bytes, 1 / load.ranks
     if stage == 0:
@@ -165,6 +173,8 @@ def _state(sizes: _Sizes, load: Workload, stage: Stage) -> dict[str, float]:
     parameters: float = e * sizes.N
     if stage == 3:
         parameters = e * ((sizes.N - sizes.persistent) * share + sizes.persistent)
+    if load.offloads:
+        return {"parameters": parameters, "master weights": 0, "optimizer": 0}
     return {"parameters": parameters, "master weights": 4 * sizes.T * share, "optimizer": 8 * sizes.T * share}
 
 
@@ -173,10 +183,14 @@ def _gradients(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, floa
 
     Stage 1 accumulates whole gradients in the parameters' own precision; stages 2 and 3 their partition, in fp32. The
     step of stage 1 has its partition twice, as it was and in fp32. That of stage 2 checks the largest gradient for
-    overflow with two temporary copies. That of stage 3 copies its partition.
+    overflow with two temporary copies. That of stage 3 copies its partition. Offloaded, gradients leave as soon as they are
+    complete; stage 2 accumulates them on the GPU all the same where it does so in more than their own precision.
     """
     e, T, share = load.element_bytes, sizes.T, 1 / load.ranks
     is_accumulating = load.micro_batches > 1
+    if load.offloads:
+        partition = 4 * T * share if stage == 2 and e == 2 else 0
+        return (e * T if stage == 1 and is_accumulating else partition if is_accumulating else 0), partition
     if stage == 0:
         return (e * T if is_accumulating else 0), e * T
     if stage == 1:
@@ -188,10 +202,17 @@ def _gradients(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, floa
 
 
 def _first_gradients(sizes: _Sizes, load: Workload, stage: Stage) -> float:
-    """Gradients in the backward pass of a step that has one micro batch only: there is nothing yet to add them to."""
+    """Gradients early in the backward pass of a step that has one micro batch only: there is nothing yet to add them to."""
     if stage in (0, 1) and not load.has_overlap:
         return load.element_bytes * sizes.T
+    if load.offloads and (stage != 2 or load.precision == "fp32"):
+        return 0
     return 4 * sizes.T / load.ranks if stage else load.element_bytes * sizes.T
+
+
+def _last_gradients(sizes: _Sizes, load: Workload, stage: Stage) -> float:
+    """Gradients when the lowest layer's are computed. Stages 0 and 1 keep those of other ranks' partitions till the step."""
+    return load.element_bytes * sizes.T if stage in (0, 1) else _first_gradients(sizes, load, stage)
 
 
 def _buffers(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, float]:
@@ -207,7 +228,9 @@ def _buffers(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, float]
         gathered = load.element_bytes * min(MAX_LIVE_PARAMETERS, sizes.N)
         return bucket + gathered, bucket + gathered
     both = bucket * (2 if load.has_overlap else 1)
-    return (both if stage == 1 and load.micro_batches > 1 else 0), both
+    passage = load.element_bytes * sizes.largest if load.offloads else 0
+    """Through which gradients go to and from the host."""
+    return (both if stage == 1 and load.micro_batches > 1 else 0) + passage, both + passage
 
 
 def _oversized(sizes: _Sizes, load: Workload, stage: Stage) -> float:

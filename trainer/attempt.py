@@ -252,7 +252,8 @@ def rank_environment(job: NodeJob, environment: Mapping[str, str]) -> dict[str, 
     if job.device == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
     else:
-        env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+        # page-locked memory is rounded up to a power of two otherwise: of 17 GB that would be 34
+        env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True,pinned_max_round_threshold_mb:64")
     return env
 
 

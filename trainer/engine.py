@@ -82,6 +82,10 @@ def configuration(job: NodeJob, world_size: int, num_micro_batches: int) -> dict
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
+    if train.offload == "optimizer":
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": job.device == "cuda"}
+        # torch's fused AdamW is as good on a CPU, and needs no compiler on the node
+        config["zero_force_ds_cpu_optimizer"] = False
     if train.precision == "bf16":
         config["bf16"] = {"enabled": True}
         if zero_stage(job) >= 2:

@@ -39,6 +39,7 @@ def build(model: nn.Module, settings: OptimizerSettings, device: str) -> torch.o
 
     Called before DeepSpeed partitions the model: under ZeRO-3 the shapes are gone afterwards.
     """
+    is_fused = device == "cuda" or settings.offload == "optimizer"
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trainable if _ndim(p) >= 2], "weight_decay": settings.weight_decay},
@@ -49,8 +50,8 @@ def build(model: nn.Module, settings: OptimizerSettings, device: str) -> torch.o
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
-        fused=device == "cuda",
-        foreach=device != "cuda",
+        fused=is_fused,
+        foreach=not is_fused,
     )
 
 

@@ -167,6 +167,8 @@ class OptimizerSettings(SpecModel):
     """Recompute activations in the backward pass (non-reentrant) to save memory."""
     zero: Literal[0, 1, 2, 3, "auto"] = "auto"
     """DeepSpeed's ZeRO stage; `auto` takes the least communication that fits the GPU."""
+    offload: Literal["none", "optimizer"] = "none"
+    """`optimizer` keeps master weights and Adam's moments in host memory and updates them there: slower, for a state that GPUs cannot hold."""
     unfrozen: tuple[str, ...] | UnfrozenSpec | None = None
     """Regular expressions (re.search) over parameter names: what they hit is trained, the rest is frozen. None trains all."""
     loss_chunk: PositiveInt = 2048
@@ -310,6 +312,8 @@ def problems(spec: TrainSpec) -> list[Problem]:
         report(
             "train.global_batch", f"{t.global_batch} is not a multiple of train.micro_batch {t.micro_batch}; change one"
         )
+    if t.offload != "none" and t.zero == 0:
+        report("train.offload", "contradicts train.zero 0, which partitions no optimizer; set zero to auto, 1, 2 or 3")
     if t.warmup_steps is not None and t.warmup_ratio is not None:
         report("train.warmup_ratio", "contradicts train.warmup_steps: both set the warm-up; remove one")
     if t.max_steps is not None and t.warmup_steps is not None and t.warmup_steps >= t.max_steps:
@@ -347,7 +351,7 @@ def problems(spec: TrainSpec) -> list[Problem]:
 
 RESULT_NEUTRAL = {
     "name", "track", "checkpoint",
-    "data.workers", "train.log_every", "train.evaluate_every", "train.evaluate_at_start", "train.zero",
+    "data.workers", "train.log_every", "train.evaluate_every", "train.evaluate_at_start", "train.zero", "train.offload",
     "train.loss_chunk", "train.micro_batch", "train.accumulation", "train.gradient_checkpointing", "model.attention",
 }  # fmt: skip
 """Settings that a resumed run may change: they alter cost or bookkeeping, not which update is computed from which data."""

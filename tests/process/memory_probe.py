@@ -2,7 +2,8 @@
 PyTorch's own memory tracker. A process of its own, started by test_memory_formulas.py: a JSON case a line on standard input.
 
 The trainer's model wrapper, loss, freezing, optimizer and DeepSpeed configuration run as they are. Prints a JSON line a case:
-bytes allocated at most in the forward pass, the backward pass and the step, after everything that lasts exists.
+bytes allocated at most in the forward pass, the backward pass and the step, after everything that lasts exists, and what an
+offloaded optimizer keeps on the host. The CPU plays the GPU here, and the device `meta` the host.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ dist.init_process_group("fake", rank=0, world_size=RANKS, store=FakeStore())
 
 import deepspeed  # noqa: E402
 from deepspeed.runtime.zero import partitioned_param_coordinator as coordinator  # noqa: E402
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3  # noqa: E402
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer  # noqa: E402
+from torch.optim import optimizer as torch_optimizer  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
 from trainer import attention, engine, freeze, optim  # noqa: E402
@@ -39,6 +43,36 @@ from trainer.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, Source
 engine._skip_unused_extension()  # or a start that was killed while it was built would block this one for ever
 deepspeed.init_distributed(dist_backend="gloo", dist_init_required=False, verbose=False)
 coordinator.assert_ints_same_as_other_ranks = lambda *_: None  # compares values, which fake tensors have none of
+
+
+class Host(str):
+    """DeepSpeed names the host `cpu`, to compare and to allocate: this compares as that and allocates elsewhere."""
+
+    def __eq__(self, other: object) -> bool:
+        return other == "cpu"
+
+    __hash__ = str.__hash__
+
+
+HOST, GPU = Host("meta"), "cpu"
+
+
+def _tell_host_from_gpu() -> None:
+    def ignore(*_: Any) -> None: ...
+
+    class AllOnHost(dict[int, str]):
+        def __missing__(self, _: int) -> str:
+            return HOST
+
+    offloads_1, offloads_3 = "cpu_offload", "offload_optimizer"
+    DeepSpeedZeroOptimizer.device = property(lambda o: HOST if getattr(o, offloads_1) else GPU, ignore)
+    DeepSpeedZeroOptimizer_Stage3.device = property(lambda o: HOST if getattr(o, offloads_3) else GPU, ignore)
+    DeepSpeedZeroOptimizer_Stage3.subgroup_to_device = property(lambda _: AllOnHost(), ignore)
+    known = torch_optimizer._get_fused_kernels_supported_devices()
+    torch_optimizer._get_fused_kernels_supported_devices = lambda: [*known, "meta"]
+
+
+_tell_host_from_gpu()
 
 
 class Answers(TorchDispatchMode):
@@ -68,11 +102,11 @@ class Tracker(MemTracker):
 
     _pre_fw_hook = _post_fw_hook = _pre_bw_hook = _post_bw_hook = _ignore
 
-    def now(self) -> int:
-        return self._curr_mem_snap.get(torch.device("cpu"), {}).get("Total", 0)
+    def now(self, device: str = GPU) -> int:
+        return self._curr_mem_snap.get(torch.device(device), {}).get("Total", 0)
 
     def take_peak(self) -> int:
-        peak = self._peak_mem.get(torch.device("cpu"), 0)
+        peak = self._peak_mem.get(torch.device(GPU), 0)
         self._peak_mem.clear()
         return max(peak, self.now())
 
@@ -80,7 +114,7 @@ class Tracker(MemTracker):
 def measure(case: dict[str, Any]) -> dict[str, int]:
     settings = OptimizerSettings(
         micro_batch=case["micro_batch"], global_batch=case["micro_batch"] * case["micro_batches"] * RANKS, zero=case["stage"],
-        unfrozen=case["patterns"], loss_chunk=case["loss_chunk"], precision=case["precision"],
+        offload=case["offload"], unfrozen=case["patterns"], loss_chunk=case["loss_chunk"], precision=case["precision"],
         gradient_checkpointing=case["gradient_checkpointing"],
     )  # fmt: skip
     data = DataSpec(sources=(SourceSpec(path="x"),), sequence_length=case["sequence_length"])
@@ -122,6 +156,9 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
             found["step"] = tracker.take_peak()
             lasting = tracker.now() - before  # Adam's moments, which the first step makes
             found |= {"loss": found["loss"] + lasting, "backward": found["backward"] + lasting, "rest": tracker.now()}
+            # stages 1 and 2 keep the parameters' shapes as meta tensors, which are nowhere
+            shapes = [tensor for group in getattr(running.optimizer, "round_robin_bit16_meta", []) for tensor in group]
+            found["host"] = tracker.now(HOST) - sum(tensor.nbytes for tensor in shapes)
     return found
 
 

@@ -1,4 +1,5 @@
-"""A run that is resumed elsewhere must go on as if nothing had happened: at any number of ranks, under any ZeRO stage."""
+"""A run that is resumed elsewhere must go on as if nothing had happened: at any number of ranks, under any ZeRO stage, with
+its optimizer on the GPU or in host memory."""
 
 import itertools
 from pathlib import Path
@@ -12,6 +13,8 @@ STAGES, PRECISIONS = (0, 1, 2, 3), ("fp32", "bf16")
 SAVED_AT, LAST, SHORT = 2, 22, 5
 LONG = ((2, "fp32"), (3, "fp32"), (3, "bf16"))
 """Cases that are followed over twenty steps after the resume; the others over three."""
+OFFLOADED = ((1, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16"))
+OFFLOAD = {"train": {"offload": "optimizer"}}
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-3}
 
 
@@ -47,11 +50,21 @@ def results(tmp_path_factory):
     fewer = {(f"4 to 2, stage {s}", p): run_of(root, f"four-{s}-{p}", 5 - s, p, (s, p), **again) for s, p in LONG}
     one = {(s, p): run_of(root, f"two-{s}-{p}", (s + 2) % 4, p, (s, p), save_at=[4], **again) for s, p in LONG}
     more = {(s, p): run_of(root, f"two-{s}-{p}", s, p, (s, p), **(again | {"attempt": 3})) for s, p in LONG}
+    offloaded = {
+        (f"{s} offloaded", p): run_of(root, f"off-{s}-{p}", s, p, (0, p), **late, **OFFLOAD) for s, p in OFFLOADED
+    }
+    moved = {}
+    for s, p in OFFLOADED:
+        there, here = whole[s, p]["run_dir"], offloaded[f"{s} offloaded", p]["run_dir"]
+        ways = {"stays": (here, OFFLOAD), "returns": (here, {}), "leaves": (there, OFFLOAD)}
+        for way, (source, settings) in ways.items():
+            run = run_of(root, f"{way}-{s}-{p}", s, p, (0, p), copy_from=source, **again, **settings)
+            moved[f"{s} {way}", p] = run
     found = {}
     phases = [
         ("4", 4, four),
-        ("whole", 2, whole),
-        ("2 to 2", 2, same | other | fewer),
+        ("whole", 2, whole | offloaded),
+        ("2 to 2", 2, same | other | fewer | moved),
         ("2 to 1", 1, one),
         ("1 to 2", 2, more),
     ]
@@ -102,6 +115,23 @@ def test_one_rank_goes_on_with_what_two_saved_and_two_with_what_one_saved(result
     assert (one["resumed_at"], two["resumed_at"]) == (SAVED_AT, 4)
     assert close(results, one, precision) < TOLERANCE[precision]
     assert close(results, two, precision) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize(("stage", "precision"), OFFLOADED)
+def test_an_optimizer_in_host_memory_goes_on_bit_for_bit(results, stage, precision):
+    whole, resumed = results["whole", f"{stage} offloaded", precision], results["2 to 2", f"{stage} stays", precision]
+    assert resumed["resumed_at"] == SAVED_AT
+    assert resumed["losses"] == {s: loss for s, loss in whole["losses"].items() if int(s) > SAVED_AT}
+
+
+@pytest.mark.parametrize("way", ["returns", "leaves"])
+@pytest.mark.parametrize(("stage", "precision"), OFFLOADED)
+def test_a_run_may_move_its_optimizer_to_host_memory_and_back(results, stage, precision, way):
+    resumed, whole = results["2 to 2", f"{stage} {way}", precision], results["whole", stage, precision]["losses"]
+    assert resumed["resumed_at"] == SAVED_AT
+    differences = [abs(float.fromhex(whole[s]) - float.fromhex(loss)) for s, loss in resumed["losses"].items()]
+    assert differences
+    assert max(differences) < TOLERANCE[precision] / 10
 
 
 def test_random_numbers_go_on_too(results):
