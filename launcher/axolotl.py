@@ -185,6 +185,8 @@ class _Converter:
             self.out.fail(key, message)
         if found.stage is not None:
             self.out.put("train.zero", found.stage, key, "; ".join(found.remarks))
+        if found.offload is not None:
+            self.out.put("train.offload", "optimizer", key, found.offload)
         train = self.out.job.setdefault("train", {})
         if found.precision and train.get("precision") not in (None, found.precision):
             self.out.fail(

@@ -25,12 +25,23 @@ class Parallel:
     """What a sharding configuration asks for."""
 
     stage: int | None = None
+    offload: str | None = None
+    """What of the offload is done; the reason for `train.offload`."""
     remarks: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     precision: str | None = None
     max_grad_norm: float | None = None
     schedule: str | None = None
     gradient_checkpointing: bool | None = None
+
+    def offloads(self, *, optimizer: bool, parameters: bool) -> None:
+        """Take note of what goes to host memory; without sharding there is nothing that could."""
+        if self.stage == 0 and (optimizer or parameters):
+            self.remarks.append("nothing is offloaded without ZeRO")
+            return
+        self.offload = (_PARAMETERS_STAY if parameters else "") if optimizer else None
+        if parameters and not optimizer:
+            self.remarks.append(_PARAMETERS_STAY.replace(", only masters and moments", ""))
 
 
 def read_deepspeed(value: Any, folder: Path) -> Parallel:
@@ -56,11 +67,11 @@ def read_deepspeed(value: Any, folder: Path) -> Parallel:
         )
     found = Parallel(stage=int(shipped[1]))
     if shipped[3]:
-        found.remarks.append(_NO_OFFLOAD)
+        found.offloads(optimizer=not shipped[3].endswith("_params"), parameters=shipped[3] != "_cpuoffload")
     return found
 
 
-_NO_OFFLOAD = "offload to the CPU is not done: `dolphin plan` says whether it fits without"
+_PARAMETERS_STAY = "parameters are not offloaded, only masters and moments: `dolphin plan` says whether they fit"
 
 
 def _deepspeed(config: dict[str, Any]) -> Parallel:
@@ -74,13 +85,13 @@ def _deepspeed(config: dict[str, Any]) -> Parallel:
     if found.stage not in (0, 1, 2, 3) or isinstance(found.stage, bool):
         found.errors.append(f"zero_optimization.stage {zero.get('stage')!r} is none of 0, 1, 2, 3")
         found.stage = None
-    for key in ("offload_optimizer", "offload_param"):
-        if (
-            isinstance(zero.get(key), dict)
-            and zero[key].get("device", "cpu") != "none"
-            and _NO_OFFLOAD not in found.remarks
-        ):
-            found.remarks.append(_NO_OFFLOAD)
+    to_nvme = [key for key in ("offload_optimizer", "offload_param") if _offload_device(zero, key) == "nvme"]
+    if to_nvme:
+        found.errors.append(f"its {to_nvme[0]} goes to NVMe, but dolphin offloads to host memory; write cpu there")
+    found.offloads(
+        optimizer=_offload_device(zero, "offload_optimizer") == "cpu",
+        parameters=_offload_device(zero, "offload_param") == "cpu",
+    )
     half, brain = (groups[key].get("enabled") for key in ("fp16", "bf16"))
     if half is True:
         found.errors.append("fp16 is on, but dolphin trains in bf16 or fp32; switch it off")
@@ -110,6 +121,12 @@ def _deepspeed(config: dict[str, Any]) -> Parallel:
     return found
 
 
+def _offload_device(zero: dict[str, Any], key: str) -> str:
+    """cpu, nvme or none, as DeepSpeed reads it: a group that names no device offloads nothing."""
+    group = zero.get(key)
+    return str(group.get("device") or "none") if isinstance(group, dict) else "none"
+
+
 def read_fsdp(flags: Any, config: Any, version: Any) -> Parallel:
     """Of `fsdp`, `fsdp_config` and `fsdp_version`; each may be None."""
     found = Parallel(stage=3)
@@ -121,9 +138,7 @@ def read_fsdp(flags: Any, config: Any, version: Any) -> Parallel:
             found.stage = 2
         elif word == "no_shard":
             found.stage = 0
-        elif word == "offload":
-            found.remarks.append(_NO_OFFLOAD)
-        elif word != "auto_wrap":
+        elif word not in ("auto_wrap", "offload"):
             found.errors.append(f"{word!r} is no sharding that is known; correct it, or set train.zero")
     settings = {str(key).removeprefix("fsdp_"): value for key, value in (config or {}).items()}
     for key in settings:
@@ -136,8 +151,8 @@ def read_fsdp(flags: Any, config: Any, version: Any) -> Parallel:
         found.stage = stages.get(str(strategy).upper(), found.stage)
     if settings.get("reshard_after_forward") is False:
         found.stage = 2
-    if settings.get("offload_params") and _NO_OFFLOAD not in found.remarks:
-        found.remarks.append(_NO_OFFLOAD)
+    moves = bool("offload" in words or settings.get("offload_params"))
+    found.offloads(optimizer=moves, parameters=moves)
     if settings.get("activation_checkpointing"):
         found.gradient_checkpointing = True
     found.remarks.insert(

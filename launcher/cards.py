@@ -27,6 +27,13 @@ class Card:
     utilisation: float
     """Assumed share of `bf16_tflops` that training reaches, recomputation counted as work; measured runs replace it."""
 
+    @property
+    def host_gb_per_s(self) -> float:
+        """To the host's memory, in one direction: PCIe, of the fifth generation from Hopper on."""
+        if not self.has_nvlink:
+            return self.link_gb_per_s
+        return PCIE_4 if self.name.startswith("A100") else PCIE_5
+
 
 CARDS: tuple[Card, ...] = (
     # name, bf16 TFLOP/s, MiB shown, GB/s, link GB/s, NVLink, assumed utilisation

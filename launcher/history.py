@@ -68,14 +68,15 @@ def known_data(runs: Iterable[PastRun], spec: TrainSpec) -> DataFacts | None:
 def measured_utilisation(
     runs: Iterable[PastRun], spec: TrainSpec, architecture: Architecture, card: Card
 ) -> tuple[float, str] | None:
-    """(share of the card's peak that the newest run of this base model on this card reached, its run id)."""
+    """(share of the card's peak that the newest run of this base model on this card reached, its run id). A run whose
+    optimizer was elsewhere tells nothing: the copies and the update on the host are part of what was measured."""
     for run in runs:
         theirs = run.job.spec
         same_card = find_card(run.accelerator or "")
         if run.tokens_per_s is None or theirs.model.base != spec.model.base or same_card is not card:
             continue
         unfrozen = theirs.train.unfrozen
-        if unfrozen is not None and not isinstance(unfrozen, tuple):
+        if (unfrozen is not None and not isinstance(unfrozen, tuple)) or theirs.train.offload != spec.train.offload:
             continue
         flops = step_flops(
             architecture,

@@ -6,13 +6,22 @@ all ranks. Held against PyTorch's own accounting by tests/process/test_memory_fo
 
 from __future__ import annotations
 
-from collections.abc import Set
+import math
+from collections.abc import Mapping, Set
 
 from launcher.architecture import Architecture, count
 from launcher.memory import Stage, Workload, runs_as
 
 PROCESS = 4 * 2**30
 """A rank's own: Python, torch's and CUDA's libraries, batches; 2 to 4 GB resident before any model."""
+
+RESERVE = 0.05
+"""Share of a node's memory that is left to its system and its page cache."""
+
+
+def node_gib(parts: Mapping[str, int]) -> int:
+    """What a node must have to hold the parts, in GiB, as clouds count it."""
+    return math.ceil(sum(parts.values()) / (1 - RESERVE) / 2**30)
 
 
 def host_memory(

@@ -41,11 +41,19 @@ def catalog_offers(resources: ResourcesSpec, folder: Path | None) -> list[Offer]
     return sorted(found.values(), key=lambda offer: (offer.price_usd_per_hour, offer.infra))
 
 
+def has_memory(resources: ResourcesSpec, memory_gib: float | None) -> bool:
+    """Whether a node with so much host memory will do; one that does not tell may."""
+    return resources.memory_gb is None or memory_gib is None or memory_gib >= resources.memory_gb
+
+
 def _offers_of(path: Path, cloud: str, resources: ResourcesSpec) -> Iterator[Offer]:
     with open(path, newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle):
             name, count = row.get("AcceleratorName") or "", _number(row.get("AcceleratorCount"))
             if name.upper() != (resources.gpu_name or "").upper() or count != resources.gpus_per_node:
+                continue
+            memory_gib = _number(row.get("MemoryGiB"))
+            if not has_memory(resources, memory_gib):
                 continue
             region, zone = row.get("Region") or "", row.get("AvailabilityZone") or ""
             if resources.regions and region not in resources.regions:
@@ -59,6 +67,7 @@ def _offers_of(path: Path, cloud: str, resources: ResourcesSpec) -> Iterator[Off
                     backend="sky", infra=place, accelerator=name, count=int(count), spot=is_spot,
                     price_usd_per_hour=price * resources.num_nodes, accelerator_memory_mib=_memory_mib(row),
                     instance_type=row.get("InstanceType") or None, num_nodes=resources.num_nodes,
+                    host_memory_gib=memory_gib,
                 )  # fmt: skip
 
 

@@ -18,10 +18,11 @@ from launcher.backends.base import Offer
 from launcher.cards import find_card
 from launcher.data_facts import DataFacts, held_out_sequences
 from launcher.history import PastRun, attention_span, measured_speed_on_cpu, measured_utilisation
-from launcher.memory import MIB, runs_as
+from launcher.host_memory import host_memory, node_gib
+from launcher.memory import MIB, Workload, runs_as
 from launcher.spec import JobSpec, global_batch_of
-from launcher.throughput import StepFlops, step_flops
-from launcher.zero_choice import SAFETY, Choice, StageOption, choices, choose_zero, workload
+from launcher.throughput import StepFlops
+from launcher.zero_choice import SAFETY, Choice, Pace, StageOption, choices, choose_zero, flops_of, workload
 from trainer.cadence import evaluation_interval
 from trainer.checkpoint.interval import optimal_interval_s, preemptions_per_day, save_interval_s
 from trainer.spec import SaveEvery
@@ -58,11 +59,20 @@ class Machine:
     chosen: StageOption
     choices: tuple[Choice, ...]
     """Where the chosen stage does not fit: what would."""
+    without_offload: StageOption | None
+    """Where the job offloads its optimizer: what it would be like without, if that fits."""
+    host: dict[str, int]
+    """Bytes of host memory on one node, by part."""
     flops: StepFlops
     step_s: float | None
     speed_source: str
     save_s: float
     save_interval_s: float
+
+    @property
+    def host_gib(self) -> int:
+        """What a node must have."""
+        return node_gib(self.host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +131,12 @@ def make_plan(
     kinds = dict.fromkeys((offer.accelerator, offer.count * offer.num_nodes) for offer in offers)
     if not kinds:
         kinds = dict.fromkeys([(job.resources.gpu_name, job.resources.ranks or 1)])
-    shown = {(offer.accelerator, offer.count * offer.num_nodes): offer.accelerator_memory_mib for offer in offers}
     for accelerator, ranks in kinds:
+        alike = [
+            offer for offer in offers if (offer.accelerator, offer.count * offer.num_nodes) == (accelerator, ranks)
+        ]
         machines[accelerator, ranks] = _machine(
-            job,
-            architecture,
-            trained,
-            data_facts,
-            history,
-            accelerator,
-            ranks,
-            shown.get((accelerator, ranks)),
-            per_day,
+            job, architecture, trained, data_facts, history, accelerator, ranks, alike, per_day
         )
     first = next(iter(machines.values()))
     steps = plan_steps(job, data_facts, first.count)
@@ -155,7 +159,7 @@ def make_plan(
         name=job.name, base=job.model.base, architecture_source=architecture.source,
         num_parameters=architecture.num_parameters, num_trained=num_trained, data=data_facts, steps=steps,
         machines=tuple(ordered), rows=tuple(rows), checkpoint_bytes=12 * num_trained, preemptions_per_day=per_day,
-        deadline_h=deadline_h, notes=tuple(_notes(job, data_facts, steps, ordered[0])),
+        deadline_h=deadline_h, notes=tuple(_notes(job, data_facts, steps, ordered[0], rows)),
     )  # fmt: skip
 
 
@@ -178,19 +182,17 @@ def plan_steps(job: JobSpec, data: DataFacts | None, ranks: int) -> Steps:
 
 def _machine(
     job: JobSpec, architecture: Architecture, trained: Set[str], data: DataFacts | None, history: Sequence[PastRun],
-    accelerator: str | None, ranks: int, memory_mib: int | None, per_day: float,
+    accelerator: str | None, ranks: int, offers: Sequence[Offer], per_day: float,
 ) -> Machine:  # fmt: skip
     card = find_card(accelerator) if accelerator else None
     load = workload(job, ranks, accelerator is not None)
-    tokens = load.ranks * load.micro_batches * load.tokens
-    flops = step_flops(
-        architecture, trained, tokens=tokens, labelled=tokens * (data.labelled_share if data else 1.0),
-        attention_span=attention_span(job, data), gradient_checkpointing=job.train.gradient_checkpointing,
-    )  # fmt: skip
+    labelled, span = data.labelled_share if data else 1.0, attention_span(job, data)
     measured = measured_utilisation(history, job, architecture, card) if card else None
-    shown_mib = memory_mib or (card.memory_mib if card else None)
+    shown_mib = offers[-1].accelerator_memory_mib if offers else None
+    shown_mib = shown_mib or (card.memory_mib if card else None)
     memory_bytes = shown_mib * MIB if shown_mib else None
-    chosen, options = choose_zero(architecture, trained, load, memory_bytes, card, flops, measured and measured[0])
+    pace = Pace(card, measured and measured[0], labelled, span, load.offloads) if card else None
+    chosen, options = choose_zero(architecture, trained, load, memory_bytes, pace)
     if job.train.zero != "auto":
         stated = runs_as(job.train.zero, job.train.precision)
         chosen = next(option for option in options if option.stage == stated)
@@ -202,14 +204,27 @@ def _machine(
     elif accelerator is None:
         speed = measured_speed_on_cpu(history, job, ranks)
         if speed:
+            tokens = load.ranks * load.micro_batches * load.tokens
             step_s, source = tokens / speed[0], f"{speed[0]:,.0f} tokens/s, measured by {speed[1]}"
     blocked, whole = _save_cost(job, architecture, trained, history, ranks, step_s or 0.0)
+    num_nodes = job.resources.num_nodes
     return Machine(
         accelerator=accelerator, count=ranks, memory_bytes=memory_bytes, options=options, chosen=chosen,
-        choices=choices(architecture, trained, load, memory_bytes) if chosen.fits is False else (),
-        flops=flops, step_s=step_s, speed_source=source, save_s=blocked,
+        choices=choices(architecture, trained, load, memory_bytes, pace, num_nodes) if chosen.fits is False else (),
+        without_offload=_without_offload(architecture, trained, load, memory_bytes, pace),
+        host=host_memory(architecture, trained, load, chosen.stage, num_nodes),
+        flops=flops_of(architecture, trained, load, labelled, span), step_s=step_s, speed_source=source, save_s=blocked,
         save_interval_s=_interval(job, data, step_s, blocked, whole, per_day),
     )  # fmt: skip
+
+
+def _without_offload(
+    architecture: Architecture, trained: Set[str], load: Workload, memory_bytes: int | None, pace: Pace | None
+) -> StageOption | None:
+    if not load.offloads:
+        return None
+    option, _ = choose_zero(architecture, trained, dataclasses.replace(load, offloads=False), memory_bytes, pace)
+    return option if option.fits else None
 
 
 def _save_cost(
@@ -260,6 +275,10 @@ def _row(
     if machine.chosen.fits is False:
         lacks = -(machine.chosen.spare_bytes or 0) + SAFETY * (machine.memory_bytes or 0)
         why_not = f"lacks {lacks / 1e9:.1f} GB of memory"
+    elif (
+        offer.host_memory_gib is not None and offer.accelerator is not None and offer.host_memory_gib < machine.host_gib
+    ):
+        why_not = f"has {offer.host_memory_gib:,.0f} GiB of host memory, needs {machine.host_gib:,}"
     if steps.total is None or machine.step_s is None:
         return Row(offer, not why_not, why_not, None, None, None)
     work_s = steps.total * machine.step_s + _evaluation_s(job, steps, machine, data)
@@ -273,6 +292,12 @@ def _row(
     prices = (hours.p10 * price, hours.mean * price, hours.p90 * price)
     in_time = None if deadline_h is None else hours.p90 <= deadline_h
     return Row(offer, not why_not, why_not, hours, prices, in_time)
+
+
+def _has_small_host(offer: Offer, machine: Machine) -> bool:
+    """Whether the node's own memory is too little; on a CPU it is all the memory there is."""
+    known = offer.host_memory_gib is not None and offer.accelerator is not None
+    return known and (offer.host_memory_gib or 0) < machine.host_gib
 
 
 def _evaluation_s(job: JobSpec, steps: Steps, machine: Machine, data: DataFacts | None) -> float:
@@ -293,7 +318,7 @@ def _evaluations(job: JobSpec, per_epoch: int | None, total: int | None) -> tupl
     return tuple(sorted(found | {total} | ({0} if job.train.evaluate_at_start else set())))
 
 
-def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine) -> list[str]:
+def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine, rows: Sequence[Row]) -> list[str]:
     notes = []
     if job.resources.num_nodes > 1:
         notes.append("the network between nodes is not known: time is counted as if all GPUs were in one")
@@ -307,6 +332,14 @@ def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine)
         notes.append(
             f"zero: auto would take stage {fewest.stage}, which fits and sends {fewest.traffic.total_bytes / 1e9:.0f} GB a "
             f"step instead of {machine.chosen.traffic.total_bytes / 1e9:.0f}"
+        )
+    alone = machine.without_offload
+    if alone is not None:
+        slower = "" if alone.time is None else f", {machine.chosen.time.total_s / alone.time.total_s - 1:.0%} faster"  # type: ignore[union-attr]
+        notes.append(f"it fits without train.offload, at ZeRO-{alone.stage}{slower}")
+    if any(_has_small_host(row.offer, machine) for row in rows):
+        notes.append(
+            f"a launch asks for nodes with {machine.host_gib:,} GiB of host memory; resources.memory_gb overrules that"
         )
     if machine.accelerator is not None and machine.step_s is None:
         notes.append(f"{machine.accelerator} is not in the table of cards: no hours and no price of a run")

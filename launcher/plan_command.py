@@ -18,6 +18,7 @@ from launcher.cards import NO_BF16, find_card
 from launcher.data_facts import DataFacts, estimated, from_report, stated
 from launcher.errors import BackendError, BadUsage
 from launcher.history import PastRun, known_data, past_runs
+from launcher.host_memory import host_memory, node_gib
 from launcher.ledger import cache_dir
 from launcher.memory import MIB
 from launcher.offers import catalog_folder, catalog_offers
@@ -80,8 +81,9 @@ def settled_zero(job: JobSpec, *, ranks: int, device: Literal["cuda", "cpu"], of
     """
     if job.train.zero != "auto":
         return job.train.zero
+    offloads = job.train.offload == "optimizer"
     if ranks == 1 and device == "cpu":
-        return 0
+        return 1 if offloads else 0
     patterns = job.train.unfrozen
     try:
         architecture = find_architecture(job.model.base, job.model.revision)
@@ -94,9 +96,23 @@ def settled_zero(job: JobSpec, *, ranks: int, device: Literal["cuda", "cpu"], of
     )
     mib = None if device == "cpu" else shown or (card.memory_mib if card else None)
     if device == "cuda" and mib is None:
-        return 3 if ranks > 1 else 0
+        return 3 if ranks > 1 or offloads else 0
     chosen, _ = choose_zero(architecture, trained, workload(job, ranks, device == "cuda"), mib * MIB if mib else None)
     return chosen.stage
+
+
+def needed_memory_gb(job: JobSpec, train: NodeJob) -> int | None:
+    """Host memory that a node must have for the settled run, in GiB; None where the model's shape is not known."""
+    zero, patterns = train.spec.train.zero, job.train.unfrozen
+    if zero == "auto":
+        raise ValueError("the ZeRO stage must be settled")
+    try:
+        architecture = find_architecture(job.model.base, job.model.revision)
+        trained = trainable(architecture, patterns if isinstance(patterns, tuple) else None)
+    except BadUsage:
+        return None
+    load = workload(job, train.world_size, train.device == "cuda")
+    return node_gib(host_memory(architecture, trained, load, zero, train.num_nodes))
 
 
 def offers_for(job: JobSpec, *, offline: bool = False, on: str | None = None, nproc: int | None = None) -> list[Offer]:

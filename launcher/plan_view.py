@@ -87,12 +87,18 @@ def _verdict(machine: Machine, console: Console) -> None:
     console.print(Text("  ") + _bar(chosen, machine.memory_bytes))
     words, style = _fit(chosen)
     limit = f"of {machine.memory_bytes // MIB:,} MiB"
-    console.print(f"  {_name(machine)}: ZeRO-{chosen.stage}, {_gb(chosen.memory.total)} {limit}: [{style}]{words}[/]")
+    offloaded = ", optimizer on the host" if "optimizer" in machine.host else ""
+    console.print(
+        f"  {_name(machine)}: ZeRO-{chosen.stage}{offloaded}, {_gb(chosen.memory.total)} {limit}: [{style}]{words}[/]"
+    )
 
 
 def _fit(option: StageOption) -> tuple[str, str]:
-    spare = option.spare_bytes or 0
-    if option.fits:
+    return _room(option.spare_bytes or 0, option.fits)
+
+
+def _room(spare: int, fits: bool | None) -> tuple[str, str]:
+    if fits:
         return f"fits with {_gb(spare)} to spare", "green"
     if spare >= 0:
         return f"too tight: {_gb(spare)} to spare", "red"
@@ -118,13 +124,38 @@ def _machine(plan: LaunchPlan, machine: Machine, console: Console) -> None:
             _gb(option.traffic.total_bytes), f"{option.time.total_s:.1f}" if option.time else "-",
         )  # fmt: skip
     console.print(table)
-    if machine.choices:
-        console.print("  what fits instead:" if machine.choices[0].fits else "  nothing that dolphin can change fits:")
-        for choice in machine.choices:
-            console.print(f"    {choice.change}: {_gb(choice.total_bytes)}{'' if choice.fits else ', does not fit'}")
+    _choices(machine, console)
+    _host(machine, console)
     if machine.step_s is not None:
         saves = f"a save every {_duration(machine.save_interval_s)} blocks {machine.save_s:.1f} s"
         console.print(f"  {machine.step_s:.1f} s a step ({machine.speed_source}); {saves}")
+
+
+def _choices(machine: Machine, console: Console) -> None:
+    """What would fit, and what else one could change, each with its numbers."""
+    if not machine.choices:
+        return
+    console.print("  what fits instead:" if machine.choices[0].fits else "  nothing that dolphin can change fits:")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("    change", "memory", "verdict", "seconds a step", "host memory"):
+        table.add_column(title, justify="left" if title in ("    change", "verdict") else "right")
+    for choice in machine.choices:
+        spare = (machine.memory_bytes or 0) - choice.total_bytes
+        words, style = _room(spare, choice.fits)
+        table.add_row(
+            f"    {choice.change}", _gb(choice.total_bytes), Text(words, style=style),
+            f"{choice.step_s:.1f}" if choice.step_s is not None else "-",
+            f"{choice.host_gib:,} GiB" if choice.host_gib is not None else "",
+        )  # fmt: skip
+    console.print(table)
+
+
+def _host(machine: Machine, console: Console) -> None:
+    """What a node with GPUs must have of the other memory."""
+    if machine.accelerator is None:
+        return
+    parts = ", ".join(f"{name} {_gb(size)}" for name, size in machine.host.items())
+    console.print(f"  host memory: a node needs {machine.host_gib:,} GiB ({parts})")
 
 
 def _bar(option: StageOption, memory_bytes: int) -> Text:
@@ -156,7 +187,7 @@ def _offers(plan: LaunchPlan, console: Console) -> None:
         table.add_row(*_cells(plan, row))
     console.print(table)
     if len(rows) > MAX_ROWS:
-        cheapest = next((row for row in rows[MAX_ROWS:] if not row.offer.spot), None)
+        cheapest = next((row for row in rows[MAX_ROWS:] if row.is_possible and not row.offer.spot), None)
         if cheapest is not None and not any(not row.offer.spot for row in rows[:MAX_ROWS]):
             price = f"${cheapest.offer.price_usd_per_hour:.2f}/h"
             console.print(f"cheapest on demand: {cheapest.offer.infra} at {price}, {_money(cheapest)} in all")
@@ -185,6 +216,9 @@ def _cells(plan: LaunchPlan, row: Row) -> list[str]:
 def _hours(plan: LaunchPlan, console: Console) -> None:
     row = plan.rows[0] if plan.rows else None
     if row is None or row.hours is None:
+        return
+    if not row.is_possible:
+        console.print(f"  {row.offer.infra}, the cheapest: {row.why_not}")
         return
     kind = "spot" if row.offer.spot else "on demand"
     place = (

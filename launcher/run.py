@@ -59,6 +59,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
     job = _with_patterns(job)
     run_id = ledger.new_id(job.name)
     train = _settled(job, backend, run_id, options.nproc)
+    job = _with_memory(job, train)
     _show_plan(job, backend, train, options)
     _confirm(options)
     while True:
@@ -117,6 +118,16 @@ def _with_patterns(job: JobSpec) -> JobSpec:
     resolved = with_resolved_unfrozen(job)
     assert isinstance(resolved, JobSpec)
     return resolved
+
+
+def _with_memory(job: JobSpec, train: NodeJob) -> JobSpec:
+    """The job asking for the host memory that its plan needs, where it does not say: the smallest node would do for SkyPilot."""
+    from launcher.plan_command import needed_memory_gb
+
+    if job.resources.memory_gb is not None or job.resources.gpu_name is None or train.device == "cpu":
+        return job
+    needed = needed_memory_gb(job, train)
+    return job.model_copy(update={"resources": job.resources.model_copy(update={"memory_gb": needed})})
 
 
 def _settled(job: JobSpec, backend: Backend, run_id: str, nproc: int | None) -> NodeJob:

@@ -57,6 +57,8 @@ class ResourcesSpec(SpecModel):
     """How the image runs: as the node itself (`image`), in docker on the node (`docker`), not at all (`none`); `auto` chooses."""
     disk_gb: PositiveInt = 512
     """Disk of a node in gigabytes."""
+    memory_gb: PositiveInt | None = None
+    """Host memory of a node in gigabytes, at least. Where not given, a launch on GPUs asks for what the plan needs."""
     max_hourly_cost: Annotated[float, Field(gt=0)] | None = None
     """Take no node that costs more than this many US dollars per hour."""
 
@@ -204,7 +206,8 @@ def settle(
         raise SpecErrors([LocatedProblem(f"--nproc {nproc}", None, key_name(f.where), f.message) for f in indivisible])
     stage = job.train.zero
     if stage == "auto":
-        stage = 0 if nproc * num_nodes == 1 and device == "cpu" else zero  # type: ignore[assignment]
+        is_alone = nproc * num_nodes == 1 and device == "cpu" and job.train.offload == "none"
+        stage = 0 if is_alone else zero  # type: ignore[assignment]
     train = job.train.model_copy(update={"global_batch": batch, "accumulation": None, "zero": stage})
     spec = job.train_spec().model_copy(update={"train": train})
     return NodeJob(

@@ -54,6 +54,7 @@ ELSEWHERE = {
     "region": "resources.regions",
     "image_id": "resources.image",
     "disk_size": "resources.disk_gb",
+    "memory": "resources.memory_gb",
     "wandb_project": "track.wandb.project",
     "envs": "env",
 }

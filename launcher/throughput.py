@@ -18,6 +18,18 @@ LINK_EFFICIENCY = {True: 0.75, False: 0.5}
 OVERLAP = 0.5
 """Assumed share of the computation in whose shadow gradients and gathered parameters travel (`overlap_comm`)."""
 
+BUS_EFFICIENCY = 0.6
+"""Share of a GPU's PCIe link to its host that page-locked copies reach while the node's other GPUs copy too (12 to 25 of
+31.5 GB/s)."""
+
+UPDATE_BYTES = 40
+"""Host memory traffic of one updated element beside the copy in low precision: clipping reads and writes the gradient
+(8), AdamW reads parameter, gradient and moments (16) and writes all but the gradient (12), the copy reads it again (4)."""
+
+UPDATE_GB_PER_S = 20.0
+"""Assumed rate of that for each GPU of a node, whose ranks share its memory; two cores alone reach 37 with torch's fused
+AdamW (bench/README.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepFlops:
@@ -122,6 +134,30 @@ def step_traffic(
 
 
 @dataclass(frozen=True, slots=True)
+class OffloadCost:
+    """What an optimizer in host memory costs one rank in a step."""
+
+    bus_bytes: float
+    """Between the GPU and its host."""
+    update_bytes: float
+    """Read and written by the CPU."""
+
+
+def offload_cost(*, stage: int, ranks: int, trained: int, micro_batches: int, bytes_per_element: int) -> OffloadCost:
+    """As DeepSpeed 0.19 does it, for this rank's partition of the `trained` parameters.
+
+    Stages 1 and 2 send the gradients down in fp32 once and the updated parameters up. Stage 3 keeps the accumulated
+    gradients on the host: down after the first micro batch, up and down again after every other, and once more at the end.
+    Stage 2 in fp32 accumulates there too.
+    """
+    partition = trained / ranks
+    accumulated = 4 * (2 * micro_batches - 1) if stage == 3 or (stage == 2 and bytes_per_element == 4) else 0
+    return OffloadCost(
+        (accumulated + 4 + bytes_per_element) * partition, (UPDATE_BYTES + bytes_per_element) * partition
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class StepTime:
     """Seconds of one optimizer step."""
 
@@ -129,15 +165,24 @@ class StepTime:
     communication_s: float
     """What is left of it in nobody's shadow."""
     is_measured: bool
+    offload_s: float = 0.0
+    """Copies to and from the host, and the update there; none of it is taken to be hidden."""
 
     @property
     def total_s(self) -> float:
-        return self.compute_s + self.communication_s
+        return self.compute_s + self.communication_s + self.offload_s
 
 
-def step_time(flops: StepFlops, traffic: Traffic, card: Card, ranks: int, utilisation: float | None = None) -> StepTime:
+def step_time(
+    flops: StepFlops, traffic: Traffic, card: Card, ranks: int, utilisation: float | None = None,
+    offload: OffloadCost | None = None,
+) -> StepTime:  # fmt: skip
     """On `ranks` cards, at the card's assumed utilisation or the one given."""
     compute = flops.total / (ranks * card.bf16_tflops * 1e12 * (utilisation or card.utilisation))
     rate = card.link_gb_per_s * 1e9 * LINK_EFFICIENCY[card.has_nvlink]
     hidden = max(0.0, traffic.hidden_bytes / rate - OVERLAP * traffic.shadow_share * compute)
-    return StepTime(compute, hidden + traffic.exposed_bytes / rate, is_measured=False)
+    offload_s = 0.0
+    if offload is not None:
+        offload_s = offload.bus_bytes / (card.host_gb_per_s * 1e9 * BUS_EFFICIENCY)
+        offload_s += offload.update_bytes / (UPDATE_GB_PER_S * 1e9)
+    return StepTime(compute, hidden + traffic.exposed_bytes / rate, is_measured=False, offload_s=offload_s)

@@ -53,6 +53,8 @@ class Offer:
     accelerator_memory_mib: int | None = None
     instance_type: str | None = None
     num_nodes: int = 1
+    host_memory_gib: float | None = None
+    """Of one node."""
 
 
 @dataclass(frozen=True, slots=True)

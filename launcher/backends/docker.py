@@ -27,7 +27,7 @@ from launcher.backends.base import (
     Submission,
 )
 from launcher.backends.home import HomeBackend, read_outcome
-from launcher.backends.local import default_ranks, local_gpus
+from launcher.backends.local import default_ranks, host_memory_gib, local_gpus
 from launcher.ledger import RunRecord
 from launcher.states import RunState, after_down, state_of_exit_code
 from trainer import secret_file
@@ -53,7 +53,8 @@ class DockerBackend(HomeBackend):
         if not gpus:
             return [Offer(self.name, self.name, None, count)]
         name, memory_mib = gpus[0]
-        return [Offer(self.name, self.name, name, count, accelerator_memory_mib=memory_mib)]
+        return [Offer(self.name, self.name, name, count, accelerator_memory_mib=memory_mib,
+                      host_memory_gib=host_memory_gib())]  # fmt: skip
 
     def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
         gpus = local_gpus()

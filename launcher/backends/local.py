@@ -46,7 +46,8 @@ class LocalBackend(HomeBackend):
         if gpus:
             name, memory_mib = gpus[0]
             count = nproc or default_ranks(job, len(gpus))
-            return [Offer(self.name, "local", name, count, accelerator_memory_mib=memory_mib)]
+            return [Offer(self.name, "local", name, count, accelerator_memory_mib=memory_mib,
+                          host_memory_gib=host_memory_gib())]  # fmt: skip
         return [Offer(self.name, "local", None, nproc or default_ranks(job, 0))]
 
     def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
@@ -165,6 +166,11 @@ def local_gpus() -> list[tuple[str, int | None]]:
         if name:
             gpus.append((name.strip(), int(memory) if memory.strip().isdigit() else None))
     return gpus if visible is None else gpus[: len(visible.split(","))]
+
+
+def host_memory_gib() -> float:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def default_ranks(job: JobSpec, num_gpus: int) -> int:

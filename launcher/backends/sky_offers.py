@@ -13,7 +13,7 @@ from launcher.backends import sky_errors
 from launcher.backends.base import Offer
 from launcher.backends.sky_task import Place, cloud_of, places_of
 from launcher.errors import BadUsage, LauncherError, NoCapacity
-from launcher.offers import catalog_folder, catalog_offers
+from launcher.offers import catalog_folder, catalog_offers, has_memory
 from launcher.spec import JobSpec
 
 
@@ -34,6 +34,14 @@ def offers_of(client: Any, job: JobSpec, nproc: int | None) -> list[Offer]:
         raise NoCapacity(
             f"resources: nobody offers {gpu}:{count} at {where}; `sky gpus list {gpu} --all-regions` shows who does"
         )
+    roomy = [offer for offer in found if has_memory(job.resources, offer.host_memory_gib)]
+    if not roomy:
+        most = max(offer.host_memory_gib or 0 for offer in found)
+        raise NoCapacity(
+            f"resources.memory_gb: {job.resources.memory_gb} GB of host memory are needed, and nodes with {gpu}:{count} have "
+            f"{most:,.0f} at most; `dolphin plan` shows what takes them"
+        )
+    found = roomy
     found.sort(key=lambda offer: (offer.price_usd_per_hour, offer.infra))
     cap = job.resources.max_hourly_cost
     affordable = [offer for offer in found if cap is None or offer.price_usd_per_hour / offer.num_nodes <= cap]

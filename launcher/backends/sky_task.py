@@ -216,6 +216,8 @@ def _resources(job: JobSpec, places: Sequence[Place], is_managed: bool) -> dict[
     common: dict[str, Any] = {}
     if r.accelerators:
         common["accelerators"] = r.accelerators if ":" in r.accelerators else f"{r.accelerators}:1"
+    if r.memory_gb is not None:
+        common["memory"] = f"{r.memory_gb}+"
     if r.max_hourly_cost is not None:
         common["max_hourly_cost"] = r.max_hourly_cost
     if is_managed:

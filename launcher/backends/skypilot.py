@@ -100,11 +100,12 @@ class SkyClient:
                 if info.accelerator_count != count:
                     continue
                 memory = round(info.device_memory * 1024) if info.device_memory else None
+                host = info.memory if info.memory and info.memory == info.memory else None  # a NaN is unknown
                 place = infra if cloud in _ON_SALE_NOWHERE else f"{cloud}/{info.region}{f'/{zone}' if zone else ''}"
                 for price, spot in ((info.price, False), (info.spot_price, True)):
                     if price is not None and price == price:  # a NaN is no price
                         offers.append(Offer("sky", place, info.accelerator_name, count, spot, float(price), memory,
-                                            info.instance_type))  # fmt: skip
+                                            info.instance_type, host_memory_gib=host))  # fmt: skip
         return offers
 
     def jobs(self, name_part: str, *, active_only: bool) -> list[Job]:

@@ -15,7 +15,7 @@ from launcher.cards import find_card
 from launcher.errors import BadUsage
 from launcher.history import known_data, measured_utilisation, past_runs
 from launcher.preemption import RESTART_S, with_preemptions, without_preemption
-from launcher.throughput import step_flops, step_time, step_traffic
+from launcher.throughput import offload_cost, step_flops, step_time, step_traffic
 from trainer.rundir import EventKind, append_line
 from trainer.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
 
@@ -96,6 +96,24 @@ def test_one_gpu_sends_nothing_and_higher_stages_send_more() -> None:
     assert sent == [7 / 8 * 2 * n for n in (1000, 1500, 4 * 1000 + 500, 4 * 2500)]
 
 
+def test_an_optimizer_on_the_host_costs_the_bus_and_the_host() -> None:
+    """Of 8 ranks with 100 elements each: gradients in fp32 down, the update in low precision up; stage 3 accumulates there."""
+    sizes = {"ranks": 8, "trained": 800, "bytes_per_element": 2}
+    once, thrice = (offload_cost(stage=1, micro_batches=number, **sizes) for number in (1, 4))
+    assert once == thrice
+    assert once.bus_bytes == 100 * (4 + 2)
+    assert offload_cost(stage=3, micro_batches=4, **sizes).bus_bytes == 100 * (4 + 2 * 3 * 4 + 4 + 2)
+    model, card = find_architecture("Qwen/Qwen2.5-0.5B"), find_card("H100")
+    assert card is not None
+    flops = step_flops(
+        model, trainable(model, None), tokens=8, labelled=8, attention_span=4, gradient_checkpointing=False
+    )
+    traffic = step_traffic(stage=1, ranks=8, parameters=800, trained=800, micro_batches=1, bytes_per_element=2)
+    with_it, without = (step_time(flops, traffic, card, 8, offload=cost) for cost in (once, None))
+    assert with_it.total_s == pytest.approx(without.total_s + with_it.offload_s)
+    assert with_it.offload_s == pytest.approx(600 / (63e9 * 0.6) + 100 * (40 + 2) / 20e9)
+
+
 def test_a_slow_link_shows_and_a_fast_one_hides() -> None:
     model = find_architecture("Qwen/Qwen2.5-0.5B")
     everything = trainable(model, None)
@@ -173,6 +191,8 @@ def test_what_a_run_measured_replaces_what_is_assumed(tmp_path: Path, monkeypatc
     flops = 6 * model.num_parameters * 400_000 / (8 * card.bf16_tflops * 1e12)
     assert measured[0] == pytest.approx(flops, rel=0.25)
     assert measured_utilisation(runs, spec, model, dataclasses.replace(card, name="other")) is None
+    offloaded = spec.model_copy(update={"train": spec.train.model_copy(update={"offload": "optimizer"})})
+    assert measured_utilisation(runs, offloaded, model, card) is None
     facts = known_data(runs, spec)
     assert facts is not None
     assert (facts.basis, facts.sequences, facts.labelled_share) == ("prepared", 100, 0.5)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +16,11 @@ from launcher.data_facts import DataFacts, estimated, stated
 from launcher.errors import BadUsage
 from launcher.offers import catalog_folder, catalog_offers
 from launcher.plan import LaunchPlan, make_plan
-from launcher.plan_command import deadline_hours, plan_command, settled_zero
+from launcher.plan_command import deadline_hours, needed_memory_gb, plan_command, settled_zero
 from launcher.plan_view import show, summarise
-from launcher.spec import JobSpec, ResourcesSpec, load_job
-from trainer.spec import DataSpec, SourceSpec
+from launcher.problems import SpecErrors
+from launcher.spec import JobSpec, ResourcesSpec, load_job, settle
+from trainer.spec import DataSpec, ModelSpec, SourceSpec
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dolphin-2.9.4-llama3.1-8b.yaml"
 CATALOGS = os.environ.get("DOLPHIN_SKY_CATALOGS")
@@ -80,6 +83,77 @@ def test_a_job_that_does_not_fit_is_told_what_would() -> None:
     assert "micro_batch: 1" in machine.choices[0].change
     changed = job_of("resources.accelerators=A10G:8", "train.micro_batch=1")
     assert plan_for(changed, [TOO_SMALL]).machines[0].chosen.fits
+
+
+def test_an_optimizer_on_the_host_is_among_what_would_fit_with_its_numbers() -> None:
+    """Seventy billion parameters fit eight L40S no other way; what does not suffice is told too."""
+    job = job_of("model.base=meta-llama/Llama-3.1-70B", "train.unfrozen=['layers.[1357]']")
+    machine = plan_for(job, [SPOT]).machines[0]
+    assert machine.chosen.fits is False
+    first = machine.choices[0]
+    assert (first.fits, "offload: optimizer" in first.change) == (True, True)
+    assert first.host_gib is not None
+    assert first.step_s is not None
+    assert first.step_s > (machine.step_s or 0)
+    assert {"loss_chunk: 512", "micro_batch: 1"} <= {choice.change.partition(", ")[2] for choice in machine.choices}
+    assert not any(choice.fits for choice in machine.choices if "offload" not in choice.change)
+    changed = job_of(
+        "model.base=meta-llama/Llama-3.1-70B", "train.unfrozen=['layers.[1357]']", *_as_overrides(first.change)
+    )
+    again = plan_for(changed, [SPOT]).machines[0]
+    assert (again.chosen.fits, again.chosen.memory.total) == (True, first.total_bytes)
+    assert (again.step_s, again.host_gib) == (first.step_s, first.host_gib)
+
+
+def _as_overrides(change: str) -> list[str]:
+    """A choice as it is written in a plan, for `--set`; the batch of a step stays."""
+    settings = dict(part.split(": ") for part in change.split(", "))
+    if "micro_batch" in settings:
+        settings["accumulation"] = str(32 // int(settings["micro_batch"]))
+    return [f"train.{key}={value}" for key, value in settings.items()]
+
+
+def test_no_choice_changes_more_than_it_takes() -> None:
+    choices = plan_for(job_of("resources.accelerators=A10G:8"), [TOO_SMALL]).machines[0].choices
+    said = [set(choice.change.split(", ")[1:]) for choice in choices if choice.fits]
+    assert said == [{"micro_batch: 1"}, {"offload: optimizer"}]
+
+
+def test_a_plan_with_an_optimizer_on_the_host_says_what_that_costs() -> None:
+    with_it, without = plan_for(job_of("train.offload=optimizer"), [SPOT]), plan_for(job_of(), [SPOT])
+    offloaded, kept = with_it.machines[0], without.machines[0]
+    assert offloaded.chosen.memory.total < kept.chosen.memory.total
+    assert (offloaded.step_s or 0) > (kept.step_s or 0)
+    assert offloaded.host_gib > kept.host_gib
+    assert any("fits without train.offload" in note for note in with_it.notes)
+    assert not any("offload" in note for note in without.notes)
+
+
+def test_a_node_with_too_little_memory_of_its_own_is_not_possible() -> None:
+    small, large = (dataclasses.replace(SPOT, infra=f"aws/{gib}", host_memory_gib=gib) for gib in (64.0, 1536.0))
+    unknown = dataclasses.replace(SPOT, infra="aws/unknown")
+    plan = plan_for(job_of(), [small, large, unknown])
+    assert {row.offer.infra for row in plan.rows if row.is_possible} == {"aws/1536.0", "aws/unknown"}
+    assert "has 64 GiB of host memory" in plan.rows[-1].why_not
+    assert any("resources.memory_gb" in note for note in plan.notes)
+
+
+def test_a_launch_asks_for_the_host_memory_that_the_plan_needs() -> None:
+    job = job_of("train.offload=optimizer", "train.zero=auto")
+    place: dict[str, Any] = {"run_id": "r", "run_dir": "/r", "cache_dir": "/c", "device": "cuda"}
+    zero = settled_zero(job, ranks=8, device="cuda", offers=[SPOT])
+    train = settle(job, nproc=8, zero=zero, **place)
+    machine = plan_for(job, [SPOT]).machines[0]
+    assert needed_memory_gb(job, train) == machine.host_gib
+    assert needed_memory_gb(job.model_copy(update={"model": ModelSpec(base="somebody/unheard-of")}), train) is None
+
+
+def test_stage_0_has_nothing_to_offload() -> None:
+    job = job_of("train.offload=optimizer", "train.zero=auto", "train.precision=fp32", "resources.accelerators=H200:1")
+    assert settled_zero(job, ranks=1, device="cuda") in (1, 2, 3)
+    assert settled_zero(job, ranks=1, device="cpu") == 1
+    with pytest.raises(SpecErrors, match=r"train\.offload: contradicts train\.zero 0"):
+        job_of("train.offload=optimizer", "train.zero=0")
 
 
 def test_the_cheapest_that_is_possible_comes_first_and_what_is_not_comes_last() -> None:

@@ -83,10 +83,11 @@ def test_no_cloud_is_asked_for_what_it_refuses(infra: str) -> None:
 def test_skypilot_s_own_parser_takes_the_task(infra: str | list[str]) -> None:
     import sky
 
-    job = job_of(infra=infra, max_hourly_cost=40)
+    job = job_of(infra=infra, max_hourly_cost=40, memory_gb=128)
     parsed = sky.Task.from_yaml_config(task_of(job, secrets={"HF_TOKEN": "x"}))
     spot = {resource.use_spot for resource in parsed.resources}
     assert spot == {place.spot for place in places_of(job, [])}
+    assert {resource.memory for resource in parsed.resources} == {"128+"}
 
 
 @needs_skypilot
