@@ -27,10 +27,22 @@ def finished(root):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 5e-3)])
-def test_two_ranks_of_zero_3_and_one_rank_of_zero_0_have_the_same_losses(root, precision, tolerance):
-    two = train(write_job(root, f"two-{precision}", nproc=2, train={"zero": 3, "precision": precision}))
-    one = train(write_job(root, f"one-{precision}", nproc=1, train={"zero": 0, "precision": precision}))
+@pytest.fixture(scope="module")
+def alone(root):
+    """One rank without ZeRO, by precision."""
+    return {
+        precision: train(write_job(root, f"one-{precision}", nproc=1, train={"zero": 0, "precision": precision}))
+        for precision in ("fp32", "bf16")
+    }
+
+
+@pytest.mark.parametrize(
+    ("precision", "offload", "tolerance"),
+    [("fp32", "none", 1e-4), ("bf16", "none", 5e-3), ("fp32", "optimizer", 1e-4)],
+)
+def test_two_ranks_of_zero_3_and_one_rank_of_zero_0_have_the_same_losses(root, alone, precision, offload, tolerance):
+    settings = {"zero": 3, "precision": precision, "offload": offload}
+    two, one = train(write_job(root, f"two-{precision}-{offload}", nproc=2, train=settings)), alone[precision]
     assert len(losses(one)) == 20
     assert losses(one)[-1] < losses(one)[0] - 0.1
     differences = [abs(a - b) for a, b in zip(losses(one), losses(two), strict=True)]
