@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from dolphin_cli import Dolphin
 
-from launcher.backends import docker_image
 from tests.lab.docker import engine as lab
 from tests.support.require import lacking
 
@@ -42,25 +41,13 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def build_environment(engine: lab.Engine) -> dict[str, str]:
-    """What `dolphin launch` needs in its environment to build its image here."""
-    return {docker_image.BUILD_ARGS: lab.image_arguments(engine), docker_image.NETWORK: "none"}
-
-
-@pytest.fixture(scope="session")
-def image(engine: lab.Engine, context: Path, build_environment, tmp_path_factory: pytest.TempPathFactory) -> str:
+def image(engine: lab.Engine, context: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """dolphin's own image, built as `dolphin launch` builds it."""
-    with contextlib.closing(engine.client()) as client:
-        log = tmp_path_factory.mktemp("image") / "image.log"
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(docker_image, "ROOT", context)
-            for name, value in build_environment.items():
-                patch.setenv(name, value)
-            said: list[str] = []
-            name = docker_image.ensure(client, None, "cpu", log, said.append)
-            said.clear()
-            assert docker_image.ensure(client, None, "cpu", log, said.append) == name
-            assert said == [], "an image that is there was built again"
+    log = tmp_path_factory.mktemp("image") / "image.log"
+    name = lab.build_image(engine, context, log)
+    said: list[str] = []
+    assert lab.build_image(engine, context, log, said.append) == name
+    assert said == [], "an image that is there was built again"
     return name
 
 

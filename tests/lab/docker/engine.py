@@ -18,9 +18,11 @@ import tarfile
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[3]
 START_TIMEOUT_S = 120
@@ -196,8 +198,9 @@ def image_context(folder: Path) -> Path:
     return folder
 
 
-def image_arguments(engine: Engine) -> str:
-    """DOLPHIN_BUILD_ARGS for an image on the minimal Debian, which is imported into the engine where it is not there."""
+def build_environment(engine: Engine) -> dict[str, str]:
+    """What `dolphin launch` needs in its environment to build its image on the minimal Debian, with no network. The system
+    is imported into the engine where it is not there."""
     from launcher.backends import docker_image
 
     system = base_system()
@@ -205,4 +208,16 @@ def image_arguments(engine: Engine) -> str:
     with contextlib.closing(engine.client()) as client:
         if not docker_image.is_there(client, base):
             client.api.import_image_from_file(str(system), repository="dolphin-lab-base", tag=system.stem)
-    return f"BASE_IMAGE={base} EXTRAS=train PIP_NO_INDEX=1"
+    arguments = f"BASE_IMAGE={base} EXTRAS=train PIP_NO_INDEX=1"
+    return {docker_image.BUILD_ARGS: arguments, docker_image.NETWORK: "none"}
+
+
+def build_image(engine: Engine, context: Path, log: Path, tell: Callable[[str], None] = lambda _: None) -> str:
+    """dolphin's own CPU image of the sources in `context`, built as `dolphin launch` builds it where it is not there yet."""
+    from launcher.backends import docker_image
+
+    with contextlib.closing(engine.client()) as client, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(docker_image, "ROOT", context)
+        for name, value in build_environment(engine).items():
+            patch.setenv(name, value)
+        return docker_image.ensure(client, None, "cpu", log, tell)

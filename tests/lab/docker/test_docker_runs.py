@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from dolphin_cli import Dolphin, wait_until
 
+from tests.lab.docker import engine as lab
 from tests.lab.docker.conftest import SECRET, USER_ID, User
 from trainer.rundir import RunDir
 
@@ -180,18 +181,12 @@ def test_the_image_carries_the_trainer_and_no_compiler_cache(engine, image):
         print(f"{inspected['Size'] / 1e9:.2f} GB")
 
 
-def test_a_changed_trainer_rebuilds_no_wheel(engine, image, context, build_environment, tmp_path, monkeypatch):
-    from launcher.backends import docker_image
-
+def test_a_changed_trainer_rebuilds_no_wheel(engine, image, context, tmp_path):
     changed = context / "trainer" / "exits.py"
     before = changed.read_text()
-    monkeypatch.setattr(docker_image, "ROOT", context)
-    for variable, value in build_environment.items():
-        monkeypatch.setenv(variable, value)
     changed.write_text(f"{before}\n# {time.time_ns()}\n")
     try:
-        with contextlib.closing(engine.client()) as client:
-            name = docker_image.ensure(client, None, "cpu", tmp_path / "image.log", lambda line: None)
+        name = lab.build_image(engine, context, tmp_path / "image.log")
     finally:
         changed.write_text(before)
     assert name != image

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import grp
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 from sky_lab import STEP_S, Lab, digest
 
-from launcher.backends import docker_image
 from tests.lab.docker import engine as docker_lab
 from tests.support.require import lacking
 
@@ -26,12 +24,7 @@ def image(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         lacking("lab", reason)
     with docker_lab.running_engine(group=grp.getgrnam("dolphinlab").gr_gid) as engine:
         context = docker_lab.image_context(tmp_path_factory.mktemp("context"))
-        log = tmp_path_factory.mktemp("image") / "image.log"
-        with contextlib.closing(engine.client()) as client, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(docker_image, "ROOT", context)
-            patch.setenv(docker_image.BUILD_ARGS, docker_lab.image_arguments(engine))
-            patch.setenv(docker_image.NETWORK, "none")
-            name = docker_image.ensure(client, None, "cpu", log, lambda _: None)
+        name = docker_lab.build_image(engine, context, tmp_path_factory.mktemp("image") / "image.log")
         lab.lab("up", LAB_PYXIS="1", DOCKER_HOST=engine.host)
         yield name
         lab.lab("up")

@@ -14,8 +14,8 @@ import pytest
 from sky_lab import ROOT, STEP_S, Lab, digest, until
 
 STEPS = {"train.max_steps": "60", "checkpoint.every.epochs": "null", "checkpoint.every.steps": "10"}
-LONG = {**STEPS, "train.max_steps": "250"}
-"""Still training when an API server that was stopped is back."""
+LONG = {**STEPS, "train.max_steps": "250", "resources.memory_gb": "2"}
+"""Still training when an API server that was stopped is back; on a node of which some memory is asked for."""
 
 
 @pytest.fixture(scope="module")
