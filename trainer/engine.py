@@ -11,6 +11,8 @@ import io
 import logging
 import math
 import os
+import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +65,23 @@ def _skip_unused_extension() -> None:
     that every later start would wait for.
     """
     deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
+
+
+@contextlib.contextmanager
+def _without_muon() -> Iterator[None]:
+    """Spare every start DeepSpeed's Muon: it only asks whether the optimizer is one, but compiles kernels to ask, for a
+    second and more."""
+    name = "deepspeed.runtime.zero.muon.muon_optimizer"
+    is_free = name not in sys.modules
+    if is_free:
+        stand_in = types.ModuleType(name)
+        stand_in.MuonWithAuxAdam = type("MuonWithAuxAdam", (), {})  # type: ignore[attr-defined]
+        sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        if is_free:
+            del sys.modules[name]
 
 
 def configuration(job: NodeJob, world_size: int, num_micro_batches: int) -> dict[str, Any]:
@@ -119,7 +138,7 @@ class Engine:
         self.device = device
         packed = PackedModel(model, job.spec.train.loss_chunk)
         config = configuration(job, self.world_size, num_micro_batches)
-        with quiet():
+        with quiet(), _without_muon():
             if job.spec.train.zero == 3:
                 # partitions one parameter after the other, so that no GPU ever holds the whole model
                 deepspeed.zero.Init(module=packed, config_dict_or_path=config)

@@ -23,6 +23,10 @@ def main() -> None:
     job = NodeJob.read(options.train_json)
     with rank_guard(job.run_dir, options.attempt, int(os.environ.get("RANK", "0"))) as hand:
         work(job, options.attempt, hand)
+    # all is written and closed: taking torch and DeepSpeed apart module by module would only cost a second
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def work(job: NodeJob, attempt: int, hand: Rank) -> None:
