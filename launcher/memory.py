@@ -1,7 +1,8 @@
 """Memory of one GPU in training, by part, as the trainer and DeepSpeed 0.19 really lay it out. Pure functions of sizes.
 
 Owns the formulas and their sources. Refuses to know cards and prices. Sizes are bytes; a run's peak is the largest of
-several moments: the loss of the last micro batch, the backward pass of a layer in it, its end, and the optimizer's step.
+several moments: stage 3's gathering of parameters, the loss of the last micro batch, the backward pass of a layer in it,
+its end, and the optimizer's step.
 Held against PyTorch's own accounting of real DeepSpeed steps by tests/process/test_memory_formulas.py.
 Legend: n tokens of a micro batch, H hidden, I intermediate, V vocabulary, L layers, W ranks, N parameters, T trained ones,
 c labelled tokens of a chunk of the loss, e bytes of an element in forward and backward.
@@ -21,6 +22,8 @@ REDUCE_BUCKET = 500_000_000
 """Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`, its default, which the trainer leaves)."""
 MAX_LIVE_PARAMETERS = 1_000_000_000
 """Elements of gathered parameters that stage 3 keeps (`stage3_max_live_parameters`, default)."""
+PREFETCH = 50_000_000
+"""Elements that stage 3 gathers ahead in one go (`stage3_prefetch_bucket_size`, default)."""
 PERSISTENT_BELOW = 100_000
 """Parameters smaller than this are never partitioned by stage 3 (`stage3_param_persistence_threshold`, default)."""
 
@@ -131,6 +134,7 @@ def moments_of(
             **state, "gradients": max(accumulated, _last_gradients(sizes, load, stage)), "activations": layer,
             "buffers": busy_buffers,
         },
+        "gathering": {**state, "gradients": accumulated, "buffers": idle_buffers + _gathering(sizes, load, stage)},
         "end of the loss": {
             **state, "gradients": accumulated, "activations": kept,
             "logits and loss": loss_kept, "buffers": busy_buffers + _oversized(sizes, load, stage),
@@ -231,6 +235,11 @@ def _buffers(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, float]
     passage = load.element_bytes * sizes.largest if load.offloads else 0
     """Through which gradients go to and from the host."""
     return (both if stage == 1 and load.micro_batches > 1 else 0) + passage, both + passage
+
+
+def _gathering(sizes: _Sizes, load: Workload, stage: Stage) -> float:
+    """Stage 3 receives parameters in one row and copies each out of it, the last one twice, before it lets the row go."""
+    return load.element_bytes * (min(PREFETCH, sizes.N) + sizes.largest) if stage == 3 else 0
 
 
 def _oversized(sizes: _Sizes, load: Workload, stage: Stage) -> float:

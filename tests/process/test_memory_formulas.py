@@ -56,6 +56,7 @@ CASES = {
         THIRTY_MILLION, 2, patterns=HALF, gradient_checkpointing=False
     ),
     "29M, stage 3, half frozen": _case(THIRTY_MILLION, 3, patterns=HALF),
+    "29M, stage 3 in fp32": _case(THIRTY_MILLION, 3, precision="fp32"),
     "29M, stage 1, one micro batch": _case(THIRTY_MILLION, 1, micro_batches=1),
     "29M, stage 1, offloaded, one micro batch": _case(THIRTY_MILLION, 1, micro_batches=1, offload="optimizer"),
     "29M, stage 2, half frozen, nothing recomputed, offloaded": _case(
