@@ -36,4 +36,7 @@ def test_a_copy_that_fails_does_not_hang_the_training() -> None:
     copying = Copying()
     with pytest.raises(MemoryError):
         copying.run(lambda: (_ for _ in ()).throw(MemoryError()))
-    copying.wait()
+    waiting = threading.Thread(target=copying.wait, daemon=True)
+    waiting.start()
+    waiting.join(timeout=10)
+    assert not waiting.is_alive()
