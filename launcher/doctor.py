@@ -113,7 +113,7 @@ def check_build_tools() -> list[Finding]:
 
 
 def check_gpus() -> list[Finding]:
-    from launcher.backends.local import local_gpus
+    from launcher.backends.machine import local_gpus
 
     gpus = local_gpus()
     if not gpus:

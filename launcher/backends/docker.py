@@ -19,21 +19,18 @@ from launcher.backends import docker_image as image
 from launcher.backends.base import (
     BackendError,
     BackendStatus,
-    BadUsage,
     DownReport,
     Handle,
-    Offer,
-    Placement,
     Submission,
 )
 from launcher.backends.home import HomeBackend, read_outcome
-from launcher.backends.local import default_ranks, host_memory_gib, local_gpus
+from launcher.backends.machine import memory_bytes
 from launcher.ledger import RunRecord
 from launcher.states import RunState, after_down, state_of_exit_code
 from trainer import secret_file
 
 if TYPE_CHECKING:
-    from launcher.spec import JobSpec
+    pass
 
 KILLED_EXIT_CODE = 137
 _SECRETS_TIMEOUT_S = 120
@@ -46,22 +43,6 @@ class DockerBackend(HomeBackend):
 
     name = "docker"
     poll_s = 1.0
-
-    def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
-        gpus = local_gpus()
-        count = nproc or default_ranks(job, len(gpus))
-        if not gpus:
-            return [Offer(self.name, self.name, None, count)]
-        name, memory_mib = gpus[0]
-        return [Offer(self.name, self.name, name, count, accelerator_memory_mib=memory_mib,
-                      host_memory_gib=host_memory_gib())]  # fmt: skip
-
-    def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
-        gpus = local_gpus()
-        if gpus and nproc is not None and nproc > len(gpus):
-            raise BadUsage(f"--nproc {nproc}: this machine has {len(gpus)} GPUs; ask for at most that many")
-        count = nproc or default_ranks(job, len(gpus))
-        return Placement(str(folder), str(ledger.cache_dir()), count, "cuda" if gpus else "cpu")
 
     def submit(self, submission: Submission) -> Handle:
         record, train = submission.record, submission.train
@@ -123,7 +104,7 @@ class DockerBackend(HomeBackend):
             # The ranks meet at their host's name, which nothing resolves where there is no network.
             "hostname": "localhost" if network == "none" else None,
             # The ranks of a node and the data's workers exchange through shared memory.
-            "shm_size": max(64 << 20, _memory_bytes() // 2),
+            "shm_size": max(64 << 20, memory_bytes() // 2),
             "security_opt": ["no-new-privileges"],
             "detach": True,
         }
@@ -295,7 +276,3 @@ def _wait_until_taken(container: Any, secrets: Path) -> None:
                 f"{container.name}: the image did not take the secrets within {_SECRETS_TIMEOUT_S} s; is it built from dolphin's Dockerfile?"
             )
         time.sleep(0.1)
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,6 +1,6 @@
 """HomeBackend: what the backends share whose runs work in the ledger's own folder, as processes or in a container.
 
-Owns reading that folder: its log, its files, its outcome, copies of what it holds. Refuses to know what runs there.
+Owns what this machine offers and reading that folder: its log, its files, its outcome, copies of what it holds. Refuses to know what runs there.
 """
 
 from __future__ import annotations
@@ -9,18 +9,61 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from launcher.backends.base import BEGINNING, BackendError, BackendStatus, Cursor, Fetchable, LogChunk
+from launcher import ledger
+from launcher.backends import machine
+from launcher.backends.base import (
+    BEGINNING,
+    BackendError,
+    BackendStatus,
+    BadUsage,
+    Cursor,
+    Fetchable,
+    LogChunk,
+    Offer,
+    Placement,
+)  # fmt: skip
 from launcher.copying import copy_folder
 from launcher.ledger import RunRecord
 from launcher.states import is_over
 
+if TYPE_CHECKING:
+    from launcher.spec import JobSpec
+
 _CHUNK_BYTES = 1 << 18
 
 
+def read_from(path: Path, offset: int) -> bytes | None:
+    """What a file holds from `offset` on; None where there is no such file."""
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(offset)
+            return handle.read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+
+
 class HomeBackend(ABC):
-    """Satisfies `logs`, `read_file` and `fetch` of `launcher.backends.base.Backend`."""
+    """Satisfies `offers`, `place`, `logs`, `read_file` and `fetch` of `launcher.backends.base.Backend`."""
+
+    name: str
+
+    def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
+        gpus = machine.local_gpus()
+        count = nproc or machine.default_ranks(job, len(gpus))
+        if not gpus:
+            return [Offer(self.name, self.name, None, count)]
+        name, memory_mib = gpus[0]
+        return [Offer(self.name, self.name, name, count, accelerator_memory_mib=memory_mib,
+                      host_memory_gib=machine.memory_bytes() / 2**30)]  # fmt: skip
+
+    def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
+        gpus = machine.local_gpus()
+        if gpus and nproc is not None and nproc > len(gpus):
+            raise BadUsage(f"--nproc {nproc}: this machine has {len(gpus)} GPUs; ask for at most that many")
+        count = nproc or machine.default_ranks(job, len(gpus))
+        return Placement(str(folder), str(ledger.cache_dir()), count, "cuda" if gpus else "cpu")
 
     @abstractmethod
     def status(self, record: RunRecord) -> BackendStatus: ...
@@ -44,12 +87,7 @@ class HomeBackend(ABC):
             return
 
     def read_file(self, record: RunRecord, name: str, offset: int = 0) -> bytes | None:
-        try:
-            with open(record.folder / name, "rb") as handle:
-                handle.seek(offset)
-                return handle.read()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return None
+        return read_from(record.folder / name, offset)
 
     def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
         files = record.files

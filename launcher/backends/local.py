@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -20,11 +19,8 @@ from launcher import ledger, processes
 from launcher.backends.base import (
     BackendError,
     BackendStatus,
-    BadUsage,
     DownReport,
     Handle,
-    Offer,
-    Placement,
     Submission,
 )
 from launcher.backends.home import HomeBackend, read_outcome
@@ -32,7 +28,7 @@ from launcher.ledger import RunRecord
 from launcher.states import RunState, after_down, state_of_exit_code
 
 if TYPE_CHECKING:
-    from launcher.spec import JobSpec
+    pass
 
 
 class LocalBackend(HomeBackend):
@@ -40,22 +36,6 @@ class LocalBackend(HomeBackend):
 
     name = "local"
     poll_s = 0.5
-
-    def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
-        gpus = local_gpus()
-        if gpus:
-            name, memory_mib = gpus[0]
-            count = nproc or default_ranks(job, len(gpus))
-            return [Offer(self.name, "local", name, count, accelerator_memory_mib=memory_mib,
-                          host_memory_gib=host_memory_gib())]  # fmt: skip
-        return [Offer(self.name, "local", None, nproc or default_ranks(job, 0))]
-
-    def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
-        gpus = local_gpus()
-        if gpus and nproc is not None and nproc > len(gpus):
-            raise BadUsage(f"--nproc {nproc}: this machine has {len(gpus)} GPUs; ask for at most that many")
-        count = nproc or default_ranks(job, len(gpus))
-        return Placement(str(folder), str(ledger.cache_dir()), count, "cuda" if gpus else "cpu")
 
     def submit(self, submission: Submission) -> Handle:
         record = submission.record
@@ -142,42 +122,6 @@ class LocalBackend(HomeBackend):
         said = f"; the log ends: {last}" if last else ""
         detail = f"its process is gone without an outcome (killed, or a reboot); {rest}`dolphin resume` goes on{said}"
         return RunState.LOST, detail, None
-
-
-def local_gpus() -> list[tuple[str, int | None]]:
-    """Name and memory (MiB, where the driver tells it) of each GPU that the run would see, by nvidia-smi and
-    CUDA_VISIBLE_DEVICES."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
-        return []
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    if answer.returncode != 0:  # a driver without a device
-        return []
-    gpus: list[tuple[str, int | None]] = []
-    for line in answer.stdout.splitlines():
-        name, _, memory = line.rpartition(",")
-        if name:
-            gpus.append((name.strip(), int(memory) if memory.strip().isdigit() else None))
-    return gpus if visible is None else gpus[: len(visible.split(","))]
-
-
-def host_memory_gib() -> float:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-
-
-def default_ranks(job: JobSpec, num_gpus: int) -> int:
-    """What the job states, as far as there are GPUs for it; on a CPU its `ranks_per_node`, else one."""
-    if not num_gpus:
-        return job.resources.ranks_per_node or 1
-    return min(num_gpus, job.resources.ranks_per_node or job.resources.gpus_per_node or num_gpus)
 
 
 def _root(record: RunRecord) -> processes.Identity | None:

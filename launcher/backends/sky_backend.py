@@ -32,6 +32,7 @@ from launcher.backends.base import (
     Placement,
     Submission,
 )
+from launcher.backends.home import read_from
 from launcher.backends.sky_offers import offers_of, priced, refuse_losing_progress, tried
 from launcher.backends.sky_reading import Reading
 from launcher.backends.sky_records import (
@@ -152,12 +153,7 @@ class SkyRuns:
 
     def read_file(self, record: RunRecord, name: str, offset: int = 0) -> bytes | None:
         self._reading.refresh(record, self.poll_s)
-        try:
-            with open(record.folder / name, "rb") as handle:
-                handle.seek(offset)
-                return handle.read()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return None
+        return read_from(record.folder / name, offset)
 
     def down(self, record: RunRecord, grace_s: float) -> DownReport:
         job = self._job(record)

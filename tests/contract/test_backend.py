@@ -280,9 +280,9 @@ def test_a_run_of_another_machine_is_not_called_gone(bench):
 
 def test_more_ranks_than_gpus_is_refused(bench, monkeypatch):
     local_only(bench)
-    import launcher.backends.local as local
+    from launcher.backends import machine
 
-    monkeypatch.setattr(local, "local_gpus", lambda: [("L40S", 46068)])
+    monkeypatch.setattr(machine, "local_gpus", lambda: [("L40S", 46068)])
     assert bench.backend.place(bench.job, "r", Path("/r"), None).nproc == 1
     assert bench.backend.place(bench.job, "r", Path("/r"), None).device == "cuda"
     with pytest.raises(BadUsage, match="1 GPUs"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,3 +27,15 @@ def given(variable: str) -> Path:
     if not path.exists():
         pytest.fail(f"{variable} names {path}, which does not exist", pytrace=False)
     return path
+
+
+def has_skypilot() -> bool:
+    try:
+        return bool(version("skypilot"))  # `import sky` finds this project's folder of that name
+    except PackageNotFoundError:
+        return False
+
+
+needs_skypilot = pytest.mark.skipif(
+    not has_skypilot(), reason="SkyPilot is not installed here; the lab runs this with its own"
+)

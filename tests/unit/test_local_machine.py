@@ -9,7 +9,7 @@ import pytest
 
 from launcher.backends import base
 from launcher.backends.base import BackendError, BadUsage, get_backend
-from launcher.backends.local import local_gpus
+from launcher.backends.machine import local_gpus
 from launcher.copying import copy_folder
 
 

@@ -14,7 +14,8 @@ from launcher.backends.sky_offers import offers_of
 from launcher.errors import NoCapacity
 from launcher.offers import catalog_offers
 from launcher.spec import JobSpec, ResourcesSpec
-from tests.unit.test_sky_task import job_of, needs_skypilot
+from tests.support.require import needs_skypilot
+from tests.unit.test_sky_task import job_of
 
 ROOT = Path(__file__).parents[2]
 CATALOG = """\

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 import pytest
 
 from launcher.backends.sky_status import (
@@ -17,18 +15,7 @@ from launcher.backends.sky_status import (
     settled,
 )
 from launcher.states import RunState, is_over
-
-
-def has_skypilot() -> bool:
-    try:
-        return bool(version("skypilot"))  # `import sky` finds this project's folder of that name
-    except PackageNotFoundError:
-        return False
-
-
-needs_skypilot = pytest.mark.skipif(
-    not has_skypilot(), reason="SkyPilot is not installed here; the lab runs this with its own"
-)
+from tests.support.require import needs_skypilot
 
 
 def test_a_state_of_a_newer_skypilot_is_lost_and_never_pending() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,11 @@ from launcher.backends.sky_task import (
 )
 from launcher.errors import BadUsage
 from launcher.spec import JobSpec, settle
+from tests.support.require import needs_skypilot
 from trainer.spec import NodeJob
 
 IMAGE = "me/dolphin:1"
 CLOUDS = ["aws", "gcp", "nebius", "runpod", "oci", "kubernetes", "shadeform", "slurm/lab"]
-
-
-def has_skypilot() -> bool:
-    try:
-        return bool(version("skypilot"))  # `import sky` finds this project's folder of that name
-    except PackageNotFoundError:
-        return False
-
-
-needs_skypilot = pytest.mark.skipif(
-    not has_skypilot(), reason="SkyPilot is not installed here; the lab runs this with its own"
-)
 
 
 def job_of(**resources: Any) -> JobSpec:
