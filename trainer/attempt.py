@@ -243,7 +243,7 @@ def rank_environment(job: NodeJob, environment: Mapping[str, str]) -> dict[str, 
     env["PATH"] = os.pathsep.join(
         [bin_dir, *env.get("PATH", os.defpath).split(os.pathsep)]
     )  # DeepSpeed looks for ninja
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.nproc)))
+    env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.nproc)))
     env.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
     env.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -36,7 +36,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     import torch.distributed as dist
     from transformers.utils import logging as transformers_logging
 
-    from trainer import export, freeze, model, sample
+    from trainer import export, freeze, gpu_memory, model, sample
     from trainer.checkpoint.manager import CheckpointManager, probe_store
     from trainer.data.plan import DataPlan
     from trainer.engine import Engine, initialize_distributed
@@ -76,27 +76,29 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
             parameters=report.num_parameters,
             trained_parameters=report.num_trainable,
         )
-    engine = Engine(job, base, plan.num_micro_batches(world_size, job.spec.train.micro_batch), device)
-    torch.manual_seed(job.spec.train.seed + rank)
+    with gpu_memory.explained(job, lambda: 0):
+        engine = Engine(job, base, plan.num_micro_batches(world_size, job.spec.train.micro_batch), device)
+        torch.manual_seed(job.spec.train.seed + rank)
 
-    enter(Phase.RESTORING)
-    checkpoints = CheckpointManager(
-        job,
-        engine.deepspeed,
-        plan.key,
-        rank=rank,
-        world_size=world_size,
-        attempt=attempt,
-        total_steps=plan.total_steps,
-        steps_per_epoch=plan.steps_per_epoch,
-        emit=emit,
-    )
-    state = checkpoints.resume() or TrainerState()
+        enter(Phase.RESTORING)
+        checkpoints = CheckpointManager(
+            job,
+            engine.deepspeed,
+            plan.key,
+            rank=rank,
+            world_size=world_size,
+            attempt=attempt,
+            total_steps=plan.total_steps,
+            steps_per_epoch=plan.steps_per_epoch,
+            emit=emit,
+        )
+        state = checkpoints.resume() or TrainerState()
     state.attempt = attempt
 
     enter(Phase.TRAINING)
     metrics = MetricsWriter(job, attempt, total_steps=plan.total_steps) if is_first else None
-    Training(job, plan, engine, checkpoints, state, hand, rank, world_size, metrics, emit).run()
+    with gpu_memory.explained(job, lambda: state.step):
+        Training(job, plan, engine, checkpoints, state, hand, rank, world_size, metrics, emit).run()
 
     enter(Phase.EXPORTING)
     with hand.heartbeat.busy("exporting"):
