@@ -29,18 +29,19 @@ def host_memory(
 ) -> dict[str, int]:
     """Bytes by part on the node that needs most, which is the first: it also gathers the finished model to write it.
 
-    The base model is not counted: it is read through the page cache, which gives way.
+    The base model is not counted: it is read through the page cache, which gives way. A save of an offloaded optimizer
+    needs no copy: it is written from where it is.
     """
     ranks = -(-load.ranks // num_nodes)
     T = sum(count(architecture.shapes[name]) for name in trained)
     parts = {
-        "copies for saves": 12 * T / num_nodes,
+        "copies for saves": 0 if load.offloads else 12 * T / num_nodes,
         "finished model": load.element_bytes * architecture.num_parameters,
         "processes": ranks * PROCESS,
     }
     if load.offloads:
         parts |= {name: ranks * size for name, size in offloaded(architecture, trained, load, stage).items()}
-    return {name: int(size) for name, size in parts.items()}
+    return {name: int(size) for name, size in parts.items() if size}
 
 
 def offloaded(architecture: Architecture, trained: Set[str], load: Workload, stage: Stage) -> dict[str, float]:

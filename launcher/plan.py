@@ -232,14 +232,19 @@ def _save_cost(
 ) -> tuple[float, float]:
     """(seconds that a save blocks training, seconds until it is committed): measured by the same model, else assumed.
 
-    The state is copied to host memory beside the next step; only what of that is longer than the step blocks.
+    The state is copied to host memory beside the next step, or written from there where the optimizer is offloaded; only
+    what of that is longer than the step blocks.
     """
     for run in history:
-        alike = run.job.spec.model.base == job.model.base and run.job.spec.train.unfrozen == job.train.unfrozen
+        theirs = run.job.spec.train
+        alike = run.job.spec.model.base == job.model.base
+        alike = alike and (theirs.unfrozen, theirs.offload) == (job.train.unfrozen, job.train.offload)
         if alike and run.save_blocked_s is not None and run.save_whole_s is not None:
             return run.save_blocked_s, run.save_whole_s
     size_gb = 12 * sum(count(architecture.shapes[name]) for name in trained) / 1e9
-    return max(0.0, size_gb / ranks / HOST_GB_PER_S - step_s), size_gb / STORE_GB_PER_S
+    whole = size_gb / STORE_GB_PER_S
+    held = whole / job.resources.num_nodes if job.train.offload == "optimizer" else size_gb / ranks / HOST_GB_PER_S
+    return max(0.0, held - step_s), whole
 
 
 def _interval(

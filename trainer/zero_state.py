@@ -102,6 +102,13 @@ def call_before_update(engine: Any, hook: Callable[[], None]) -> None:
     _inner_optimizer(engine).register_step_pre_hook(lambda *_: hook())
 
 
+def is_offloaded(engine: Any) -> bool:
+    """Whether masters and moments are in host memory because DeepSpeed was told to keep them there."""
+    return bool(
+        getattr(engine.optimizer, "cpu_offload", False) or getattr(engine.optimizer, "offload_optimizer", False)
+    )
+
+
 def trainable_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
     """Whole shapes of the parameters that the optimizer updates, on any rank."""
     return {name: _whole_shape(p) for name, p in _named_parameters(engine) if p.requires_grad}

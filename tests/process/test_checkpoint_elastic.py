@@ -119,7 +119,10 @@ def test_one_rank_goes_on_with_what_two_saved_and_two_with_what_one_saved(result
 
 @pytest.mark.parametrize(("stage", "precision"), OFFLOADED)
 def test_an_optimizer_in_host_memory_goes_on_bit_for_bit(results, stage, precision):
+    """Its state is written from where it is, while the next step runs, and the step's update is ready before that."""
     whole, resumed = results["whole", f"{stage} offloaded", precision], results["2 to 2", f"{stage} stays", precision]
+    assert (whole["is_lent"], results["whole", stage, precision]["is_lent"]) == (True, False)
+    assert whole["blocked_seconds"] > 0
     assert resumed["resumed_at"] == SAVED_AT
     assert resumed["losses"] == {s: loss for s, loss in whole["losses"].items() if int(s) > SAVED_AT}
 

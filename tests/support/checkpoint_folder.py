@@ -37,7 +37,7 @@ def snapshot(step: int, shapes=SHAPES, rank: int = 0, world_size: int = 1) -> Sn
             pieces.append((name, start, length))
             place = step + torch.arange(start, start + length, dtype=torch.float32) / numel
             rows += [place, -place, place * place]
-    return Snapshot([ShardSnapshot(pieces, torch.cat(rows))], dict(shapes), b'{"random": true}', step)
+    return Snapshot([ShardSnapshot(pieces, [torch.cat(rows)])], dict(shapes), b'{"random": true}', step)
 
 
 def writer(local: Path, remote=None, keep: int = 2, rank: int = 0, world_size: int = 1, warnings=None) -> SaveWriter:

@@ -18,7 +18,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,7 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer.checkpoint.manager import CheckpointManager
-from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.manager import CheckpointManager, Copying
 from trainer.data.batch import Batch
 from trainer.engine import Engine, initialize_distributed, sum_over_ranks
 from trainer.exits import BadInput, TrainingFailed
@@ -124,6 +123,7 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
                 manager.save(state, wait=run.get("wait", False))
                 time.sleep(run.get("pause_s", 0.0))
         manager.finish()
+        result["is_lent"] = manager._snapshot.is_lent
         result["blocked_seconds"] = manager.last_blocked_seconds
         result["save_seconds"] = manager.last_save_seconds
         result["random"] = torch.rand(3).tolist()
@@ -135,14 +135,14 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
 
 @contextlib.contextmanager
 def slow_copy(seconds: float) -> Iterator[None]:
-    """Every copy of the state starts `seconds` late, when the next update is ready to change what it copies."""
-    copy = Snapshot.copy
+    """What a save needs the state for starts `seconds` late, when the next update is ready to change it."""
+    run = Copying.run
 
-    def late(snapshot: Snapshot) -> None:
+    def late(copying: Copying, copy: Callable[[], Any]) -> Any:
         time.sleep(seconds)
-        copy(snapshot)
+        return run(copying, copy)
 
-    with mock.patch.object(Snapshot, "copy", late if seconds else copy):
+    with mock.patch.object(Copying, "run", late if seconds else run):
         yield
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer import zero_state
 from trainer.checkpoint import random_state, store
@@ -30,6 +30,7 @@ from trainer.spec import NodeJob, result_hash, result_settings
 from trainer.state import TrainerState
 
 Emit = Callable[..., None]
+T = TypeVar("T")
 PACKAGES = ("dolphin-launcher", "torch", "deepspeed", "transformers", "safetensors")
 
 
@@ -39,7 +40,8 @@ def probe_store(job: NodeJob) -> None:
 
 
 class Copying:
-    """The copy of one save's state, run by its thread and waited for by the training."""
+    """What a save needs the state to stay as it is for, its copy or its writing: run by its thread, waited for by the
+    training."""
 
     def __init__(self, asked_s: float = 0.0) -> None:
         """`asked_s` is what it cost the training to ask for it."""
@@ -48,9 +50,9 @@ class Copying:
         self._waiting_since: float | None = None
         self._ended_at = 0.0
 
-    def run(self, copy: Callable[[], None]) -> None:
+    def run(self, copy: Callable[[], T]) -> T:
         try:
-            copy()
+            return copy()
         finally:
             self._ended_at = time.monotonic()
             self._ended.set()
@@ -248,8 +250,8 @@ class CheckpointManager:
         """Save the state after `state.step` steps; returns how many seconds it took.
 
         Returns at once, or with `wait` when the checkpoint is committed and published. The state is copied to host memory
-        meanwhile: the optimizer's next update waits for that (`last_blocked_seconds` counts it). A save still in flight
-        is waited for first. Raises TrainingFailed where it or this one failed.
+        meanwhile, or written from there where it is offloaded: the optimizer's next update waits for that
+        (`last_blocked_seconds` counts it). A save still in flight is waited for first. Raises TrainingFailed where it or this one failed.
         """
         begun = time.monotonic()
         self.finish()
@@ -285,8 +287,12 @@ class CheckpointManager:
         copying = self._copy = Copying(time.monotonic() - begun)
 
         def work() -> int:
-            copying.run(self._snapshot.copy)
-            return self._writer.save(frozen.step, save_id, self._snapshot, complete)
+            if self._snapshot.is_lent:
+                files = copying.run(lambda: self._writer.write(frozen.step, save_id, self._snapshot))
+            else:
+                copying.run(self._snapshot.copy)
+                files = self._writer.write(frozen.step, save_id, self._snapshot)
+            return self._writer.commit(frozen.step, save_id, files, complete)
 
         self._start(state.step, work, begun, save_id, copying)
 

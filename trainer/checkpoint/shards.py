@@ -61,9 +61,9 @@ def write_shard(
     name: str,
     pieces: Sequence[tuple[str, int, int]],
     shapes: dict[str, tuple[int, ...]],
-    data: memoryview,
+    parts: Iterable[memoryview],
 ) -> FileEntry:
-    """Write one file. `data` holds master, exp_avg and exp_avg_sq of each piece one after the other, fp32."""
+    """Write one file. The parts hold master, exp_avg and exp_avg_sq of each piece one after the other, fp32."""
     placed, offset = [], 0
     for parameter, start, numel in pieces:
         placed.append(Piece(parameter, start, numel, offset))
@@ -75,7 +75,8 @@ def write_shard(
     writer = HashingWriter(handle)
     writer.write(memoryview(len(text).to_bytes(8, "little") + text))
     before = 8 + len(text)
-    writer.write(data)
+    for part in parts:
+        writer.write(part)
     return writer.entry(name, tuple(piece._replace(offset=piece.offset + before) for piece in placed))
 
 

@@ -1,12 +1,14 @@
-"""Snapshot: a copy of this rank's state in host memory, all that a save needs from the training.
+"""Snapshot: this rank's state in host memory, all that a save needs from the training.
 
-Owns the buffers, which are taken once and used by every save: page-locked where there is a GPU, so that the copy runs
-at the bus's speed. Masters and moments change in the optimizer's update alone, so the copy runs beside the forward and
-backward passes of the next step; only that step's update waits for it. Refuses to know files.
+Owns the buffers of the copy, which are taken once and used by every save: page-locked where there is a GPU, so that the
+copy runs at the bus's speed. Masters and moments change in the optimizer's update alone, so the copy runs beside the
+forward and backward passes of the next step; only that step's update waits for it. State that an offloaded optimizer keeps
+in host memory is not copied but lent: the update waits until it is in a file. Refuses to know files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,21 +26,30 @@ class ShardSnapshot:
 
     pieces: list[tuple[str, int, int]]
     """(name, start, numel)."""
-    data: torch.Tensor
-    """fp32: master, exp_avg, exp_avg_sq of each piece, one after the other."""
+    tensors: list[torch.Tensor]
+    """fp32 and flat, together master, exp_avg and exp_avg_sq of each piece, one after the other: one copy of it all, or what
+    the optimizer holds."""
 
-    def bytes(self) -> memoryview:
-        return memoryview(self.data.numpy()).cast("B")
+    def parts(self) -> Iterator[memoryview]:
+        """The content in order."""
+        for tensor in self.tensors:
+            yield memoryview(tensor.numpy()).cast("B")
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(numel for _, _, numel in self.pieces) * len(TENSOR_NAMES) * ELEMENT_BYTES
 
 
 @dataclass(slots=True)
 class Snapshot:
-    """Host memory for one rank's state; `begin` and `copy` fill it again and again."""
+    """Host memory with one rank's state; `begin` and `copy` fill it again and again."""
 
     shards: list[ShardSnapshot] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     random: bytes = b""
     optimizer_step: int = 0
+    is_lent: bool = False
+    """The tensors are the optimizer's own: no update until they are written."""
     _pending: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """(target, source) still to be copied."""
     _device: torch.device | None = None
@@ -50,31 +61,40 @@ class Snapshot:
 
     def reserve(self, engine: Any) -> None:
         """Take the memory for `engine`'s state, before the first step rather than within the first save."""
-        if self.shards:
+        if self.shards or self.is_lent:
             return
+        self.is_lent = zero_state.is_offloaded(engine)
         self.shapes = zero_state.trainable_shapes(engine)
         pieces = [(shard.name, shard.start, shard.numel) for shard in zero_state.iterate_shards(engine)]
         on_gpu = _is_cuda(engine)
         for file in plan_files(pieces):
-            num_elements = sum(numel for _, _, numel in file) * len(TENSOR_NAMES)
-            data = torch.zeros(num_elements, dtype=torch.float32, pin_memory=on_gpu)
-            self.shards.append(ShardSnapshot(file, data))
+            shard = ShardSnapshot(file, [])
+            if not self.is_lent:
+                num_elements = shard.num_bytes // ELEMENT_BYTES
+                shard.tensors.append(torch.zeros(num_elements, dtype=torch.float32, pin_memory=on_gpu))
+            self.shards.append(shard)
 
     def begin(self, engine: Any) -> None:
-        """Note what is to be copied. From now until `copy` has returned the optimizer must not update anything.
+        """Note what is to be copied, or lent. From now until `copy` has returned, or what is lent is written, the optimizer
+        must not update anything.
 
         Called by the training thread between two steps. What the next forward pass changes is captured here.
         """
         self.reserve(engine)
         self._pending = []
-        targets = (
-            (piece, shard.data, position) for shard in self.shards for piece, position in _positions(shard.pieces)
-        )
-        for live, (piece, data, position) in zip(zero_state.iterate_shards(engine), targets, strict=True):
+        places = ((piece, shard, position) for shard in self.shards for piece, position in _positions(shard.pieces))
+        if self.is_lent:
+            for shard in self.shards:
+                shard.tensors.clear()
+        for live, (piece, shard, position) in zip(zero_state.iterate_shards(engine), places, strict=True):
             if piece != (live.name, live.start, live.numel):
                 raise RuntimeError(f"the engine's state has changed its layout: {piece[0]} where {live.name} is")
             for index, tensor in enumerate((live.master, live.exp_avg, live.exp_avg_sq)):
-                self._pending.append((data.narrow(0, position + index * live.numel, live.numel), tensor))
+                if self.is_lent:
+                    shard.tensors.append(tensor)
+                else:
+                    target = shard.tensors[0].narrow(0, position + index * live.numel, live.numel)
+                    self._pending.append((target, tensor))
         self._device = engine.device if _is_cuda(engine) else None
         if self._device is not None:
             self._ready = torch.cuda.Event()
@@ -84,7 +104,7 @@ class Snapshot:
 
     def copy(self) -> None:
         """Copy what `begin` noted; returns when the copy is complete. Any thread: a GPU copies on a stream of its own."""
-        if self._device is None:
+        if self._device is None or not self._pending:
             self._copy_all()
             return
         if self._stream is None:
@@ -101,7 +121,7 @@ class Snapshot:
 
     @property
     def size_bytes(self) -> int:
-        return sum(shard.data.numel() * ELEMENT_BYTES for shard in self.shards)
+        return sum(shard.num_bytes for shard in self.shards)
 
 
 def _is_cuda(engine: Any) -> bool:

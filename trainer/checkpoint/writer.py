@@ -45,10 +45,27 @@ class SaveWriter:
 
     def save(self, step: int, save_id: str, snapshot: Snapshot, complete: CompleteManifest) -> int:
         """Write, commit and publish; returns the checkpoint's size in bytes (rank 0; 0 elsewhere)."""
+        return self.commit(step, save_id, self.write(step, save_id, snapshot), complete)
+
+    def write(self, step: int, save_id: str, snapshot: Snapshot) -> list[FileEntry]:
+        """Write this rank's files to `local`; afterwards the snapshot is not needed any more."""
+        fault.point("before-first-byte", step, self.rank)
         folder = folder_name(step)
-        entries = self._write_files(step, folder, save_id, snapshot)
+        entries = []
+        for index, shard in enumerate(snapshot.shards):
+            name = f"rank-{self.rank:05d}-{index:03d}-{save_id}.safetensors"
+            entries.append(self._write_shard(step, folder, name, shard, snapshot))
+        name = random_file(self.rank, save_id)
+        with self.local.writing(f"{folder}/{name}") as handle:
+            writer = HashingWriter(handle)
+            writer.write(memoryview(snapshot.random))
+        entries.append(writer.entry(name))
         fault.point("after-shards", step, self.rank)
-        size_bytes = 0
+        return entries
+
+    def commit(self, step: int, save_id: str, entries: Sequence[FileEntry], complete: CompleteManifest) -> int:
+        """Make a checkpoint of what all ranks have written, here and in the store; its size in bytes, as `save`."""
+        folder, size_bytes = folder_name(step), 0
         if self.commits_locally:
             size_bytes = self._commit(self.local, folder, save_id, entries, complete)
         if self.remote is not None:
@@ -88,23 +105,10 @@ class SaveWriter:
         except StoreError as error:
             self.warn(f"an old checkpoint could not be deleted, training goes on: {error}")
 
-    def _write_files(self, step: int, folder: str, save_id: str, snapshot: Snapshot) -> list[FileEntry]:
-        fault.point("before-first-byte", step, self.rank)
-        entries = []
-        for index, shard in enumerate(snapshot.shards):
-            name = f"rank-{self.rank:05d}-{index:03d}-{save_id}.safetensors"
-            entries.append(self._write_shard(step, folder, name, shard, snapshot))
-        name = random_file(self.rank, save_id)
-        with self.local.writing(f"{folder}/{name}") as handle:
-            writer = HashingWriter(handle)
-            writer.write(memoryview(snapshot.random))
-        return [*entries, writer.entry(name)]
-
     def _write_shard(self, step: int, folder: str, name: str, shard: ShardSnapshot, snapshot: Snapshot) -> FileEntry:
-        data = shard.bytes()
         with self.local.writing(f"{folder}/{name}") as handle:
-            target = fault.CutHandle(handle, len(data) // 2, step, self.rank) if fault.is_asked() else handle
-            return write_shard(target, name, shard.pieces, snapshot.shapes, data)
+            target = fault.CutHandle(handle, shard.num_bytes // 2, step, self.rank) if fault.is_asked() else handle
+            return write_shard(target, name, shard.pieces, snapshot.shapes, shard.parts())
 
     def _upload(self, name: str) -> None:
         assert self.remote is not None
