@@ -59,7 +59,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
     job = _with_patterns(job)
     run_id = ledger.new_id(job.name)
     train = _settled(job, backend, run_id, options.nproc)
-    job = _with_memory(job, train)
+    job = with_memory(job, train)
     _show_plan(job, backend, train, options)
     _confirm(options)
     while True:
@@ -120,7 +120,7 @@ def _with_patterns(job: JobSpec) -> JobSpec:
     return resolved
 
 
-def _with_memory(job: JobSpec, train: NodeJob) -> JobSpec:
+def with_memory(job: JobSpec, train: NodeJob) -> JobSpec:
     """The job asking for the host memory that its plan needs, where it does not say: the smallest node would do for SkyPilot."""
     from launcher.plan_command import needed_memory_gb
 

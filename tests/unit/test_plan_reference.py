@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launcher import run
 from launcher.architecture import find_architecture, trainable
 from launcher.backends.base import Offer
 from launcher.data_facts import DataFacts, estimated, stated
@@ -145,6 +146,11 @@ def test_a_launch_asks_for_the_host_memory_that_the_plan_needs() -> None:
     train = settle(job, nproc=8, zero=zero, **place)
     machine = plan_for(job, [SPOT]).machines[0]
     assert needed_memory_gb(job, train) == machine.host_gib
+    assert run.with_memory(job, train).resources.memory_gb == machine.host_gib
+    stated = job_of("train.offload=optimizer", "resources.memory_gb=64")
+    assert run.with_memory(stated, train).resources.memory_gb == 64
+    on_cpu = train.model_copy(update={"device": "cpu"})
+    assert run.with_memory(job, on_cpu).resources.memory_gb is None
     assert needed_memory_gb(job.model_copy(update={"model": ModelSpec(base="somebody/unheard-of")}), train) is None
 
 
