@@ -8,8 +8,9 @@ from tests.support.checkpoint_runs import do_phases
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-def test_a_run_on_a_gpu_goes_on_bit_for_bit(tmp_path):
-    common = {"precision": "bf16", "steps": 6}
+@pytest.mark.parametrize("offload", ["none", "optimizer"])
+def test_a_run_on_a_gpu_goes_on_bit_for_bit(tmp_path, offload):
+    common = {"precision": "bf16", "steps": 6, "train": {"offload": offload}}
     cases = {stage: {"run_dir": str(tmp_path / f"run-{stage}"), "stage": stage, **common} for stage in (1, 2, 3)}
     whole = [{**run, "seed": 1, "save_at": [2, 4]} for run in cases.values()]
     again = [{**run, "seed": 99, "attempt": 2} for run in cases.values()]
@@ -18,4 +19,5 @@ def test_a_run_on_a_gpu_goes_on_bit_for_bit(tmp_path):
     for before, after in zip(first, second, strict=True):
         assert (before["error"], after["error"]) == (None, None)
         assert after["resumed_at"] == 4
+        assert before["is_lent"] == (offload == "optimizer")
         assert after["losses"] == {step: loss for step, loss in before["losses"].items() if int(step) > 4}

@@ -4,14 +4,15 @@
 
 plan.json is a list of phases {nproc, runs}; the ranks of each are forked off one process that has imported everything,
 which saves the ten seconds that every rank under torchrun takes to start. A run is {run_dir, out, stage, precision,
-seed, steps, save_at, slow_copy_s?, copy_from?, store?, checkpoint?, train?, plan_key?, attempt?}: it resumes from what its run folder
-holds, trains to `steps`, and rank 0 writes {losses, resumed_at, error, ...} to `out`. Losses are exact: float.hex().
+seed, steps, save_at, hidden?, slow_copy_s?, copy_from?, store?, checkpoint?, train?, plan_key?, attempt?}: it resumes from
+what its run folder holds, trains to `steps`, and rank 0 writes {losses, resumed_at, error, ...} to `out`. Losses are exact: float.hex().
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -35,6 +36,7 @@ from trainer.exits import BadInput, TrainingFailed
 from trainer.rundir import RunDir
 from trainer.spec import NodeJob
 from trainer.state import TrainerState
+from trainer.zero_state import trainable_shapes
 
 GLOBAL_BATCH, LENGTH, VOCABULARY = 4, 16, 97
 LEARNING_RATE = 2e-3
@@ -99,7 +101,9 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
     attempt = run.get("attempt", 1)
     folder = RunDir(job.run_dir)
     folder.path.mkdir(parents=True, exist_ok=True)
-    engine = Engine(job, model_of(run["seed"], run["precision"]), GLOBAL_BATCH // world_size, device)
+    engine = Engine(
+        job, model_of(run["seed"], run["precision"], run.get("hidden", 64)), GLOBAL_BATCH // world_size, device
+    )
     result: dict[str, Any] = {"losses": {}, "error": None, "resumed_at": None}
     try:
         manager = CheckpointManager(
@@ -123,6 +127,9 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
                 manager.save(state, wait=run.get("wait", False))
                 time.sleep(run.get("pause_s", 0.0))
         manager.finish()
+        if device.type == "cuda":
+            result["allocated_bytes"] = torch.cuda.memory_allocated()
+        result["trained_elements"] = sum(math.prod(shape) for shape in trainable_shapes(engine.deepspeed).values())
         result["is_lent"] = manager._snapshot.is_lent
         result["blocked_seconds"] = manager.last_blocked_seconds
         result["save_seconds"] = manager.last_save_seconds
