@@ -109,7 +109,7 @@ def death(code: int, oom_kills: int) -> str:
     if oom_kills:
         return (
             f"was killed by the kernel for want of memory (SIGKILL; {oom_kills} out-of-memory kills on this machine "
-            "meanwhile): use a machine with more memory, fewer data workers or a higher ZeRO stage"
+            "meanwhile): use a node with more memory (resources.memory_gb), fewer data workers or a higher ZeRO stage"
         )
     return "was killed from outside with SIGKILL (the kernel counted no out-of-memory kill)"
 
