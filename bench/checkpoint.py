@@ -1,6 +1,6 @@
 """What a save costs: seconds that training is blocked, asynchronous against synchronous, bytes, and seconds to go on.
 
-    python bench/checkpoint.py [--ranks 2] [--zero 2] [--hidden 768] [--layers 12] [--folder /tmp/bench-checkpoint]
+    python bench/checkpoint.py [--ranks 2] [--zero 2] [--offload optimizer] [--hidden 768] [--layers 12] [--folder /tmp/bench-checkpoint]
 
 Starts torchrun twice on a Llama of random weights (134 M parameters where not said otherwise), all of them trained:
 once to save in several ways, once to resume. Prints a table in Markdown.
@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--zero", type=int, default=2)
+    parser.add_argument("--offload", choices=["none", "optimizer"], default="none")
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -62,7 +63,7 @@ def worker(options: argparse.Namespace) -> None:
 
     rank, world_size, device = initialize_distributed(options.device)
     imported_s = time.time() - STARTED
-    train = {"global_batch": world_size, "micro_batch": 1, "zero": options.zero}
+    train = {"global_batch": world_size, "micro_batch": 1, "zero": options.zero, "offload": options.offload}
     train["precision"] = "bf16" if options.device == "cuda" else "fp32"  # bf16 is slow on a CPU, and no part of a save
     job = NodeJob.model_validate(
         {
@@ -149,6 +150,7 @@ def show(options: argparse.Namespace) -> None:
     rows = [
         ("parameters, all trained", f"{save['num_parameters'] / 1e6:.0f} M"),
         ("ranks, ZeRO stage, device", f"{options.ranks}, {options.zero}, {options.device}"),
+        ("offload", options.offload),
         ("blocked by an asynchronous save", f"{blocked:.3f} s"),
         ("blocked by a synchronous save of the same state", f"{whole:.2f} s"),
         ("share", f"{100 * blocked / whole:.1f}%"),

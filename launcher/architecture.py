@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import BadUsage
+from launcher.hub_cache import local_folder
 from launcher.known_models import KNOWN_CONFIGS
-from launcher.parameter_names import local_folder
 from trainer.exits import BadInput
 from trainer.patterns import match
 from trainer.weights_index import stored_tensors

@@ -18,6 +18,7 @@ from launcher.axolotl_parallel import Parallel, read_deepspeed, read_fsdp
 from launcher.axolotl_shapes import SHAPES, misshapen, number
 from launcher.axolotl_train import convert_cadence, convert_optimization, convert_precision, convert_tracking
 from launcher.problems import LocatedProblem, SpecErrors, key_name
+from launcher.source_text import read_text
 from launcher.suggest import nearest_key
 from launcher.yaml_lines import Where, read_yaml
 
@@ -33,8 +34,6 @@ def convert(source: str | Path | dict[str, Any], folder: Path | None = None) -> 
     if isinstance(source, dict):
         config = source
     else:
-        from launcher.job_file import read_text
-
         text = read_text(source) if isinstance(source, Path) else source
         folder = folder or (source.resolve().parent if isinstance(source, Path) else None)
         name = str(source) if isinstance(source, Path) else "configuration"

@@ -15,9 +15,10 @@ from launcher.axolotl_keys import (
     MAPPED,
     NO_EFFECT,
 )  # fmt: skip
-from launcher.job_file import Source, override, read_text, validate
+from launcher.job_file import Source, override, validate
 from launcher.local_files import resolve_paths
 from launcher.problems import LocatedProblem, SpecErrors, key_name
+from launcher.source_text import read_text
 from launcher.yaml_lines import read_yaml, write_yaml
 
 

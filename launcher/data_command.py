@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import ledger
 from launcher.errors import BadUsage
-from launcher.spec import JobSpec, load_job, settle
+from launcher.job_file import load_job
+from launcher.spec import JobSpec, settle
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,33 +13,16 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from importlib import metadata
 
 from launcher import console, ledger
+from launcher.health import Finding, Health
 from launcher.states import EXIT_CODES, EndReason
 from launcher.story import size
 
 _LOW_DISK_BYTES = 20_000_000_000
 """A small model with its checkpoints; the reference job needs 140 GB."""
-
-
-class Health(StrEnum):
-    OK = "ok"
-    NOTE = "note"
-    """Works, with a reservation."""
-    MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    backend: str
-    """`any` is needed by every command."""
-    subject: str
-    health: Health
-    found: str
-    advice: str = ""
 
 
 def doctor_command(*, json_wanted: bool = False) -> int:

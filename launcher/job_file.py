@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from launcher.local_files import resolve_paths
 from launcher.problems import Finding, LocatedProblem, SpecErrors, from_pydantic, key_name
+from launcher.source_text import read_text
 from launcher.spec import JobSpec, job_findings
 from launcher.suggest import all_keys, groups_in, unknown_key
 from launcher.yaml_lines import Document, Where, read_scalar, read_yaml
@@ -58,8 +59,12 @@ class Source:
         return LocatedProblem(self.file, self.document.line(where), key_name(where), finding.message)
 
 
-def read_job(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """See `launcher.spec.load_job`."""
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """The job in `path` (a job.yaml or an axolotl configuration), `--set` overrides applied, local paths absolute.
+
+    Raises SpecErrors with everything that is wrong, located. Says on standard error what an axolotl file became.
+    """
+    path = Path(path)
     text = read_text(path)
     document = read_yaml(text)
     source = Source(str(path), document, document.data)
@@ -95,23 +100,6 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> JobSpec:
     if located or job is None:
         raise SpecErrors(sorted(dict.fromkeys(located), key=lambda p: (p.line is None, p.line or 0)))
     return job
-
-
-def read_text(path: Path) -> str:
-    """The file's text. Raises SpecErrors where there is none to read."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        reason = "no such file; `dolphin init` writes one to start from"
-    except IsADirectoryError:
-        reason = "is a folder; name the file in it"
-    except PermissionError:
-        reason = "may not be read; check its permissions"
-    except UnicodeDecodeError as error:
-        reason = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
-    raise SpecErrors([LocatedProblem(str(path), 1, "", reason)])
 
 
 def is_axolotl(data: dict[str, Any]) -> bool:

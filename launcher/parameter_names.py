@@ -1,19 +1,19 @@
 """A model's parameter names and shapes without weights and without torch: from a safetensors index or header, else from config.json.
 
-Owns finding the model on this machine (a folder, or the hub's cache) and the check that every unfrozen pattern hits
-something. Refuses to download. What it does not know it says nothing about.
+Owns the check that every unfrozen pattern hits something. Refuses to download. What it does not know it says nothing about.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from launcher.architecture import find_architecture, stored_shapes
 from launcher.errors import LauncherError
+from launcher.hub_cache import local_folder
 from launcher.problems import Finding
 from launcher.yaml_lines import Where
 from trainer.patterns import match
@@ -62,9 +62,6 @@ def _layers(names: list[str]) -> str:
 
 def parameter_names(base: str, revision: str | None = None) -> list[str]:
     """Names of all parameters, or an empty list where neither the weights nor a known configuration is at hand."""
-    # Not at the top: architecture finds its folders here.
-    from launcher.architecture import find_architecture, stored_shapes
-
     folder = local_folder(base, revision)
     names = _names_of_index(folder) if folder is not None else []
     if not names and folder is not None and any(folder.glob("*.safetensors")):
@@ -82,21 +79,6 @@ def _or_nothing(find: Callable[[], Iterable[str]]) -> Iterable[str]:
         return find()
     except LauncherError:
         return []
-
-
-def local_folder(base: str, revision: str | None = None) -> Path | None:
-    """The model's folder: itself, or the newest snapshot in the Hugging Face cache. None where neither is here."""
-    if Path(base).is_dir():
-        return Path(base)
-    home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
-    repository = cache / f"models--{base.replace('/', '--')}"
-    try:
-        commit = (repository / "refs" / (revision or "main")).read_text().strip()
-    except OSError:
-        commit = revision or ""
-    snapshot = repository / "snapshots" / commit
-    return snapshot if commit and (snapshot / "config.json").exists() else None
 
 
 def _json(path: Path) -> dict[str, Any]:

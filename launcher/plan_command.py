@@ -19,11 +19,12 @@ from launcher.data_facts import DataFacts, estimated, from_report, stated
 from launcher.errors import BackendError, BadUsage
 from launcher.history import PastRun, known_data, past_runs
 from launcher.host_memory import host_memory, node_gib
+from launcher.job_file import load_job
 from launcher.ledger import cache_dir
 from launcher.memory import MIB
 from launcher.offers import catalog_folder, catalog_offers
 from launcher.plan import LaunchPlan, make_plan
-from launcher.spec import JobSpec, load_job
+from launcher.spec import JobSpec
 from launcher.spectrum_command import with_resolved_unfrozen
 from launcher.zero_choice import choose_zero, workload
 from trainer.spec import NodeJob

@@ -22,9 +22,10 @@ from launcher.attend import follow_to_end, print_json, say_detached
 from launcher.backends.base import Backend, BackendStatus, Submission, get_backend
 from launcher.errors import BadUsage, LauncherError
 from launcher.follow import LogFrom, end_of_log
+from launcher.job_file import load_job
 from launcher.ledger import RunRecord
 from launcher.observe import observe, status_of, with_detail
-from launcher.spec import JobSpec, load_job, settle
+from launcher.spec import JobSpec, settle
 from launcher.spectrum_command import with_resolved_unfrozen
 from launcher.states import EXIT_CODES, EndReason, RunState, is_over
 from launcher.tail import ViewReader

@@ -1,14 +1,12 @@
 """JobSpec: what one job.yaml says. TrainSpec with the machines, the environment and the names of the secrets.
 
-Owns the launcher's share of the settings, the contradictions that show only with it, `load_job`, and the settling of a
+Owns the launcher's share of the settings, the contradictions that show only with it, and the settling of a
 job into the facts of one run. Refuses to know how a file is read (`job_file`), prices, clouds and torch.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
@@ -17,17 +15,7 @@ from launcher.problems import Finding, LocatedProblem, SpecErrors, key_name
 from trainer.spec import NodeJob, PositiveInt, SpecModel, TrainSpec
 from trainer.spec import problems as train_problems
 
-__all__ = ["JobSpec", "LocatedProblem", "ResourcesSpec", "SpecErrors", "job_findings", "load_job", "settle"]
-
-
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """The job in `path` (a job.yaml or an axolotl configuration), `--set` overrides applied, local paths absolute.
-
-    Raises SpecErrors with everything that is wrong, located. Says on standard error what an axolotl file became.
-    """
-    from launcher.job_file import read_job
-
-    return read_job(Path(path), overrides)
+__all__ = ["JobSpec", "LocatedProblem", "ResourcesSpec", "SpecErrors", "job_findings", "settle"]
 
 
 def _one_or_more(value: Any) -> Any:

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from launcher.architecture import count, find_architecture, stored_shapes
 from launcher.errors import BadUsage, LauncherError
+from launcher.hub_cache import local_folder
 from launcher.ledger import cache_dir
-from launcher.parameter_names import local_folder
 from launcher.spectrum_select import read_snr, select, share_of
 from trainer.exits import BadInput, ExitCode
 from trainer.spec import TrainSpec, UnfrozenSpec

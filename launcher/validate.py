@@ -6,8 +6,8 @@ import json
 import sys
 from collections.abc import Sequence
 
+from launcher.job_file import load_job
 from launcher.problems import SpecErrors
-from launcher.spec import load_job
 
 VALID, INVALID = 0, 2
 

@@ -12,8 +12,8 @@ from launcher.backends import docker_engine as engine
 from launcher.backends import docker_image as image
 from launcher.backends.base import BackendError
 from launcher.backends.machine import local_gpus
-from launcher.doctor import Finding, Health
 from launcher.errors import LauncherError
+from launcher.health import Finding, Health
 from launcher.story import size
 
 BACKEND = "docker"

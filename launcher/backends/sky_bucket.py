@@ -53,7 +53,8 @@ def publish(run_dir: Path, store: Any) -> None:
 def copy_prefix(url: str, target: Path) -> Path:
     """At home: everything below the URL as the folder `target`, whole or not at all. BackendError where there is nothing."""
     from launcher.errors import BackendError
-    from trainer.checkpoint.store import StoreError, open_store
+    from trainer.checkpoint.opening import open_store
+    from trainer.checkpoint.store import StoreError
     from trainer.exits import BadInput
 
     target = target.absolute()
@@ -80,7 +81,7 @@ def copy_prefix(url: str, target: Path) -> Path:
 
 
 def main() -> int:
-    from trainer.checkpoint.store import open_store
+    from trainer.checkpoint.opening import open_store
 
     action, run_dir, url = sys.argv[1:]
     {"restore": restore, "save": save, "publish": publish}[action](Path(run_dir), open_store(url))

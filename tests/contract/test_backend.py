@@ -19,8 +19,9 @@ from dolphin_cli import FAKE_TRAINER, wait_until, write_job
 from launcher import ledger, processes
 from launcher.backends.base import BACKENDS, Backend, BackendError, Submission, get_backend
 from launcher.errors import BadUsage
+from launcher.job_file import load_job
 from launcher.ledger import RunRecord
-from launcher.spec import JobSpec, load_job, settle
+from launcher.spec import JobSpec, settle
 from launcher.states import RunState, is_over
 from trainer.rundir import write_atomic
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.support.fault_proxy import FaultProxy
 from trainer.checkpoint import object_store
-from trainer.checkpoint.store import FolderStore, NotInStore, StoreError, open_store, probe
+from trainer.checkpoint.opening import open_store, probe
+from trainer.checkpoint.store import FolderStore, NotInStore, StoreError
 from trainer.exits import BadInput
 
 KINDS = ("folder", "s3", "gcs")

@@ -14,8 +14,8 @@ import pytest
 
 from launcher.architecture import count, from_config, trainable
 from launcher.host_memory import offloaded
+from launcher.job_file import load_job
 from launcher.memory import REDUCE_BUCKET, Workload, moments_of
-from launcher.spec import load_job
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 0.10

@@ -11,8 +11,9 @@ import pytest
 
 from launcher.axolotl import convert
 from launcher.axolotl_account import Conversion
+from launcher.job_file import load_job
 from launcher.problems import SpecErrors
-from launcher.spec import JobSpec, load_job
+from launcher.spec import JobSpec
 from launcher.yaml_lines import read_yaml
 
 ROOT = Path(__file__).parents[2]

@@ -15,12 +15,13 @@ from launcher.architecture import find_architecture, trainable
 from launcher.backends.base import Offer
 from launcher.data_facts import DataFacts, estimated, stated
 from launcher.errors import BadUsage
+from launcher.job_file import load_job
 from launcher.offers import catalog_folder, catalog_offers
 from launcher.plan import LaunchPlan, make_plan
 from launcher.plan_command import deadline_hours, needed_memory_gb, plan_command, settled_zero
 from launcher.plan_view import show, summarise
 from launcher.problems import SpecErrors
-from launcher.spec import JobSpec, ResourcesSpec, load_job, settle
+from launcher.spec import JobSpec, ResourcesSpec, settle
 from trainer.spec import DataSpec, ModelSpec, SourceSpec
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dolphin-2.9.4-llama3.1-8b.yaml"

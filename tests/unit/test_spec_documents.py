@@ -11,8 +11,9 @@ import pytest
 
 from launcher.explanations import explanations
 from launcher.init import init_command, new_job_text
+from launcher.job_file import load_job
 from launcher.schema import job_schema, schema_text
-from launcher.spec import JobSpec, load_job
+from launcher.spec import JobSpec
 from launcher.suggest import all_keys, groups_in
 from launcher.validate import validate_command
 from launcher.yaml_lines import read_yaml

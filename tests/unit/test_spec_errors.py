@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.job_file import load_job
 from launcher.problems import SpecErrors
-from launcher.spec import JobSpec, ResourcesSpec, load_job
+from launcher.spec import JobSpec, ResourcesSpec
 
 GOOD = """\
 name: tide

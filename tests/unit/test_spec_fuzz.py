@@ -18,8 +18,9 @@ from launcher.axolotl_keys import (
     MAPPED,
     NO_EFFECT,
 )
+from launcher.job_file import load_job
 from launcher.problems import LocatedProblem, SpecErrors
-from launcher.spec import JobSpec, load_job
+from launcher.spec import JobSpec
 from launcher.suggest import all_keys
 from launcher.yaml_lines import write_yaml
 

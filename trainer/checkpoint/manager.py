@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer import zero_state
-from trainer.checkpoint import random_state, store
+from trainer.checkpoint import opening, random_state
 from trainer.checkpoint.agreement import Agreement
 from trainer.checkpoint.manifest import CorruptCheckpoint, FileEntry, Manifest, folder_name
 from trainer.checkpoint.resume import Candidate, Search, check_same_job, lost_work
@@ -36,7 +36,7 @@ PACKAGES = ("dolphin-launcher", "torch", "deepspeed", "transformers", "safetenso
 
 def probe_store(job: NodeJob) -> None:
     """Write, read and delete a small object where the checkpoints will go. Raises BadInput with the reason."""
-    store.probe(store.open_store(job.checkpoint_store))
+    opening.probe(opening.open_store(job.checkpoint_store))
 
 
 class Copying:
@@ -99,7 +99,7 @@ class CheckpointManager:
         self._run = RunDir(job.run_dir)
         self._agree = Agreement(rank, world_size)
         self._schedule = SaveSchedule(job.spec.checkpoint, self._run, attempt, total_steps, steps_per_epoch)
-        target = store.open_store(job.checkpoint_store)
+        target = opening.open_store(job.checkpoint_store)
         is_folder = isinstance(target, FolderStore)
         one_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) == world_size
         self._writer = SaveWriter(
@@ -125,7 +125,7 @@ class CheckpointManager:
 
     def probe(self) -> None:
         """Rank 0 alone: whether the store can be written, read and deleted from. Raises BadInput."""
-        store.probe(self._writer.remote or self._writer.local)
+        opening.probe(self._writer.remote or self._writer.local)
 
     def resume(self) -> TrainerState | None:
         """Go on from the newest checkpoint that verifies; None where there is none yet.

@@ -12,7 +12,8 @@ from dolphin_cli import FAKE_TRAINER, write_job
 
 from launcher import ledger
 from launcher.backends.base import get_backend
-from launcher.spec import load_job, settle
+from launcher.job_file import load_job
+from launcher.spec import settle
 from tests.contract.test_backend import *  # noqa: F403
 from tests.contract.test_backend import Bench
 from trainer.rundir import write_atomic
