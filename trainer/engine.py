@@ -142,7 +142,7 @@ class Engine:
             if job.spec.train.zero == 3:
                 # partitions one parameter after the other, so that no GPU ever holds the whole model
                 deepspeed.zero.Init(module=packed, config_dict_or_path=config)
-            optimizer = optim.build(packed, job.spec.train, job.device)
+            optimizer = optim.build(packed, job.spec.train)
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
                 model=packed, optimizer=optimizer, config=config
             )

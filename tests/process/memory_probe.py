@@ -140,7 +140,7 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
             with engine.quiet():
                 if case["stage"] == 3:
                     deepspeed.zero.Init(module=packed, config_dict_or_path=settings_of_deepspeed)
-                optimizer = optim.build(packed, settings, "cuda")
+                optimizer = optim.build(packed, settings)
                 running, _, _, _ = deepspeed.initialize(model=packed, optimizer=optimizer, config=settings_of_deepspeed)
             before = tracker.now()
             tracker.take_peak()

@@ -39,7 +39,7 @@ def test_warm_up_as_a_ratio_is_rounded_up():
 
 def test_vectors_are_not_decayed():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    optimizer = optim.build(model, OptimizerSettings(weight_decay=0.1), "cpu")
+    optimizer = optim.build(model, OptimizerSettings(weight_decay=0.1))
     decayed, plain = optimizer.param_groups
     assert decayed["weight_decay"] == 0.1
     assert [p.dim() for p in decayed["params"]] == [2]
@@ -50,6 +50,6 @@ def test_vectors_are_not_decayed():
 def test_frozen_parameters_are_not_handed_to_the_optimizer():
     model = nn.Linear(4, 4)
     model.weight.requires_grad_(False)
-    optimizer = optim.build(model, OptimizerSettings(), "cpu")
+    optimizer = optim.build(model, OptimizerSettings())
     assert [p is model.bias for group in optimizer.param_groups for p in group["params"]] == [True]
     assert isinstance(optimizer, torch.optim.AdamW)
