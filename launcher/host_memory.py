@@ -36,7 +36,7 @@ def host_memory(
     T = sum(count(architecture.shapes[name]) for name in trained)
     parts = {
         "copies for saves": 0 if load.offloads else 12 * T / num_nodes,
-        "finished model": load.element_bytes * architecture.num_parameters,
+        "finished model": 2 * architecture.num_parameters,  # written in bf16, whatever it was trained in
         "processes": ranks * PROCESS,
     }
     if load.offloads:

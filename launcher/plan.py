@@ -340,8 +340,9 @@ def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine,
         )
     alone = machine.without_offload
     if alone is not None:
-        slower = "" if alone.time is None else f", {machine.chosen.time.total_s / alone.time.total_s - 1:.0%} faster"  # type: ignore[union-attr]
-        notes.append(f"it fits without train.offload, at ZeRO-{alone.stage}{slower}")
+        times = machine.chosen.time, alone.time
+        gain = f", {times[0].total_s / times[1].total_s - 1:.0%} faster" if times[0] and times[1] else ""
+        notes.append(f"it fits without train.offload, at ZeRO-{alone.stage}{gain}")
     if any(_has_small_host(row.offer, machine) for row in rows):
         notes.append(
             f"a launch asks for nodes with {machine.host_gib:,} GiB of host memory; resources.memory_gb overrules that"
