@@ -60,7 +60,8 @@ def launch(path: Path, options: LaunchOptions) -> int:
     job = _with_patterns(job)
     run_id = ledger.new_id(job.name)
     train = _settled(job, backend, run_id, options.nproc)
-    job = with_memory(job, train)
+    if backend.name == "sky":
+        job = with_memory(job, train)
     _show_plan(job, backend, train, options)
     _confirm(options)
     while True:
