@@ -7,8 +7,8 @@ from it, and reading names and shapes from safetensors headers. Refuses to load 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ class Architecture:
     source: str
     """Where this was read, for a person."""
 
+    _layers: dict[int | None, Shapes] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """`shapes` by layer: a plan asks for them thousands of times."""
+
+    def __post_init__(self) -> None:
+        for name, shape in self.shapes.items():
+            self._layers.setdefault(self.layer_of(name), {})[name] = shape
+
     @property
     def num_parameters(self) -> int:
         return sum(count(shape) for shape in self.shapes.values())
@@ -50,7 +57,14 @@ class Architecture:
         return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
     def layer_shapes(self, layer: int) -> Shapes:
-        return {name: shape for name, shape in self.shapes.items() if self.layer_of(name) == layer}
+        return self._layers.get(layer, {})
+
+    def lowest_reached(self, trained: Set[str]) -> int:
+        """Index of the lowest layer that gradients reach; the number of layers where none does."""
+        if EMBEDDING in trained:
+            return 0
+        layers = range(self.num_layers)
+        return next((i for i in layers if not trained.isdisjoint(self.layer_shapes(i))), self.num_layers)
 
     @property
     def head_name(self) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.architecture import EMBEDDING, Architecture, count
+from launcher.architecture import Architecture, count
 
 MIB = 2**20
 
@@ -193,8 +193,9 @@ def _gradients(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, floa
     e, T, share = load.element_bytes, sizes.T, 1 / load.ranks
     is_accumulating = load.micro_batches > 1
     if load.offloads:
-        partition = 4 * T * share if stage == 2 and e == 2 else 0
-        return (e * T if stage == 1 and is_accumulating else partition if is_accumulating else 0), partition
+        in_step = 4 * T * share if stage == 2 and e == 2 else 0
+        accumulated = e * T if stage == 1 else in_step
+        return (accumulated if is_accumulating else 0), in_step
     if stage == 0:
         return (e * T if is_accumulating else 0), e * T
     if stage == 1:
@@ -257,7 +258,7 @@ def activations(architecture: Architecture, trained: Set[str], load: Workload) -
     e, n = load.element_bytes, load.tokens
     H = architecture.hidden
     last_norm = n * H * (2 * e + (4 if e == 2 else 0))
-    reached = range(_lowest(architecture, trained), architecture.num_layers)
+    reached = range(architecture.lowest_reached(trained), architecture.num_layers)
     saved = [_saved_by_layer(architecture, trained, load, layer) for layer in reached] or [0.0]
     if load.gradient_checkpointing:
         # the gradients of the two products of the MLP and of the layer's output live beside what was recomputed
@@ -304,11 +305,3 @@ def loss_memory(architecture: Architecture, trained: Set[str], load: Workload) -
     weight = V * H
     in_chunks = max(logits, e * (weight + c * V))
     return hidden + e * weight, 2 * hidden + 4 * weight + max(in_chunks, e * weight)
-
-
-def _lowest(architecture: Architecture, trained: Set[str]) -> int:
-    """Lowest layer that gradients reach."""
-    if EMBEDDING in trained:
-        return 0
-    layers = [index for name in trained if (index := architecture.layer_of(name)) is not None]
-    return min(layers, default=architecture.num_layers)

@@ -7,8 +7,9 @@ in memory, throughput and preemption.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,32 +129,30 @@ def make_plan(
     num_trained = sum(count(architecture.shapes[name]) for name in trained)
     per_day = _preemption_rate(job, history)
     machines: dict[tuple[str | None, int], Machine] = {}
-    kinds = dict.fromkeys((offer.accelerator, offer.count * offer.num_nodes) for offer in offers)
+    kinds = dict.fromkeys(map(_kind, offers))
     if not kinds:
         kinds = dict.fromkeys([(job.resources.gpu_name, job.resources.ranks or 1)])
+    shown = {_kind(offer): offer.accelerator_memory_mib for offer in offers}
     for accelerator, ranks in kinds:
-        alike = [
-            offer for offer in offers if (offer.accelerator, offer.count * offer.num_nodes) == (accelerator, ranks)
-        ]
         machines[accelerator, ranks] = _machine(
-            job, architecture, trained, data_facts, history, accelerator, ranks, alike, per_day
+            job,
+            architecture,
+            trained,
+            data_facts,
+            history,
+            accelerator,
+            ranks,
+            shown.get((accelerator, ranks)),
+            per_day,
         )
     first = next(iter(machines.values()))
     steps = plan_steps(job, data_facts, first.count)
+    spot_hours = functools.cache(preemption.with_preemptions)  # many offers are of one machine
     rows = [
-        _row(
-            offer,
-            machines[offer.accelerator, offer.count * offer.num_nodes],
-            job,
-            steps,
-            data_facts,
-            per_day,
-            deadline_h,
-        )
-        for offer in offers
+        _row(offer, machines[_kind(offer)], job, steps, data_facts, per_day, deadline_h, spot_hours) for offer in offers
     ]
     rows.sort(key=lambda row: (not row.is_possible, row.price_usd[1] if row.price_usd else math.inf))
-    best = (rows[0].offer.accelerator, rows[0].offer.count * rows[0].offer.num_nodes) if rows else next(iter(machines))
+    best = _kind(rows[0].offer) if rows else next(iter(machines))
     ordered = [machines[best], *(machine for key, machine in machines.items() if key != best)]
     return LaunchPlan(
         name=job.name, base=job.model.base, architecture_source=architecture.source,
@@ -161,6 +160,11 @@ def make_plan(
         machines=tuple(ordered), rows=tuple(rows), checkpoint_bytes=12 * num_trained, preemptions_per_day=per_day,
         deadline_h=deadline_h, notes=tuple(_notes(job, data_facts, steps, ordered[0], rows)),
     )  # fmt: skip
+
+
+def _kind(offer: Offer) -> tuple[str | None, int]:
+    """What offers of one machine have in common: the accelerator, and how many of it over all nodes."""
+    return offer.accelerator, offer.count * offer.num_nodes
 
 
 def plan_steps(job: JobSpec, data: DataFacts | None, ranks: int) -> Steps:
@@ -182,14 +186,13 @@ def plan_steps(job: JobSpec, data: DataFacts | None, ranks: int) -> Steps:
 
 def _machine(
     job: JobSpec, architecture: Architecture, trained: Set[str], data: DataFacts | None, history: Sequence[PastRun],
-    accelerator: str | None, ranks: int, offers: Sequence[Offer], per_day: float,
+    accelerator: str | None, ranks: int, memory_mib: int | None, per_day: float,
 ) -> Machine:  # fmt: skip
     card = find_card(accelerator) if accelerator else None
     load = workload(job, ranks, accelerator is not None)
     labelled, span = data.labelled_share if data else 1.0, attention_span(job, data)
     measured = measured_utilisation(history, job, architecture, card) if card else None
-    shown_mib = offers[-1].accelerator_memory_mib if offers else None
-    shown_mib = shown_mib or (card.memory_mib if card else None)
+    shown_mib = memory_mib or (card.memory_mib if card else None)
     memory_bytes = shown_mib * MIB if shown_mib else None
     pace = Pace(card, measured and measured[0], labelled, span, load.offloads) if card else None
     chosen, options = choose_zero(architecture, trained, load, memory_bytes, pace)
@@ -274,7 +277,7 @@ def _preemption_rate(job: JobSpec, history: Sequence[PastRun]) -> float:
 
 def _row(
     offer: Offer, machine: Machine, job: JobSpec, steps: Steps, data: DataFacts | None, per_day: float,
-    deadline_h: float | None,
+    deadline_h: float | None, spot_hours: Callable[[float, float, float, float], preemption.Hours],
 ) -> Row:  # fmt: skip
     why_not = ""
     if machine.chosen.fits is False:
@@ -288,7 +291,7 @@ def _row(
         return Row(offer, not why_not, why_not, None, None, None)
     work_s = steps.total * machine.step_s + _evaluation_s(job, steps, machine, data)
     if offer.spot:
-        hours = preemption.with_preemptions(work_s, machine.save_s, machine.save_interval_s, per_day)
+        hours = spot_hours(work_s, machine.save_s, machine.save_interval_s, per_day)
     else:
         hours = preemption.without_preemption(work_s, machine.save_s, machine.save_interval_s)
     start = START_S / 3600 if offer.price_usd_per_hour else 0.0

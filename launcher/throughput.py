@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
-from launcher.architecture import EMBEDDING, Architecture, count
+from launcher.architecture import Architecture, count
 from launcher.cards import Card
 
 LINK_EFFICIENCY = {True: 0.75, False: 0.5}
@@ -64,7 +64,7 @@ def step_flops(
     that is one conversation): scores and values cost 4 x span x heads x head size forward, 2.5 times that backward
     (flash attention recomputes the scores; Dao 2022).
     """
-    lowest = _lowest_trained_layer(architecture, trained)
+    lowest = architecture.lowest_reached(trained)
     forward = recomputation = by_input = by_weight = attention = 0.0
     head = architecture.shapes[architecture.head_name]
     forward += 2.0 * count(head) * labelled
@@ -86,14 +86,6 @@ def step_flops(
             recomputation += sum(cost.values())
             attention += pairs
     return StepFlops(forward, recomputation, by_input, by_weight, attention)
-
-
-def _lowest_trained_layer(architecture: Architecture, trained: Set[str]) -> int:
-    """Index of the lowest layer that gradients reach; the number of layers where none does."""
-    if EMBEDDING in trained:
-        return 0
-    layers = [index for name in trained if (index := architecture.layer_of(name)) is not None]
-    return min(layers, default=architecture.num_layers)
 
 
 @dataclass(frozen=True, slots=True)
