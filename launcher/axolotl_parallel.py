@@ -41,7 +41,7 @@ class Parallel:
             return
         self.offload = (_PARAMETERS_STAY if parameters else "") if optimizer else None
         if parameters and not optimizer:
-            self.remarks.append(_PARAMETERS_STAY.replace(", only masters and moments", ""))
+            self.remarks.append(_NOTHING_MOVES)
 
 
 def read_deepspeed(value: Any, folder: Path) -> Parallel:
@@ -72,6 +72,7 @@ def read_deepspeed(value: Any, folder: Path) -> Parallel:
 
 
 _PARAMETERS_STAY = "parameters are not offloaded, only masters and moments: `dolphin plan` says whether they fit"
+_NOTHING_MOVES = "parameters are not offloaded: `dolphin plan` says whether they fit"
 
 
 def _deepspeed(config: dict[str, Any]) -> Parallel:

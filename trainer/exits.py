@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from enum import IntEnum
+from typing import NoReturn
 
 
 class ExitCode(IntEnum):
@@ -24,3 +27,10 @@ class Preempted(Exception):
 
 class TrainingFailed(Exception):
     """Training cannot go on (a loss that is not finite, a save that failed); the message is for a person."""
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now that all is written and closed: taking torch apart module by module would only cost a second."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -10,6 +10,7 @@ import os
 import sys
 from functools import partial
 
+from trainer.exits import ExitCode, leave
 from trainer.rankend import Rank, rank_guard
 from trainer.rundir import EventKind, Phase, RunDir
 from trainer.spec import NodeJob
@@ -23,10 +24,7 @@ def main() -> None:
     job = NodeJob.read(options.train_json)
     with rank_guard(job.run_dir, options.attempt, int(os.environ.get("RANK", "0"))) as hand:
         work(job, options.attempt, hand)
-    # all is written and closed: taking torch and DeepSpeed apart module by module would only cost a second
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    leave(ExitCode.DONE)
 
 
 def work(job: NodeJob, attempt: int, hand: Rank) -> None:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from trainer import lifeline
+from trainer.exits import leave
 from trainer.rundir import write_atomic
 
 
@@ -44,7 +45,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # the report is written; torch's own teardown would only keep the supervisor waiting
+    leave(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launcher import ledger, processes
 from launcher.backends import docker_container as parts
@@ -28,9 +28,6 @@ from launcher.backends.machine import memory_bytes
 from launcher.ledger import RunRecord
 from launcher.states import RunState, after_down, state_of_exit_code
 from trainer import secret_file
-
-if TYPE_CHECKING:
-    pass
 
 KILLED_EXIT_CODE = 137
 _SECRETS_TIMEOUT_S = 120

@@ -1,6 +1,7 @@
 """HomeBackend: what the backends share whose runs work in the ledger's own folder, as processes or in a container.
 
-Owns what this machine offers and reading that folder: its log, its files, its outcome, copies of what it holds. Refuses to know what runs there.
+Owns what this machine offers and reading that folder: its log, its files, its outcome, copies of what it holds. Refuses
+to know what runs there.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launcher import ledger, processes
 from launcher.backends.base import (
@@ -26,9 +25,6 @@ from launcher.backends.base import (
 from launcher.backends.home import HomeBackend, read_outcome
 from launcher.ledger import RunRecord
 from launcher.states import RunState, after_down, state_of_exit_code
-
-if TYPE_CHECKING:
-    pass
 
 
 class LocalBackend(HomeBackend):

@@ -64,9 +64,8 @@ def _tell_host_from_gpu() -> None:
         def __missing__(self, _: int) -> str:
             return HOST
 
-    offloads_1, offloads_3 = "cpu_offload", "offload_optimizer"
-    DeepSpeedZeroOptimizer.device = property(lambda o: HOST if getattr(o, offloads_1) else GPU, ignore)
-    DeepSpeedZeroOptimizer_Stage3.device = property(lambda o: HOST if getattr(o, offloads_3) else GPU, ignore)
+    DeepSpeedZeroOptimizer.device = property(lambda o: HOST if o.cpu_offload else GPU, ignore)
+    DeepSpeedZeroOptimizer_Stage3.device = property(lambda o: HOST if o.offload_optimizer else GPU, ignore)
     DeepSpeedZeroOptimizer_Stage3.subgroup_to_device = property(lambda _: AllOnHost(), ignore)
     known = torch_optimizer._get_fused_kernels_supported_devices()
     torch_optimizer._get_fused_kernels_supported_devices = lambda: [*known, "meta"]

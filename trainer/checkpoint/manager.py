@@ -289,10 +289,9 @@ class CheckpointManager:
         def work() -> int:
             if self._snapshot.is_lent:
                 files = copying.run(lambda: self._writer.write(frozen.step, save_id, self._snapshot))
-            else:
-                copying.run(self._snapshot.copy)
-                files = self._writer.write(frozen.step, save_id, self._snapshot)
-            return self._writer.commit(frozen.step, save_id, files, complete)
+                return self._writer.commit(frozen.step, save_id, files, complete)
+            copying.run(self._snapshot.copy)
+            return self._writer.save(frozen.step, save_id, self._snapshot, complete)
 
         self._start(state.step, work, begun, save_id, copying)
 
