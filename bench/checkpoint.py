@@ -56,10 +56,10 @@ def worker(options: argparse.Namespace) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from trainer.checkpoint.manager import CheckpointManager
+    from trainer.checkpoint.trainer_state import TrainerState
     from trainer.data.batch import Batch
-    from trainer.engine import Engine, initialize_distributed
-    from trainer.spec import NodeJob
-    from trainer.state import TrainerState
+    from trainer.engine.engine import Engine, initialize_distributed
+    from trainer.run.spec import NodeJob
 
     rank, world_size, device = initialize_distributed(options.device)
     imported_s = time.time() - STARTED

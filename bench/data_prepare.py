@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from trainer.data.prepare import prepare
-from trainer.spec import NodeJob
+from trainer.run.spec import NodeJob
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from trainer.rundir import RunDir
-from trainer.spec import NodeJob
+from trainer.run.run_folder import RunDir
+from trainer.run.spec import NodeJob
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def init(
     set_: Set = None,
 ) -> int:
     """Write a commented job.yaml, or convert an axolotl configuration."""
-    from launcher.init import init_command
+    from launcher.commands.init import init_command
 
     return init_command(output, from_, set_ or ())
 
@@ -77,7 +77,7 @@ def init(
 @app.command()
 def validate(job: Job, set_: Set = None, json_: Json = False) -> int:
     """Report every error of a job, each with its line."""
-    from launcher.validate import validate_command
+    from launcher.commands.validate import validate_command
 
     return validate_command(str(job), set_ or (), json_)
 
@@ -85,7 +85,7 @@ def validate(job: Job, set_: Set = None, json_: Json = False) -> int:
 @app.command()
 def schema() -> int:
     """Print a JSON Schema of job.yaml, for editors."""
-    from launcher.schema import schema_command
+    from launcher.commands.schema import schema_command
 
     return schema_command()
 
@@ -101,8 +101,8 @@ def data(
     json_: Json = False,
 ) -> int:
     """Prepare the data without training, and show what became of it."""
-    from launcher.data_command import data_command, formats_command
-    from launcher.errors import BadUsage
+    from launcher.commands.data import data_command, formats_command
+    from launcher.runs.errors import BadUsage
 
     if formats:
         return formats_command(json_)
@@ -129,7 +129,7 @@ def plan(
     json_: Json = False,
 ) -> int:
     """Say what a job takes, before anything is paid: steps, memory, hours, price."""
-    from launcher.plan_command import plan_command
+    from launcher.commands.plan import plan_command
 
     return plan_command(job, set_ or (), json_, sequences, deadline, offline, on, nproc)
 
@@ -151,8 +151,8 @@ def launch(
     json_: Json = False,
 ) -> int:
     """Show the plan, start the job, and follow it to its model."""
-    from launcher.run import LaunchOptions
-    from launcher.run import launch as launch_command
+    from launcher.commands.launch import LaunchOptions
+    from launcher.commands.launch import launch as launch_command
 
     sky_options = {"cluster": cluster, "yes_lose_progress": yes_lose_progress}
     stated = {name: value for name, value in sky_options.items() if value}
@@ -169,11 +169,12 @@ def logs(
     ] = None,
 ) -> int:
     """Follow a run's log, from any moment; its exit code is the run's."""
-    from launcher import ledger, look
-    from launcher.follow import LogFrom, parse_age
+    from launcher.commands import runs
+    from launcher.follow.follow import LogFrom, parse_age
+    from launcher.runs import ledger
 
     start = LogFrom(tail, parse_age(since) if since is not None else None)
-    return look.logs(ledger.find(run), start, is_following=not no_follow)
+    return runs.logs(ledger.find(run), start, is_following=not no_follow)
 
 
 @app.command()
@@ -183,11 +184,12 @@ def status(
     json_: Json = False,
 ) -> int:
     """Phase, step, loss, speed, time left and price of a run."""
-    from launcher import ledger, look
+    from launcher.commands import runs
+    from launcher.runs import ledger
 
     if all_:
-        return look.status_of_all(json_wanted=json_)
-    return look.status(ledger.find(run), json_wanted=json_)
+        return runs.status_of_all(json_wanted=json_)
+    return runs.status(ledger.find(run), json_wanted=json_)
 
 
 @app.command()
@@ -197,17 +199,18 @@ def down(
     now: Annotated[bool, typer.Option("--now", help="Kill at once; steps since the last save are lost.")] = False,
 ) -> int:
     """Stop a run, and return once it is known to be gone."""
-    from launcher import ledger, look
+    from launcher.commands import runs
+    from launcher.runs import ledger
 
-    return look.down(ledger.find(run), 0.0 if now else grace)
+    return runs.down(ledger.find(run), 0.0 if now else grace)
 
 
 @app.command()
 def resume(run: OneRun, nproc: Nproc = None, detach: Detach = False, set_: Set = None, json_: Json = False) -> int:
     """Go on with a stopped run from its last checkpoint."""
-    from launcher import ledger
-    from launcher.run import LaunchOptions
-    from launcher.run import resume as resume_command
+    from launcher.commands.launch import LaunchOptions
+    from launcher.commands.launch import resume as resume_command
+    from launcher.runs import ledger
 
     options = LaunchOptions(nproc=nproc, overrides=set_ or (), is_detached=detach, as_json=json_)
     return resume_command(ledger.find(run), options)
@@ -220,15 +223,16 @@ def fetch(
     what: Annotated[Literal["model", "checkpoints", "log"], typer.Option("--what", help="Which part.")] = "model",
 ) -> int:
     """Bring a run's model folder home."""
-    from launcher import ledger, look
+    from launcher.commands import runs
+    from launcher.runs import ledger
 
-    return look.fetch(ledger.find(run), target, what)
+    return runs.fetch(ledger.find(run), target, what)
 
 
 @app.command()
 def doctor(json_: Json = False) -> int:
     """Check this machine, backend by backend, and say what to do."""
-    from launcher.doctor import doctor_command
+    from launcher.commands.doctor import doctor_command
 
     return doctor_command(json_wanted=json_)
 
@@ -246,7 +250,7 @@ def spectrum_scan(
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
 ) -> int:
     """Measure a model's signal-to-noise ratios."""
-    from launcher.spectrum_command import scan_command
+    from launcher.commands.spectrum import scan_command
 
     return scan_command(model, output, device=device, batch=batch, revision=revision)
 
@@ -258,7 +262,7 @@ def spectrum_select(
     json_: Json = False,
 ) -> int:
     """Print the patterns of the layers with the highest ratios."""
-    from launcher.spectrum_command import select_command
+    from launcher.commands.spectrum import select_command
 
     return select_command(snr, top, json_)
 
@@ -270,7 +274,7 @@ def spectrum_names(
     json_: Json = False,
 ) -> int:
     """List a model's parameter names, for train.unfrozen."""
-    from launcher.spectrum_command import names_command
+    from launcher.commands.spectrum import names_command
 
     return names_command(model, revision, json_)
 
@@ -305,8 +309,8 @@ def _explain(error: Exception, debug: bool) -> int:
         if show is not None:
             show()
         return int(error.exit_code)
-    from launcher.errors import LauncherError
-    from launcher.states import EXIT_CODES, EndReason
+    from launcher.runs.errors import LauncherError
+    from launcher.runs.states import EXIT_CODES, EndReason
 
     if isinstance(error, LauncherError):
         if str(error):
@@ -314,6 +318,9 @@ def _explain(error: Exception, debug: bool) -> int:
         return EXIT_CODES[error.reason]
     if type(error).__name__ == "SpecErrors":
         print(error, file=sys.stderr)
+        return EXIT_CODES[EndReason.BAD_SPECIFICATION]
+    if type(error).__name__ == "BadInput":  # what model, data or file are, as the trainer would refuse them
+        print(f"dolphin: {error}", file=sys.stderr)
         return EXIT_CODES[EndReason.BAD_SPECIFICATION]
     if not debug:
         print(f"dolphin: unexpected {type(error).__name__}: {error}; run it again with --debug", file=sys.stderr)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from launcher.errors import BackendError, BadUsage, NoCapacity
-from launcher.states import RunState
+from launcher.runs.errors import BackendError, BadUsage, NoCapacity
+from launcher.runs.states import RunState
 
 if TYPE_CHECKING:
-    from launcher.ledger import RunRecord
-    from launcher.spec import JobSpec
-    from trainer.spec import NodeJob
+    from launcher.jobfile.spec import JobSpec
+    from launcher.runs.ledger import RunRecord
+    from trainer.run.spec import NodeJob
 
 __all__ = [
     "BEGINNING", "Backend", "BackendError", "BackendStatus", "BadUsage", "Cursor", "DownReport", "Fetchable", "Handle",
@@ -189,14 +189,14 @@ class Backend(Protocol):
 
     def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
         """Copy the model folder or the checkpoints as the folder `target`, or the log into it, whole or not at all, and
-        return the path of the copy (launcher.copying). BackendError where there is none, or where target is in use."""
+        return the path of the copy (launcher.runs.copying). BackendError where there is none, or where target is in use."""
         ...
 
 
 BACKENDS: dict[str, tuple[str, str]] = {
-    "local": ("launcher.backends.local", "LocalBackend"),
-    "docker": ("launcher.backends.docker", "DockerBackend"),
-    "sky": ("launcher.backends.skypilot", "SkyBackend"),
+    "local": ("launcher.backends.home.local", "LocalBackend"),
+    "docker": ("launcher.backends.docker.backend", "DockerBackend"),
+    "sky": ("launcher.backends.sky.client", "SkyBackend"),
 }
 """Name to module and class; imported when asked for, so that `--on local` loads neither docker nor sky."""
 

@@ -16,14 +16,16 @@ import psutil
 import pytest
 from dolphin_cli import FAKE_TRAINER, wait_until, write_job
 
-from launcher import ledger, processes
 from launcher.backends.base import BACKENDS, Backend, BackendError, Submission, get_backend
-from launcher.errors import BadUsage
-from launcher.job_file import load_job
-from launcher.ledger import RunRecord
-from launcher.spec import JobSpec, settle
-from launcher.states import RunState, is_over
-from trainer.rundir import write_atomic
+from launcher.backends.home import processes
+from launcher.jobfile.load import load_job
+from launcher.jobfile.settle import settle
+from launcher.jobfile.spec import JobSpec
+from launcher.runs import ledger
+from launcher.runs.errors import BadUsage
+from launcher.runs.ledger import RunRecord
+from launcher.runs.states import RunState, is_over
+from trainer.run.run_folder import write_atomic
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Bench:
         record = record or self.record()
         record = ledger.update(record, submissions=record.submissions + 1, handle=None, down_requested_at=None)
         train = record.files.train_json.read_text()
-        from trainer.spec import NodeJob
+        from trainer.run.spec import NodeJob
 
         submission = Submission(
             record, self.job, NodeJob.model_validate_json(train), {"FAKE": json.dumps(wish)}, {"FAKE_TOKEN": SECRET}
@@ -281,7 +283,7 @@ def test_a_run_of_another_machine_is_not_called_gone(bench):
 
 def test_more_ranks_than_gpus_is_refused(bench, monkeypatch):
     local_only(bench)
-    from launcher.backends import machine
+    from launcher.backends.home import machine
 
     monkeypatch.setattr(machine, "local_gpus", lambda: [("L40S", 46068)])
     assert bench.backend.place(bench.job, "r", Path("/r"), None).nproc == 1

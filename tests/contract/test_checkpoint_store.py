@@ -11,10 +11,10 @@ import sys
 import pytest
 
 from tests.support.fault_proxy import FaultProxy
-from trainer.checkpoint import object_store
-from trainer.checkpoint.opening import open_store, probe
-from trainer.checkpoint.store import FolderStore, NotInStore, StoreError
-from trainer.exits import BadInput
+from trainer.run.exits import BadInput
+from trainer.run.stores import object_store
+from trainer.run.stores.base import FolderStore, NotInStore, StoreError
+from trainer.run.stores.opening import open_store, probe
 
 KINDS = ("folder", "s3", "gcs")
 OBJECT_STORES = ("s3", "gcs")
@@ -199,7 +199,7 @@ def test_a_writer_that_dies_leaves_nothing_that_could_be_taken_for_a_file(tmp_pa
     store = FolderStore(tmp_path)
     store.put("step-00000001/shard", b"old")
     code = (
-        "import os, signal; from pathlib import Path; from trainer.checkpoint.store import FolderStore\n"
+        "import os, signal; from pathlib import Path; from trainer.run.stores.base import FolderStore\n"
         f"with FolderStore(Path({str(tmp_path)!r})).writing('step-00000001/shard') as handle:\n"
         "    handle.write(b'half of the new'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -214,7 +214,7 @@ def test_a_writer_that_dies_leaves_nothing_that_could_be_taken_for_a_file(tmp_pa
 def test_a_full_disk_is_called_by_its_name(tmp_path):
     """With the file size limit of the process in place of the disk's: the same error path, without root."""
     code = (
-        "import resource, signal; from pathlib import Path; from trainer.checkpoint.store import *\n"
+        "import resource, signal; from pathlib import Path; from trainer.run.stores.base import *\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         f"store = FolderStore(Path({str(tmp_path)!r}))\n"
         "try: store.put('shard', bytes(1000))\n"

@@ -19,8 +19,8 @@ from tests.support.fault_proxy import FaultProxy
 from trainer.data import hub
 from trainer.data.prepare import prepare
 from trainer.data.readers import blocks
-from trainer.exits import BadInput
-from trainer.spec import SourceSpec
+from trainer.run.exits import BadInput
+from trainer.run.spec import SourceSpec
 
 ROWS = [chat(f"question {i}", f"answer {i} ça va 🐬") for i in range(30)]
 

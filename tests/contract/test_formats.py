@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.data_job import FIXTURES, data_job
-from trainer.data.conversation import BadRow, Conversation, check
-from trainer.data.formats.registry import FORMATS, choose
 from trainer.data.inputs import files_of
 from trainer.data.plan import DataPlan
 from trainer.data.prepare import prepare
 from trainer.data.readers import blocks
-from trainer.exits import BadInput
-from trainer.spec import SourceSpec
+from trainer.run.exits import BadInput
+from trainer.run.formats.conversation import BadRow, Conversation, check
+from trainer.run.formats.registry import FORMATS, choose
+from trainer.run.spec import SourceSpec
 
 S, U, A, T = "system", "user", "assistant", "tool"
 SHAPES = {
@@ -127,7 +127,7 @@ def test_plain_text_is_trained_whole_and_closed_by_the_end_token(tmp_path: Path)
 
 
 def test_segments_are_trained_where_they_say_so_and_nothing_is_added(tmp_path: Path) -> None:
-    from trainer.tokenizer import load_tokenizer
+    from trainer.data.tokenizer import load_tokenizer
 
     job = data_job(tmp_path, FIXTURES / "segments.jsonl")
     data, tokenizer = prepare(job), load_tokenizer(job.spec.model)
@@ -161,7 +161,7 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
         tmp_path, FIXTURES / "systemchat-2.0.jsonl", model={"chat_template": str(FIXTURES / "own-template.jinja")}
     )
     data = prepare(job)
-    from trainer.tokenizer import load_tokenizer
+    from trainer.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(job.spec.model)
     assert tokenizer.decode(data.token_ids(0)) == "(Speak like a pirate.)\nQ: Hello\nA: Ahoy!<|im_end|>\n"

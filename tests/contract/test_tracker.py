@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from trainer.rundir import RunDir
-from trainer.spec import NodeJob
-from trainer.trackers import JsonlTracker, MlflowTracker, TensorboardTracker, WandbTracker, requested_trackers
+from trainer.rank.trackers import JsonlTracker, MlflowTracker, TensorboardTracker, WandbTracker, requested_trackers
+from trainer.run.run_folder import RunDir
+from trainer.run.spec import NodeJob
 
 Reader = Callable[[NodeJob], list[tuple[int, float]]]
 

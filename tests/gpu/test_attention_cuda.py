@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer.attention import SEGMENTED, VARLEN, choose
-from trainer.model import PackedModel
+from trainer.model.attention import SEGMENTED, VARLEN, choose
+from trainer.model.build import PackedModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -36,9 +36,11 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer  # noqa:
 from torch.optim import optimizer as torch_optimizer  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from trainer import attention, engine, freeze, optim  # noqa: E402
-from trainer.model import PackedModel  # noqa: E402
-from trainer.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec  # noqa: E402
+from trainer.engine import engine  # noqa: E402
+from trainer.engine import optimizer as optim  # noqa: E402
+from trainer.model import attention, freeze  # noqa: E402
+from trainer.model.build import PackedModel  # noqa: E402
+from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec  # noqa: E402
 
 engine._skip_unused_extension()  # or a start that was killed while it was built would block this one for ever
 deepspeed.init_distributed(dist_backend="gloo", dist_init_required=False, verbose=False)

@@ -11,10 +11,10 @@ import signal
 import sys
 import time
 
-from trainer.exits import BadInput, Preempted
-from trainer.rankend import rank_guard
-from trainer.rundir import EventKind, RunDir
-from trainer.spec import NodeJob
+from trainer.run.exits import BadInput, Preempted
+from trainer.run.run_folder import EventKind, RunDir
+from trainer.run.spec import NodeJob
+from trainer.supervise.rank_guard import rank_guard
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import tiny_job
-from trainer.attempt import is_alive
 from trainer.checkpoint.manifest import MANIFEST, Manifest
-from trainer.rundir import RunDir
-from trainer.watch import read_heartbeat
+from trainer.run.run_folder import RunDir
+from trainer.supervise.attempt import is_alive
+from trainer.supervise.heartbeat import read_heartbeat
 
 SAVE_EVERY = 3
 STEPS_PER_LIFE = 6

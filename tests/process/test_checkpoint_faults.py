@@ -14,9 +14,9 @@ import xxhash
 from tests.support.checkpoint_runs import do_phases
 from tests.support.fault_proxy import FaultProxy
 from trainer.checkpoint.manifest import MANIFEST, REFUSED_MANIFEST
-from trainer.checkpoint.store import FolderStore
 from trainer.checkpoint.writer import committed
-from trainer.rundir import RunDir
+from trainer.run.run_folder import RunDir
+from trainer.run.stores.base import FolderStore
 
 NEWEST, BEFORE, STEPS = "step-00000004", "step-00000002", 6
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from launcher.architecture import count, from_config, trainable
-from launcher.host_memory import offloaded
-from launcher.job_file import load_job
-from launcher.memory import REDUCE_BUCKET, Workload, moments_of
+from launcher.jobfile.load import load_job
+from launcher.models.architecture import count, from_config, trainable
+from launcher.plan.gpu_memory import REDUCE_BUCKET, Workload, moments_of
+from launcher.plan.host_memory import offloaded
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 0.10

@@ -12,11 +12,11 @@ from pathlib import Path
 import yaml
 from dolphin_cli import wait_until
 
-from launcher.backends import sky_bucket, sky_relay
-from launcher.backends.sky_mirror import Mirror, frames_in
-from launcher.backends.sky_task import template_path
+from launcher.backends.sky.log.mirror import Mirror, frames_in
+from launcher.backends.sky.node import bucket, relay
+from launcher.backends.sky.task import template_path
 from tests.support import tiny_job
-from trainer.rundir import RunDir
+from trainer.run.run_folder import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = yaml.safe_load(template_path().read_text())["run"]
@@ -26,7 +26,7 @@ def node(home: Path, rank: int, port: int, run: RunDir) -> subprocess.Popen[str]
     """`run` as on node `rank` of two, after its set-up."""
     inputs = home / "dolphin-inputs"
     inputs.mkdir(parents=True)
-    for module in (sky_relay, sky_bucket):
+    for module in (relay, bucket):
         shutil.copy(str(module.__file__), inputs / Path(str(module.__file__)).name.removeprefix("sky_"))
     shutil.copy(run.train_json, inputs / "train.json")
     config = {"run_id": "tiny-1", "run_dir": str(run.path), "image": "", "env": [], "mounts": [], "bucket": None}

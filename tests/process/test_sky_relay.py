@@ -12,10 +12,12 @@ from typing import Any
 
 from dolphin_cli import FAKE_TRAINER, wait_until
 
-from launcher.backends import sky_bucket, sky_relay
-from launcher.backends.sky_mirror import Mirror, frames_in
-from trainer.rundir import read_lines
-from trainer.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
+from launcher.backends.sky.bucket_copy import copy_prefix
+from launcher.backends.sky.log.mirror import Mirror, frames_in
+from launcher.backends.sky.node import bucket as sky_bucket
+from launcher.backends.sky.node import relay
+from trainer.run.run_folder import read_lines
+from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def ship(folder: Path, run_dir: Path, bucket: Path | None = None) -> Path:
     inputs = folder / "dolphin-inputs"
     inputs.mkdir(exist_ok=True)
-    (inputs / "relay.py").write_text(Path(sky_relay.__file__).read_text())
+    (inputs / "relay.py").write_text(Path(relay.__file__).read_text())
     (inputs / "bucket.py").write_text(Path(sky_bucket.__file__).read_text())
     spec = TrainSpec(
         name="demo",
@@ -117,5 +119,5 @@ def test_nodes_that_share_nothing_but_a_bucket_tell_one_story(tmp_path: Path) ->
     assert (home / "log.txt").read_bytes() == (tmp_path / "node-b" / "log.txt").read_bytes()
     assert len(list(read_lines(home / "nodes.jsonl"))) == 2
     assert (bucket / "model" / "config.json").exists()
-    assert sky_bucket.copy_prefix(f"{bucket}/model", tmp_path / "fetched") == tmp_path / "fetched"
+    assert copy_prefix(f"{bucket}/model", tmp_path / "fetched") == tmp_path / "fetched"
     assert (tmp_path / "fetched" / "config.json").exists()

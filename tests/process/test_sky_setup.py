@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.backends.sky_task import template_path
+from launcher.backends.sky.task import template_path
 
 SETUP = yaml.safe_load(template_path().read_text())["setup"]
 

@@ -48,7 +48,7 @@ def test_a_scan_killed_in_the_middle_goes_on(model: Path, tmp_path: Path) -> Non
     command = [
         sys.executable,
         "-m",
-        "trainer.spectrum",
+        "trainer.model.spectrum",
         str(model),
         "--out",
         str(out),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer.notices import Notice, wait_for_notice
+from trainer.supervise.spot_notices import Notice, wait_for_notice
 
 
 class Metadata(ThreadingHTTPServer):

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from trainer.rundir import RunDir
-from trainer.watch import read_heartbeat
+from trainer.run.run_folder import RunDir
+from trainer.supervise.heartbeat import read_heartbeat
 
 HERE = Path(__file__).parent
 PATIENCE_S = 120
@@ -118,7 +118,7 @@ def test_a_killed_rank_a_killed_torchrun_and_a_stopped_rank_lose_nothing(supervi
     assert "rank 1 was killed from outside with SIGKILL" in restart["reason"]
     assert supervised.events("plan")[0]["attempt"] == 1
 
-    torchrun = next(p for p in psutil.Process(process.pid).children() if "trainer.torchrun" in p.cmdline())
+    torchrun = next(p for p in psutil.Process(process.pid).children() if "trainer.supervise.torchrun" in p.cmdline())
     ranks = torchrun.children()
     assert len(ranks) == 2
     torchrun.kill()

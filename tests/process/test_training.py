@@ -73,7 +73,7 @@ def test_transformers_loads_the_model_folder_and_it_has_the_loss_that_was_report
 
     from trainer.data.batch import IGNORE
     from trainer.data.plan import DataPlan
-    from trainer.spec import NodeJob
+    from trainer.run.spec import NodeJob
 
     model = AutoModelForCausalLM.from_pretrained(finished.model)
     tokenizer = AutoTokenizer.from_pretrained(finished.model)

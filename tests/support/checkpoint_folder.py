@@ -8,9 +8,9 @@ import torch
 
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.snapshot import ShardSnapshot, Snapshot
-from trainer.checkpoint.store import FolderStore
 from trainer.checkpoint.writer import SaveWriter, random_file
-from trainer.spec import TrainSpec, result_settings
+from trainer.run.spec import TrainSpec, result_settings
+from trainer.run.stores.base import FolderStore
 
 SHAPES = {"w": (5, 7), "b": (5,)}
 SETTINGS = result_settings(

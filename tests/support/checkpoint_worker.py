@@ -30,13 +30,13 @@ import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainer.checkpoint.manager import CheckpointManager, Copying
+from trainer.checkpoint.trainer_state import TrainerState
 from trainer.data.batch import Batch
-from trainer.engine import Engine, initialize_distributed, sum_over_ranks
-from trainer.exits import BadInput, TrainingFailed
-from trainer.rundir import RunDir
-from trainer.spec import NodeJob
-from trainer.state import TrainerState
-from trainer.zero_state import trainable_shapes
+from trainer.engine.engine import Engine, initialize_distributed, sum_over_ranks
+from trainer.engine.zero_state import trainable_shapes
+from trainer.run.exits import BadInput, TrainingFailed
+from trainer.run.run_folder import RunDir
+from trainer.run.spec import NodeJob
 
 GLOBAL_BATCH, LENGTH, VOCABULARY = 4, 16, 97
 LEARNING_RATE = 2e-3

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.spec import NodeJob
-from trainer.tokenizer import CHATML
+from trainer.data.tokenizer import CHATML
+from trainer.run.spec import NodeJob
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "data"
 

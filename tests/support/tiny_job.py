@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trainer.rundir import RunDir
-from trainer.spec import NodeJob
+from trainer.run.run_folder import RunDir
+from trainer.run.spec import NodeJob
 
 WORDS = [
     "the",

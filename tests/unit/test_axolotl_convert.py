@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from launcher.axolotl import convert
-from launcher.axolotl_account import Conversion
-from launcher.job_file import load_job
-from launcher.problems import SpecErrors
-from launcher.spec import JobSpec
-from launcher.yaml_lines import read_yaml
+from launcher.config.problems import SpecErrors
+from launcher.config.yaml_lines import read_yaml
+from launcher.jobfile.axolotl.account import Conversion
+from launcher.jobfile.axolotl.convert import convert
+from launcher.jobfile.load import load_job
+from launcher.jobfile.spec import JobSpec
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,7 +178,7 @@ REFUSED: list[tuple[str, str, str, str]] = [
 def test_what_cannot_be_done_is_an_error_that_says_what_to_do(
     changes: str, place: str, words: str, tmp_path: Path
 ) -> None:
-    from launcher.problems import key_name
+    from launcher.config.problems import key_name
 
     config = configuration(changes)
     conversion = convert(config, tmp_path)
@@ -231,7 +231,7 @@ class TestThroughLoadJob:
             load_job(path)
 
     def test_init_writes_the_same_job(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        from launcher.init import init_command
+        from launcher.commands.init import init_command
 
         (tmp_path / "elsewhere").mkdir()
         (tmp_path / "rows.jsonl").touch()
@@ -245,8 +245,8 @@ class TestThroughLoadJob:
     def test_init_takes_what_axolotl_leaves_open_from_the_command_line(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from launcher.errors import BadUsage
-        from launcher.init import init_command
+        from launcher.commands.init import init_command
+        from launcher.runs.errors import BadUsage
 
         path, output = tmp_path / "axolotl.yml", tmp_path / "job.yaml"
         path.write_text(BASE + "chat_template: llama3\n")
@@ -265,7 +265,7 @@ class TestThroughLoadJob:
     def test_init_says_what_is_wrong_and_writes_nothing(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        from launcher.init import init_command
+        from launcher.commands.init import init_command
 
         path = tmp_path / "axolotl.yml"
         path.write_text(BASE + "adapter: lora\n")
@@ -291,14 +291,13 @@ def test_the_reference_configuration_is_the_reference_job(tmp_path: Path) -> Non
 
 
 def test_the_table_of_keys_is_the_one_that_is_carried_out() -> None:
-    from launcher import axolotl_keys as keys
-    from launcher.axolotl_file import key_tables
+    from launcher.commands.convert import key_tables
+    from launcher.jobfile.axolotl import keys
 
     assert (ROOT / "docs" / "axolotl.md").read_text() == key_tables(), "write key_tables() to docs/axolotl.md"
     tables = (keys.MAPPED, keys.NO_EFFECT, keys.ERRORS)
     assert sum(map(len, tables)) == len({key for table in tables for key in table}), "a key stands in two tables"
-    sources = "".join(
-        (ROOT / "launcher" / f"axolotl{part}.py").read_text() for part in ("", "_data", "_model", "_parallel", "_train")
-    )
+    readers = ("convert", "datasets", "model", "sharding", "training")
+    sources = "".join((ROOT / "launcher" / "jobfile" / "axolotl" / f"{name}.py").read_text() for name in readers)
     unused = [key for key in (*keys.MAPPED, *keys.DATASET_MAPPED) if f'"{key}"' not in sources]
     assert [key for key in unused if not key.startswith("wandb_")] == [], "listed as mapped, but nothing reads it"

@@ -21,7 +21,7 @@ from trainer.checkpoint.manifest import (
     step_of,
 )
 from trainer.checkpoint.shards import ShardReader, plan_files
-from trainer.checkpoint.store import FolderStore, StoreError
+from trainer.run.stores.base import FolderStore, StoreError
 
 
 def manifest_of(root, step):

@@ -7,10 +7,10 @@ import pytest
 from tests.support.checkpoint_folder import SETTINGS, save, writer
 from trainer.checkpoint.manifest import MANIFEST, REFUSED_MANIFEST, Manifest
 from trainer.checkpoint.resume import Search, check_same_job, lost_work
-from trainer.checkpoint.store import FolderStore, StoreError
 from trainer.checkpoint.writer import committed
-from trainer.exits import BadInput
-from trainer.rundir import EventKind, RunDir, append_line
+from trainer.run.exits import BadInput
+from trainer.run.run_folder import EventKind, RunDir, append_line
+from trainer.run.stores.base import FolderStore, StoreError
 
 
 def search(root, remote=None):

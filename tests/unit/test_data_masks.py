@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.data_job import CHATML_UNMARKED, LLAMA3, TEMPLATES, THINKING, write_tokenizer
-from trainer.data.conversation import BadRow, Conversation, Turn
 from trainer.data.encode import Encoded, Encoder
 from trainer.data.render import Renderer
-from trainer.exits import BadInput
-from trainer.spec import ModelSpec, SpecialTokens
-from trainer.tokenizer import CHATML, load_tokenizer
+from trainer.data.tokenizer import CHATML, load_tokenizer
+from trainer.run.exits import BadInput
+from trainer.run.formats.conversation import BadRow, Conversation, Turn
+from trainer.run.spec import ModelSpec, SpecialTokens
 
 FAMILIES = ("byte-level", "llama3", "nfc", "sentencepiece")
 

@@ -22,7 +22,7 @@ from trainer.data.batch import IGNORE, Batch
 from trainer.data.packing import by_falling_length, deal, one_a_row, pack, row_order
 from trainer.data.plan import DataPlan
 from trainer.data.prepare import prepare
-from trainer.exits import BadInput
+from trainer.run.exits import BadInput
 
 GLOBAL_BATCH = 6
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from tests.support.data_job import chat, data_job, write_rows, write_tokenizer
-from trainer.data import build as build_module
+from trainer.data import build
 from trainer.data.minhash import near_duplicates, signature
 from trainer.data.prepare import main, prepare
 from trainer.data.prepared import Prepared
+from trainer.data.tokenizer import load_tokenizer
 from trainer.data.workers import Workers
-from trainer.exits import BadInput
-from trainer.tokenizer import load_tokenizer
+from trainer.run.exits import BadInput
 
 ROWS = [chat(f"question {i}", f"answer {i} with naïve café 🐬 你好") for i in range(40)]
 
@@ -238,7 +238,7 @@ def test_the_held_out_part_shares_nothing_with_training(tmp_path: Path) -> None:
 
 def test_the_number_of_workers_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.data.readers.BLOCK_BYTES", 700)
-    monkeypatch.setattr(build_module, "BYTES_WORTH_A_WORKER", 1)
+    monkeypatch.setattr(build, "BYTES_WORTH_A_WORKER", 1)
     path = write_rows(tmp_path / "a.jsonl", ROWS)
     with open(path, "a", encoding="utf-8") as handle:
         handle.write("broken\n")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends import docker_container as parts
 from launcher.backends.base import BackendError
-from launcher.spec import JobSpec
-from trainer.spec import NodeJob
+from launcher.backends.docker import container
+from launcher.jobfile.spec import JobSpec
+from trainer.run.spec import NodeJob
 
 
 def job_of(**groups) -> JobSpec:
@@ -34,7 +34,7 @@ def test_inputs_are_read_only_and_only_the_runs_own_folders_are_written(tmp_path
         data={"sources": [{"path": str(data)}]},
         checkpoint={"store": str(tmp_path / "store")},
     )
-    mounts = parts.mounts_of(job, node_job(job, tmp_path))
+    mounts = container.mounts_of(job, node_job(job, tmp_path))
     assert mounts.read_only == (str(base), str(data))
     assert mounts.read_write == (str(tmp_path / "cache"), str(tmp_path / "run"), str(tmp_path / "store"))
 
@@ -46,19 +46,19 @@ def test_a_hubs_snapshot_of_links_brings_its_blobs(tmp_path):
     (blobs / "123").write_text("weights")
     (snapshot / "model.safetensors").symlink_to("../../blobs/123")
     job = job_of(model={"base": str(snapshot)})
-    assert parts.mounts_of(job, node_job(job, tmp_path)).read_only == (str(blobs), str(snapshot))
+    assert container.mounts_of(job, node_job(job, tmp_path)).read_only == (str(blobs), str(snapshot))
 
 
 def test_a_glob_mounts_the_folder_above_it(tmp_path):
     (tmp_path / "data" / "a").mkdir(parents=True)
     job = job_of(data={"sources": [{"path": f"{tmp_path}/data/*/part-*.jsonl"}]})
-    assert parts.mounts_of(job, node_job(job, tmp_path)).read_only == (str(tmp_path / "data"),)
+    assert container.mounts_of(job, node_job(job, tmp_path)).read_only == (str(tmp_path / "data"),)
 
 
 def test_what_would_hide_the_images_own_files_is_refused(tmp_path):
     job = job_of(model={"base": "/usr/share"})
     with pytest.raises(BackendError, match="move it elsewhere"):
-        parts.mounts_of(job, node_job(job, tmp_path))
+        container.mounts_of(job, node_job(job, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -77,22 +77,22 @@ def test_what_would_hide_the_images_own_files_is_refused(tmp_path):
     ],
 )
 def test_a_run_has_a_network_only_where_it_reaches_for_one(groups, needed):
-    assert parts.needs_network(job_of(**groups)) is needed
+    assert container.needs_network(job_of(**groups)) is needed
 
 
 def test_no_secret_is_in_the_containers_environment(tmp_path):
     train = node_job(job_of(), tmp_path)
-    environment = parts.environment_of({"MINE": "1"}, train, run_marker="M", has_secrets=True, has_network=False)
+    environment = container.environment_of({"MINE": "1"}, train, run_marker="M", has_secrets=True, has_network=False)
     assert environment["DOLPHIN_SECRETS_FILE"].startswith(train.run_dir)
     assert environment["M"] == "t-1"
     assert environment["MINE"] == "1"
-    assert "DOLPHIN_SECRETS_FILE" not in parts.environment_of(
+    assert "DOLPHIN_SECRETS_FILE" not in container.environment_of(
         {}, train, run_marker="M", has_secrets=False, has_network=False
     )
     json.dumps(environment)
 
 
 def test_the_gpus_that_the_user_may_see():
-    assert parts.gpu_ids(2, None) == ["0", "1"]
-    assert parts.gpu_ids(1, "3,5") == ["3"]
-    assert parts.gpu_ids(1, "GPU-8a1f") == ["GPU-8a1f"]
+    assert container.gpu_ids(2, None) == ["0", "1"]
+    assert container.gpu_ids(1, "3,5") == ["3"]
+    assert container.gpu_ids(1, "GPU-8a1f") == ["GPU-8a1f"]

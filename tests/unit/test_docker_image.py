@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.backends import docker_engine, docker_image
 from launcher.backends.base import BackendError, BadUsage
+from launcher.backends.docker import engine, image
 
 
 @pytest.fixture
@@ -14,43 +14,44 @@ def root(tmp_path):
         "Dockerfile",
         "constraints.txt",
         "pyproject.toml",
-        "trainer/main.py",
+        "trainer/rank/main.py",
         "launcher/cli.py",
         "wheels/a-1-py3-none-any.whl",
     ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     return tmp_path
 
 
 @pytest.mark.parametrize(
-    "changed", ["Dockerfile", "constraints.txt", "trainer/main.py", "trainer/new.py", "wheels/b-1-py3-none-any.whl"]
+    "changed",
+    ["Dockerfile", "constraints.txt", "trainer/rank/main.py", "trainer/new.py", "wheels/b-1-py3-none-any.whl"],
 )
 def test_what_goes_into_the_image_is_in_its_tag(root, changed):
-    before = docker_image.own_tag(root, {"VARIANT": "cpu"})
+    before = image.own_tag(root, {"VARIANT": "cpu"})
     (root / changed).write_text("something else")
-    assert docker_image.own_tag(root, {"VARIANT": "cpu"}) != before
+    assert image.own_tag(root, {"VARIANT": "cpu"}) != before
 
 
 def test_what_does_not_go_in_is_not(root):
-    before = docker_image.own_tag(root, {"VARIANT": "cpu"})
+    before = image.own_tag(root, {"VARIANT": "cpu"})
     (root / "launcher/cli.py").write_text("something else")
-    (root / "trainer/main.pyc").write_text("x")
-    assert docker_image.own_tag(root, {"VARIANT": "cpu"}) == before
-    assert docker_image.own_tag(root, {"VARIANT": "cuda"}) != before
+    (root / "trainer/rank/main.pyc").write_text("x")
+    assert image.own_tag(root, {"VARIANT": "cpu"}) == before
+    assert image.own_tag(root, {"VARIANT": "cuda"}) != before
 
 
 def test_an_installation_without_a_dockerfile_says_what_to_do(tmp_path):
     with pytest.raises(BackendError, match=r"resources\.image"):
-        docker_image.own_tag(tmp_path, {"VARIANT": "cpu"})
+        image.own_tag(tmp_path, {"VARIANT": "cpu"})
 
 
 def test_build_arguments_come_from_the_environment(monkeypatch):
-    monkeypatch.setenv(docker_image.BUILD_ARGS, "BASE_IMAGE=mine:1 EXTRAS='train track'")
-    assert docker_image.build_arguments("cpu") == {"VARIANT": "cpu", "BASE_IMAGE": "mine:1", "EXTRAS": "train track"}
-    monkeypatch.setenv(docker_image.BUILD_ARGS, "BASE_IMAGE")
+    monkeypatch.setenv(image.BUILD_ARGS, "BASE_IMAGE=mine:1 EXTRAS='train track'")
+    assert image.build_arguments("cpu") == {"VARIANT": "cpu", "BASE_IMAGE": "mine:1", "EXTRAS": "train track"}
+    monkeypatch.setenv(image.BUILD_ARGS, "BASE_IMAGE")
     with pytest.raises(BadUsage, match="NAME=VALUE"):
-        docker_image.build_arguments("cpu")
+        image.build_arguments("cpu")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_build_arguments_come_from_the_environment(monkeypatch):
     ],
 )
 def test_the_engines_errors_are_one_line_that_says_what_to_do(said, advice):
-    line = docker_engine.explain("starting", said)
+    line = engine.explain("starting", said)
     assert advice in line
     assert "\n" not in line
 
@@ -73,10 +74,10 @@ def test_a_missing_engine_is_one_line(monkeypatch, tmp_path):
     pytest.importorskip("docker", reason="docker: the extra [docker] is not installed")
     monkeypatch.setenv("DOCKER_HOST", "tcp://far-away:2375")
     with pytest.raises(BackendError, match="engine on it"):
-        docker_engine.connect()
+        engine.connect()
 
 
 def test_a_tag_is_no_port():
-    assert docker_image._repository_and_tag("host:5000/a/b") == ("host:5000/a/b", "latest")
-    assert docker_image._repository_and_tag("host:5000/a/b:1") == ("host:5000/a/b", "1")
-    assert docker_image._repository_and_tag("a@sha256:00") == ("a@sha256:00", None)
+    assert image._repository_and_tag("host:5000/a/b") == ("host:5000/a/b", "latest")
+    assert image._repository_and_tag("host:5000/a/b:1") == ("host:5000/a/b", "1")
+    assert image._repository_and_tag("a@sha256:00") == ("a@sha256:00", None)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from launcher.backends.base import BackendError, BackendStatus, LogChunk
-from launcher.errors import BadUsage
-from launcher.follow import LogFrom, follow, parse_age, show_log
-from launcher.ledger import RunRecord
-from launcher.states import RunState
-from launcher.story import RunView
-from launcher.tail import JsonLines, ViewReader
-from trainer.rundir import EventKind
+from launcher.follow.follow import LogFrom, follow, parse_age, show_log
+from launcher.follow.readers import JsonLines, ViewReader
+from launcher.follow.run_view import RunView
+from launcher.runs.errors import BadUsage
+from launcher.runs.ledger import RunRecord
+from launcher.runs.states import RunState
+from trainer.run.run_folder import EventKind
 
 RECORD = RunRecord("demo-1", Path("/nowhere"), "demo", "wild", 0.0)
 
@@ -207,7 +207,7 @@ def test_since_on_a_log_without_times_is_refused_not_ignored():
         show_log(WildBackend([{"log": ["a\n"]}]), RECORD, Screen(), LogFrom(since=parse_age("10m")))
 
 
-@pytest.mark.parametrize("text", ["", "10", "m", "-5m", "5y", "1.5h"])
+@pytest.mark.parametrize("text", ["", "10", "m", "-5m", "5y", "h1", "1.h"])
 def test_an_age_that_is_none_says_what_one_looks_like(text):
     with pytest.raises(BadUsage, match="for example 10m"):
         parse_age(text)

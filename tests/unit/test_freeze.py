@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer import freeze
-from trainer.exits import BadInput
-from trainer.patterns import match
+from trainer.model import freeze
+from trainer.run.exits import BadInput
+from trainer.run.patterns import match
 
 
 @pytest.fixture

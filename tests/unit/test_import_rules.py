@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NODE_STACK = ("torch", "transformers", "deepspeed", "datasets", "safetensors", "numpy", "tokenizers")
-ONLY_IMPORTERS = {"sky": "launcher/backends/skypilot.py", "docker": "launcher/backends/docker"}
+ONLY_IMPORTERS = {"sky": "launcher/backends/sky/client.py", "docker": "launcher/backends/docker"}
 """Prefix of the only files that may import a backend's library."""
 
 

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from launcher import ledger
-from launcher.errors import BadUsage, LauncherError
+from launcher.runs import ledger
+from launcher.runs.errors import BadUsage, LauncherError
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import pytest
 
 from launcher.backends import base
 from launcher.backends.base import BackendError, BadUsage, get_backend
-from launcher.backends.machine import local_gpus
-from launcher.copying import copy_folder
+from launcher.backends.home.machine import local_gpus
+from launcher.runs.copying import copy_folder
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.data.batch import IGNORE
-from trainer.loss import LossHead
+from trainer.model.loss import LossHead
 
 
 def plain(head: nn.Linear, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from trainer.attention import SEGMENTED, choose
 from trainer.data.batch import IGNORE
-from trainer.exits import BadInput
-from trainer.model import PackedModel
+from trainer.model.attention import SEGMENTED, choose
+from trainer.model.build import PackedModel
+from trainer.run.exits import BadInput
 
 LENGTHS = (5, 17, 1, 9)
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from launcher import ledger
-from launcher.architecture import count, find_architecture, from_config, trainable
-from launcher.cards import find_card
-from launcher.errors import BadUsage
-from launcher.history import known_data, measured_utilisation, past_runs
-from launcher.preemption import RESTART_S, with_preemptions, without_preemption
-from launcher.throughput import offload_cost, step_flops, step_time, step_traffic
-from trainer.rundir import EventKind, append_line
-from trainer.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
+from launcher.models.architecture import count, find_architecture, from_config, trainable
+from launcher.plan.gpus import find_card
+from launcher.plan.history import known_data, measured_utilisation, past_runs
+from launcher.plan.preemption import RESTART_S, with_preemptions, without_preemption
+from launcher.plan.throughput import offload_cost, step_flops, step_time, step_traffic
+from launcher.runs import ledger
+from trainer.run.exits import BadInput
+from trainer.run.run_folder import EventKind, append_line
+from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
 
 SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -56,16 +56,16 @@ def test_known_models_have_their_published_size(base: str, parameters: int) -> N
 
 
 def test_a_model_that_nobody_knows_is_an_error_with_a_way_out() -> None:
-    with pytest.raises(BadUsage, match=r"config\.json"):
+    with pytest.raises(BadInput, match=r"config\.json"):
         find_architecture("somebody/unheard-of")
-    with pytest.raises(BadUsage, match="mamba"):
+    with pytest.raises(BadInput, match="mamba"):
         from_config({"model_type": "mamba"}, "x")
 
 
 def test_a_tied_head_trains_the_embedding() -> None:
     tied = from_config({"model_type": "llama", **SMALL, "tie_word_embeddings": True}, "x")
     assert trainable(tied, [r"^lm_head\.weight$"]) == {"model.embed_tokens.weight"}
-    with pytest.raises(BadUsage, match="matches no parameter"):
+    with pytest.raises(BadInput, match="matches no parameter"):
         trainable(tied, [r"layers\.80\."])
 
 

@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 
-from launcher import run
-from launcher.architecture import find_architecture, trainable
 from launcher.backends.base import Offer
-from launcher.data_facts import DataFacts, estimated, stated
-from launcher.errors import BadUsage
-from launcher.job_file import load_job
-from launcher.offers import catalog_folder, catalog_offers
-from launcher.plan import LaunchPlan, make_plan
-from launcher.plan_command import deadline_hours, needed_memory_gb, plan_command, settled_zero
-from launcher.plan_view import show, summarise
-from launcher.problems import SpecErrors
-from launcher.spec import JobSpec, ResourcesSpec, settle
-from trainer.spec import DataSpec, ModelSpec, SourceSpec
+from launcher.backends.sky.catalog import catalog_folder, catalog_offers
+from launcher.commands import launch
+from launcher.commands.plan import deadline_hours, plan_command
+from launcher.config.problems import SpecErrors
+from launcher.jobfile.load import load_job
+from launcher.jobfile.settle import settle
+from launcher.jobfile.spec import JobSpec, ResourcesSpec
+from launcher.models.architecture import find_architecture, trainable
+from launcher.plan.data_facts import DataFacts, estimated, stated
+from launcher.plan.make import LaunchPlan, make_plan
+from launcher.plan.of_job import needed_memory_gb, settled_zero
+from launcher.plan.view import show, summarise
+from launcher.runs.errors import BadUsage
+from trainer.run.spec import DataSpec, ModelSpec, SourceSpec
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dolphin-2.9.4-llama3.1-8b.yaml"
 CATALOGS = os.environ.get("DOLPHIN_SKY_CATALOGS")
@@ -147,11 +149,11 @@ def test_a_launch_asks_for_the_host_memory_that_the_plan_needs() -> None:
     train = settle(job, nproc=8, zero=zero, **place)
     machine = plan_for(job, [SPOT]).machines[0]
     assert needed_memory_gb(job, train) == machine.host_gib
-    assert run.with_memory(job, train).resources.memory_gb == machine.host_gib
+    assert launch.with_memory(job, train).resources.memory_gb == machine.host_gib
     stated = job_of("train.offload=optimizer", "resources.memory_gb=64")
-    assert run.with_memory(stated, train).resources.memory_gb == 64
+    assert launch.with_memory(stated, train).resources.memory_gb == 64
     on_cpu = train.model_copy(update={"device": "cpu"})
-    assert run.with_memory(job, on_cpu).resources.memory_gb is None
+    assert launch.with_memory(job, on_cpu).resources.memory_gb is None
     assert needed_memory_gb(job.model_copy(update={"model": ModelSpec(base="somebody/unheard-of")}), train) is None
 
 

@@ -6,8 +6,8 @@ import stat
 
 import pytest
 
-from trainer import secret_file
-from trainer.exits import BadInput
+from trainer.run import secret_file
+from trainer.run.exits import BadInput
 
 
 def test_the_file_is_the_owners_alone_and_gone_once_it_is_read(tmp_path):

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from launcher.backends.base import Offer
-from launcher.backends.sky_errors import explain
-from launcher.backends.sky_offers import offers_of, priced, refuse_losing_progress
-from launcher.backends.sky_task import Place, places_of
-from launcher.errors import BackendError, BadUsage, NoCapacity
-from launcher.spec import JobSpec
+from launcher.backends.sky.errors import explain
+from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress
+from launcher.backends.sky.task import Place, places_of
+from launcher.jobfile.spec import JobSpec
+from launcher.runs.errors import BackendError, BadUsage, NoCapacity
 
 
 def raised(name: str, text: str) -> BaseException:

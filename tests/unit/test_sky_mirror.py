@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.sky_feed import Feed
-from launcher.backends.sky_mirror import STATE_FILE, Frame, Mirror, frames_in
-from launcher.backends.sky_relay import frame, packed
+from launcher.backends.sky.log.feed import Feed
+from launcher.backends.sky.log.mirror import STATE_FILE, Frame, Mirror, frames_in
+from launcher.backends.sky.node.relay import frame, packed
 
 
 def printed(kind: str, numbers: range, journal: str = "ab12", at: float = 1000.0) -> list[str]:

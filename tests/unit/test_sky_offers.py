@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.sky_offers import offers_of
-from launcher.errors import NoCapacity
-from launcher.offers import catalog_offers
-from launcher.spec import JobSpec, ResourcesSpec
+from launcher.backends.sky.catalog import catalog_offers
+from launcher.backends.sky.offers import offers_of
+from launcher.jobfile.spec import JobSpec, ResourcesSpec
+from launcher.runs.errors import NoCapacity
 from tests.support.require import needs_skypilot
 from tests.unit.test_sky_task import job_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.backends.sky_status import (
+from launcher.backends.sky.status import (
     CLUSTER_JOB_STATES,
     CLUSTER_STATES,
     MANAGED_JOB_STATES,
@@ -14,7 +14,7 @@ from launcher.backends.sky_status import (
     price_of,
     settled,
 )
-from launcher.states import RunState, is_over
+from launcher.runs.states import RunState, is_over
 from tests.support.require import needs_skypilot
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from launcher.backends.sky_ship import pack
-from launcher.backends.sky_task import (
+from launcher.backends.sky.ship import pack
+from launcher.backends.sky.task import (
     NO_DOCKER_IMAGE,
     NO_SPOT,
     Place,
@@ -20,10 +20,11 @@ from launcher.backends.sky_task import (
     requirements,
     ship,
 )
-from launcher.errors import BadUsage
-from launcher.spec import JobSpec, settle
+from launcher.jobfile.settle import settle
+from launcher.jobfile.spec import JobSpec
+from launcher.runs.errors import BadUsage
 from tests.support.require import needs_skypilot
-from trainer.spec import NodeJob
+from trainer.run.spec import NodeJob
 
 IMAGE = "me/dolphin:1"
 CLOUDS = ["aws", "gcp", "nebius", "runpod", "oci", "kubernetes", "shadeform", "slurm/lab"]

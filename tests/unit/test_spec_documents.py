@@ -9,14 +9,14 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from launcher.explanations import explanations
-from launcher.init import init_command, new_job_text
-from launcher.job_file import load_job
-from launcher.schema import job_schema, schema_text
-from launcher.spec import JobSpec
-from launcher.suggest import all_keys, groups_in
-from launcher.validate import validate_command
-from launcher.yaml_lines import read_yaml
+from launcher.commands.init import init_command, new_job_text
+from launcher.commands.schema import job_schema, schema_text
+from launcher.commands.validate import validate_command
+from launcher.config.key_hints import all_keys, groups_in
+from launcher.config.yaml_lines import read_yaml
+from launcher.jobfile.field_docs import explanations
+from launcher.jobfile.load import load_job
+from launcher.jobfile.spec import JobSpec
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -34,8 +34,8 @@ def test_an_example_loads_and_fits_the_schema_that_it_names(path: Path) -> None:
 
 
 def test_there_is_an_example_for_every_data_format_and_its_rows_are_read() -> None:
-    from trainer.data.conversation import check
-    from trainer.data.formats.registry import FORMATS, choose
+    from trainer.run.formats.conversation import check
+    from trainer.run.formats.registry import FORMATS, choose
 
     for entry in FORMATS:
         job = load_job(ROOT / "examples" / f"data-{entry.name}.yaml")

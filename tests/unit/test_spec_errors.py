@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.job_file import load_job
-from launcher.problems import SpecErrors
-from launcher.spec import JobSpec, ResourcesSpec
+from launcher.config.problems import SpecErrors
+from launcher.jobfile.load import load_job
+from launcher.jobfile.spec import JobSpec, ResourcesSpec
 
 GOOD = """\
 name: tide

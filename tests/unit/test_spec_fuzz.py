@@ -9,7 +9,10 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from launcher.axolotl_keys import (
+from launcher.config.key_hints import all_keys
+from launcher.config.problems import LocatedProblem, SpecErrors
+from launcher.config.yaml_lines import write_yaml
+from launcher.jobfile.axolotl.keys import (
     DATASET_ERRORS,
     DATASET_MAPPED,
     DATASET_NO_EFFECT,
@@ -18,11 +21,8 @@ from launcher.axolotl_keys import (
     MAPPED,
     NO_EFFECT,
 )
-from launcher.job_file import load_job
-from launcher.problems import LocatedProblem, SpecErrors
-from launcher.spec import JobSpec
-from launcher.suggest import all_keys
-from launcher.yaml_lines import write_yaml
+from launcher.jobfile.load import load_job
+from launcher.jobfile.spec import JobSpec
 
 WORDS = st.sampled_from(
     ["auto", "epoch", "x", "", "a/b", "./r.jsonl", "5e-6", "train[:5]", "zero3", "sharegpt", "cosine", "[", "~"]

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from launcher.problems import SpecErrors
-from launcher.spec import JobSpec, settle
-from trainer.spec import NodeJob, TrainSpec, problems
+from launcher.config.problems import SpecErrors
+from launcher.jobfile.settle import settle
+from launcher.jobfile.spec import JobSpec
+from trainer.run.spec import NodeJob, TrainSpec, problems
 
 
 def job(train: dict[str, Any] | None = None, **groups: Any) -> JobSpec:

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.yaml_lines import MAX_VALUES, read_scalar, read_yaml, write_yaml
+from launcher.config.yaml_lines import MAX_VALUES, read_scalar, read_yaml, write_yaml
 
 
 @pytest.mark.parametrize(

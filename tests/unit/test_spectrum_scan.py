@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from launcher.spectrum_command import names_command
-from trainer import spectrum
-from trainer.exits import BadInput
-from trainer.weights_index import fingerprint, stored_tensors
+from launcher.commands.spectrum import names_command
+from trainer.model import spectrum
+from trainer.run.exits import BadInput
+from trainer.run.weights_index import fingerprint, stored_tensors
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import BadUsage
-from launcher.spectrum_command import resolve_unfrozen
-from launcher.spectrum_select import read_snr, select, share_of
-from trainer.spec import DataSpec, ModelSpec, OptimizerSettings, SourceSpec, SpectrumSpec, TrainSpec, UnfrozenSpec
+from launcher.models.spectrum import read_snr, select, share_of
+from launcher.plan.unfrozen import resolve_unfrozen
+from trainer.run.exits import BadInput
+from trainer.run.spec import DataSpec, ModelSpec, OptimizerSettings, SourceSpec, SpectrumSpec, TrainSpec, UnfrozenSpec
 
 REFERENCE = os.environ.get("DOLPHIN_REFERENCE")
 needs_reference = pytest.mark.skipif(
@@ -88,13 +88,13 @@ def test_names_behind_a_prefix_are_found() -> None:
 
 
 def test_selecting_nothing_is_an_error_and_not_a_frozen_model() -> None:
-    with pytest.raises(BadUsage, match="nothing would be trained"):
+    with pytest.raises(BadInput, match="nothing would be trained"):
         select(snr_of({"model.layers.0.mlp.up_proj": 1.0}), "50%")
 
 
 @pytest.mark.parametrize("top", ["0%", "101%", "half", "-5%"])
 def test_a_share_that_is_none_is_refused(top: str) -> None:
-    with pytest.raises(BadUsage):
+    with pytest.raises(BadInput):
         share_of(top)
 
 
@@ -104,5 +104,5 @@ def test_a_share_that_is_none_is_refused(top: str) -> None:
 def test_a_file_that_is_no_snr_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "snr.json"
     path.write_text(content)
-    with pytest.raises(BadUsage, match=r"snr\.json"):
+    with pytest.raises(BadInput, match=r"snr\.json"):
         read_snr(path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.states import (
+from launcher.runs.states import (
     END_REASONS,
     EXIT_CODES,
     TRAINER_STATES,
@@ -13,7 +13,7 @@ from launcher.states import (
     is_over,
     state_of_exit_code,
 )
-from trainer.exits import ExitCode
+from trainer.run.exits import ExitCode
 
 
 @pytest.mark.parametrize(("mapping", "members"), [(END_REASONS, RunState), (EXIT_CODES, EndReason), (TRAINER_STATES, ExitCode)])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 import threading
@@ -11,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from trainer import metrics, trackers
-from trainer.exits import BadInput
-from trainer.metrics import Background, MetricsWriter, step_line
-from trainer.rundir import RunDir
-from trainer.spec import NodeJob, TrackSpec
+from trainer.rank import metrics, trackers
+from trainer.rank.metrics import Background, MetricsWriter, step_line
+from trainer.run.exits import BadInput
+from trainer.run.run_folder import RunDir
+from trainer.run.spec import NodeJob, TrackSpec
 
 STEP_KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "attempt", "time"]
 
@@ -77,7 +78,7 @@ def test_the_log_has_a_line_every_log_every_steps_and_at_the_end(
 
 
 def test_a_missing_package_is_said_before_training_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"track\.tensorboard needs the package tensorboardX.*pip install tensorboardX"):
         trackers.require_packages(TrackSpec(tensorboard=True))
     trackers.require_packages(TrackSpec())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainer.watch import BUSY_FACTOR, STEP_FACTOR, Beat, Heartbeat, hang, read_heartbeat
+from trainer.supervise.heartbeat import BUSY_FACTOR, STEP_FACTOR, Beat, Heartbeat, hang, read_heartbeat
 
 
 class Clock:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainer.checkpoint.store import StoreError
-from trainer.exits import BadInput
+from trainer.run.exits import BadInput
+from trainer.run.stores.base import StoreError
 
 TIMEOUT = timedelta(hours=24)
 

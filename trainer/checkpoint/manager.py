@@ -14,20 +14,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer import zero_state
-from trainer.checkpoint import opening, random_state
+from trainer.checkpoint import random_state
 from trainer.checkpoint.agreement import Agreement
 from trainer.checkpoint.manifest import CorruptCheckpoint, FileEntry, Manifest, folder_name
 from trainer.checkpoint.resume import Candidate, Search, check_same_job, lost_work
 from trainer.checkpoint.schedule import SaveSchedule
 from trainer.checkpoint.shards import ShardReader
 from trainer.checkpoint.snapshot import Snapshot
-from trainer.checkpoint.store import FolderStore, StoreError
+from trainer.checkpoint.trainer_state import TrainerState
 from trainer.checkpoint.writer import SaveWriter, random_file
-from trainer.exits import TrainingFailed
-from trainer.rundir import EventKind, RunDir
-from trainer.spec import NodeJob, result_hash, result_settings
-from trainer.state import TrainerState
+from trainer.engine import zero_state
+from trainer.run.exits import TrainingFailed
+from trainer.run.run_folder import EventKind, RunDir
+from trainer.run.spec import NodeJob, result_hash, result_settings
+from trainer.run.stores import opening
+from trainer.run.stores.base import FolderStore, StoreError
 
 Emit = Callable[..., None]
 T = TypeVar("T")

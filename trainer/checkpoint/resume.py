@@ -20,11 +20,11 @@ from trainer.checkpoint.manifest import (
     differences,
     step_of,
 )
-from trainer.checkpoint.store import PROBE, CheckpointStore, FolderStore
 from trainer.checkpoint.writer import committed
-from trainer.exits import BadInput
-from trainer.rundir import RunDir
-from trainer.spec import RESULT_NEUTRAL, SpecModel, TrainSpec
+from trainer.run.exits import BadInput
+from trainer.run.run_folder import RunDir
+from trainer.run.spec import RESULT_NEUTRAL, SpecModel, TrainSpec
+from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 
-from trainer.checkpoint import interval
-from trainer.rundir import EventKind, RunDir
-from trainer.spec import CheckpointSpec, SaveEvery
+from trainer.run import save_interval
+from trainer.run.run_folder import EventKind, RunDir
+from trainer.run.spec import CheckpointSpec, SaveEvery
 
 
 class SaveSchedule:
@@ -48,9 +48,9 @@ class SaveSchedule:
         since_s = time.monotonic() - self._saved_at_s
         if isinstance(every, SaveEvery):
             return every.minutes is not None and since_s >= every.minutes * 60
-        return since_s >= interval.save_interval_s(blocked_s, whole_s, self._preemptions_per_day())
+        return since_s >= save_interval.save_interval_s(blocked_s, whole_s, self._preemptions_per_day())
 
     def _preemptions_per_day(self) -> float:
         """What was stated, corrected by what this run has seen."""
         watched_s = max(0.0, time.time() - self._watched_since)
-        return interval.preemptions_per_day(self._settings.preemptions_per_day, self._attempt - 1, watched_s)
+        return save_interval.preemptions_per_day(self._settings.preemptions_per_day, self._attempt - 1, watched_s)

@@ -24,7 +24,7 @@ from trainer.checkpoint.manifest import (
     Manifest,
     Piece,
 )
-from trainer.checkpoint.store import CheckpointStore, NotInStore
+from trainer.run.stores.base import CheckpointStore, NotInStore
 
 TENSOR_NAMES = ("master", "exp_avg", "exp_avg_sq")
 FILE_BYTES = 1 << 30

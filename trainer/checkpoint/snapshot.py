@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from trainer import zero_state
 from trainer.checkpoint import random_state
 from trainer.checkpoint.manifest import ELEMENT_BYTES
 from trainer.checkpoint.shards import TENSOR_NAMES, plan_files
+from trainer.engine import zero_state
 
 
 @dataclass(slots=True)

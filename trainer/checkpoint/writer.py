@@ -17,7 +17,7 @@ from trainer.checkpoint import fault
 from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, folder_name, step_of
 from trainer.checkpoint.shards import HashingWriter, write_shard
 from trainer.checkpoint.snapshot import ShardSnapshot, Snapshot
-from trainer.checkpoint.store import CheckpointStore, FolderStore, StoreError
+from trainer.run.stores.base import CheckpointStore, FolderStore, StoreError
 
 UPLOAD_ATTEMPTS = 3
 """A file's upload is begun anew this often; every single request has the store library's own retries below that."""

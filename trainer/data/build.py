@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer.data.filters import Filter
-from trainer.data.formats.base import DatasetFormat
-from trainer.data.formats.registry import choose
 from trainer.data.inputs import blocks_of, where
 from trainer.data.packing import one_a_row, pack
 from trainer.data.pipeline import Fate, Pipeline
@@ -25,8 +23,10 @@ from trainer.data.readers import Block, InputFile
 from trainer.data.report import Report, SourceReport, bad_share_problem, describe_lengths, write_report
 from trainer.data.select import Pool, Selection, select
 from trainer.data.workers import Workers, available_cores
-from trainer.exits import BadInput
-from trainer.spec import NodeJob
+from trainer.run.exits import BadInput
+from trainer.run.formats.base import DatasetFormat
+from trainer.run.formats.registry import choose
+from trainer.run.spec import NodeJob
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

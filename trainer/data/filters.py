@@ -9,8 +9,8 @@ from typing import Any
 
 import simpleeval
 
-from trainer.data.conversation import BadRow, Reason
-from trainer.exits import BadInput
+from trainer.run.exits import BadInput
+from trainer.run.formats.conversation import BadRow, Reason
 
 FUNCTIONS = {"len": len, "lower": str.lower, "startswith": str.startswith, "endswith": str.endswith, "str": str,
              "int": int, "float": float, "abs": abs, "min": min, "max": max}  # fmt: skip

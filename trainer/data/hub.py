@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer.data.readers import BLOCK_ROWS, HUB, Block, InputFile
-from trainer.exits import BadInput
-from trainer.spec import SourceSpec
+from trainer.run.exits import BadInput
+from trainer.run.spec import SourceSpec
 
 PREFIX = "hf://"
 

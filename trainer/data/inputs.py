@@ -16,9 +16,9 @@ from typing import Any
 
 from trainer.data import hub, remote
 from trainer.data.readers import HUB, KINDS, Block, InputFile, blocks, kind_of
-from trainer.exits import BadInput
-from trainer.rundir import write_atomic
-from trainer.spec import SourceSpec
+from trainer.run.exits import BadInput
+from trainer.run.run_folder import write_atomic
+from trainer.run.spec import SourceSpec
 
 _READ_BYTES = 1 << 22
 

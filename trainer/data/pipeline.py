@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.data.conversation import BadRow, Conversation, Reason, check
 from trainer.data.encode import Encoded, Encoder
 from trainer.data.filters import Filter
-from trainer.data.formats.base import DatasetFormat
 from trainer.data.minhash import signature
 from trainer.data.prepared import Sequences
 from trainer.data.render import Rendered, Renderer
-from trainer.spec import DataSpec
+from trainer.run.formats.base import DatasetFormat
+from trainer.run.formats.conversation import BadRow, Conversation, Reason, check
+from trainer.run.spec import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

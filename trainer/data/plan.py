@@ -21,8 +21,8 @@ import torch
 from trainer.data.batch import IGNORE, Batch
 from trainer.data.packing import Layout, by_falling_length, deal, one_a_row, pack, row_order
 from trainer.data.prepared import Prepared
-from trainer.exits import BadInput
-from trainer.spec import NodeJob
+from trainer.run.exits import BadInput
+from trainer.run.spec import NodeJob
 
 UNPACKED_MULTIPLE = 8
 """Without packing a micro batch is as long as its longest conversation, rounded up to this many tokens."""

@@ -26,9 +26,9 @@ from trainer.data.prepared import REPORT, VERSION, Prepared
 from trainer.data.progress import Progress
 from trainer.data.readers import InputFile
 from trainer.data.report import bad_share_problem, write_report
-from trainer.exits import BadInput, ExitCode
-from trainer.spec import NodeJob
-from trainer.tokenizer import load_tokenizer
+from trainer.data.tokenizer import load_tokenizer
+from trainer.run.exits import BadInput, ExitCode
+from trainer.run.spec import NodeJob
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from trainer.exits import BadInput
-from trainer.rundir import write_atomic
+from trainer.run.exits import BadInput
+from trainer.run.run_folder import write_atomic
 
 VERSION = 1
 MAX_WEIGHTS = 256

@@ -19,9 +19,9 @@ from typing import IO, Any
 
 import orjson
 
-from trainer.data.conversation import BadRow, Reason
 from trainer.data.remote import opened
-from trainer.exits import BadInput
+from trainer.run.exits import BadInput
+from trainer.run.formats.conversation import BadRow, Reason
 
 BLOCK_BYTES = 1 << 20
 BLOCK_ROWS = 256

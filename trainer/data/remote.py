@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from trainer.exits import BadInput
+from trainer.run.exits import BadInput
 
 SCHEMES = ("s3", "gs")
 
@@ -34,8 +34,8 @@ def is_remote(path: str) -> bool:
 
 def objects(url: str, place: str) -> list[RemoteObject]:
     """The object of this name, or all objects below it or matching it, by name. Raises BadInput."""
-    from trainer.checkpoint.object_store import ObjectStore
-    from trainer.checkpoint.store import StoreError
+    from trainer.run.stores.base import StoreError
+    from trainer.run.stores.object_store import ObjectStore
 
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
@@ -75,7 +75,7 @@ def objects(url: str, place: str) -> list[RemoteObject]:
 @contextmanager
 def opened(url: str) -> Iterator[IO[bytes]]:
     """An object as a file."""
-    from trainer.checkpoint.object_store import ObjectStore
+    from trainer.run.stores.object_store import ObjectStore
 
     parts = urlsplit(url)
     path = url.split("://", 1)[1].partition("/")[2]

@@ -21,7 +21,7 @@ from transformers.utils.chat_template_utils import (
     _render_with_assistant_indices as render_with_markers,
 )
 
-from trainer.data.conversation import ASSISTANT, SYSTEM, BadRow, Conversation, Reason, Segment, Turn
+from trainer.run.formats.conversation import ASSISTANT, SYSTEM, BadRow, Conversation, Reason, Segment, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.data.conversation import Reason
-from trainer.exits import BadInput
-from trainer.rundir import RunDir, write_atomic
+from trainer.run.exits import BadInput
+from trainer.run.formats.conversation import Reason
+from trainer.run.run_folder import RunDir, write_atomic
 
 MAX_LISTED = 10_000
 """Bad rows that are listed one by one; all are counted."""

@@ -12,8 +12,8 @@ import numpy as np
 
 from trainer.data.minhash import near_duplicates
 from trainer.data.packing import generator
-from trainer.exits import BadInput
-from trainer.spec import DataSpec
+from trainer.run.exits import BadInput
+from trainer.run.spec import DataSpec
 
 _SAMPLE_STREAM, _VALIDATION_STREAM = 1 << 40, 1 << 41
 """Streams of random numbers that no epoch uses."""

@@ -201,23 +201,23 @@ def image_context(folder: Path) -> Path:
 def build_environment(engine: Engine) -> dict[str, str]:
     """What `dolphin launch` needs in its environment to build its image on the minimal Debian, with no network. The system
     is imported into the engine where it is not there."""
-    from launcher.backends import docker_image
+    from launcher.backends.docker import image
 
     system = base_system()
     base = f"dolphin-lab-base:{system.stem}"
     with contextlib.closing(engine.client()) as client:
-        if not docker_image.is_there(client, base):
+        if not image.is_there(client, base):
             client.api.import_image_from_file(str(system), repository="dolphin-lab-base", tag=system.stem)
     arguments = f"BASE_IMAGE={base} EXTRAS=train PIP_NO_INDEX=1"
-    return {docker_image.BUILD_ARGS: arguments, docker_image.NETWORK: "none"}
+    return {image.BUILD_ARGS: arguments, image.NETWORK: "none"}
 
 
 def build_image(engine: Engine, context: Path, log: Path, tell: Callable[[str], None] = lambda _: None) -> str:
     """dolphin's own CPU image of the sources in `context`, built as `dolphin launch` builds it where it is not there yet."""
-    from launcher.backends import docker_image
+    from launcher.backends.docker import image
 
     with contextlib.closing(engine.client()) as client, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(docker_image, "ROOT", context)
+        patch.setattr(image, "ROOT", context)
         for name, value in build_environment(engine).items():
             patch.setenv(name, value)
-        return docker_image.ensure(client, None, "cpu", log, tell)
+        return image.ensure(client, None, "cpu", log, tell)

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import pytest
 from dolphin_cli import FAKE_TRAINER, write_job
 
-from launcher import ledger
 from launcher.backends.base import get_backend
-from launcher.job_file import load_job
-from launcher.spec import settle
+from launcher.jobfile.load import load_job
+from launcher.jobfile.settle import settle
+from launcher.runs import ledger
 from tests.contract.test_backend import *  # noqa: F403
 from tests.contract.test_backend import Bench
-from trainer.rundir import write_atomic
+from trainer.run.run_folder import write_atomic
 
 
 @pytest.fixture(scope="module")

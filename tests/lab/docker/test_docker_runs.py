@@ -15,7 +15,7 @@ from dolphin_cli import Dolphin, wait_until
 
 from tests.lab.docker import engine as lab
 from tests.lab.docker.conftest import SECRET, USER_ID, User
-from trainer.rundir import RunDir
+from trainer.run.run_folder import RunDir
 
 LOCAL = {"LAB_TOKEN": SECRET}
 
@@ -182,7 +182,7 @@ def test_the_image_carries_the_trainer_and_no_compiler_cache(engine, image):
 
 
 def test_a_changed_trainer_rebuilds_no_wheel(engine, image, context, tmp_path):
-    changed = context / "trainer" / "exits.py"
+    changed = context / "trainer" / "run" / "exits.py"
     before = changed.read_text()
     changed.write_text(f"{before}\n# {time.time_ns()}\n")
     try:

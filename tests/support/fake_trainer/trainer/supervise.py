@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer import secret_file
-from trainer.rundir import EventKind, Phase, append_line, write_atomic
-from trainer.spec import NodeJob
+from trainer.run import secret_file
+from trainer.run.run_folder import EventKind, Phase, append_line, write_atomic
+from trainer.run.spec import NodeJob
 
 
 def main() -> int:

@@ -1,0 +1,119 @@
+"""HomeBackend: what the backends share whose runs work in the ledger's own folder, as processes or in a container.
+
+Owns what this machine offers and reading that folder: its log, its files, its outcome, copies of what it holds. Refuses
+to know what runs there.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.backends.base import (
+    BEGINNING,
+    BackendError,
+    BackendStatus,
+    BadUsage,
+    Cursor,
+    Fetchable,
+    LogChunk,
+    Offer,
+    Placement,
+)  # fmt: skip
+from launcher.backends.home import machine
+from launcher.runs import ledger
+from launcher.runs.copying import copy_folder
+from launcher.runs.ledger import RunRecord
+from launcher.runs.states import is_over
+from launcher.units import GIB
+
+if TYPE_CHECKING:
+    from launcher.jobfile.spec import JobSpec
+
+_CHUNK_BYTES = 1 << 18
+
+
+def read_from(path: Path, offset: int) -> bytes | None:
+    """What a file holds from `offset` on; None where there is no such file."""
+    try:
+        with open(path, "rb") as handle:
+            handle.seek(offset)
+            return handle.read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
+
+
+class HomeBackend(ABC):
+    """Satisfies `offers`, `place`, `logs`, `read_file` and `fetch` of `launcher.backends.base.Backend`."""
+
+    name: str
+
+    def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
+        gpus = machine.local_gpus()
+        count = nproc or machine.default_ranks(job, len(gpus))
+        if not gpus:
+            return [Offer(self.name, self.name, None, count)]
+        name, memory_mib = gpus[0]
+        return [Offer(self.name, self.name, name, count, accelerator_memory_mib=memory_mib,
+                      host_memory_gib=machine.memory_bytes() / GIB)]  # fmt: skip
+
+    def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
+        gpus = machine.local_gpus()
+        if gpus and nproc is not None and nproc > len(gpus):
+            raise BadUsage(f"--nproc {nproc}: this machine has {len(gpus)} GPUs; ask for at most that many")
+        count = nproc or machine.default_ranks(job, len(gpus))
+        return Placement(str(folder), str(ledger.cache_dir()), count, "cuda" if gpus else "cpu")
+
+    @abstractmethod
+    def status(self, record: RunRecord) -> BackendStatus: ...
+
+    def logs(self, record: RunRecord, after: Cursor = BEGINNING) -> Iterator[LogChunk]:
+        offset = int(after or 0)
+        is_dead = is_over(self.status(record).state)  # asked before reading: what comes after is read next time
+        try:
+            with open(record.files.log, "rb") as log:
+                log.seek(offset)
+                while block := log.read(_CHUNK_BYTES):
+                    end = block.rfind(b"\n") + 1
+                    if end == 0 and (is_dead or len(block) == _CHUNK_BYTES):
+                        end = len(block)
+                    if end == 0:
+                        return
+                    offset += end
+                    log.seek(offset)
+                    yield LogChunk(block[:end].decode(errors="replace"), str(offset))
+        except FileNotFoundError:
+            return
+
+    def read_file(self, record: RunRecord, name: str, offset: int = 0) -> bytes | None:
+        return read_from(record.folder / name, offset)
+
+    def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
+        files = record.files
+        if what == "log":
+            source = files.log
+        elif what == "checkpoints":
+            source = files.checkpoints
+        else:
+            outcome = read_outcome(record)
+            if outcome is None or outcome.get("state") != "done":
+                state = self.status(record).state
+                raise BackendError(
+                    f"{record.run_id}: has no finished model (it is {state.value}); --what checkpoints copies what there is"
+                )
+            source = Path(outcome.get("model") or files.model)
+        if not source.exists():
+            raise BackendError(f"{record.run_id}: has no {what} at {source}; nothing was copied")
+        return copy_folder(source, target)
+
+
+def read_outcome(record: RunRecord) -> dict[str, Any] | None:
+    """What the trainer said at its end; None where it said nothing (yet)."""
+    try:
+        outcome = json.loads(record.files.outcome.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return outcome if isinstance(outcome, dict) else None

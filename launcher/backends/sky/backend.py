@@ -1,0 +1,322 @@
+"""SkyRuns: the backend protocol over a SkyClient: managed jobs, and jobs on a cluster of one's own. Imports no sky.
+
+Owns the way of a run through SkyPilot: found by its name, which is the run id, so that a launcher that died at any point
+leaves a run that the next command finds. How what the node writes comes home is `sky_reading`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.backends.base import (
+    BEGINNING,
+    BackendError,
+    BackendStatus,
+    BadUsage,
+    Cursor,
+    DownReport,
+    Fetchable,
+    Handle,
+    LogChunk,
+    NoCapacity,
+    Offer,
+    Placement,
+    Submission,
+)
+from launcher.backends.home.run_folder import read_from
+from launcher.backends.sky import status as sky_status
+from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress, tried
+from launcher.backends.sky.reading import Reading
+from launcher.backends.sky.records import (
+    PRICES_FILE,
+    hourly_price,
+    last_step,
+    node_attempts,
+    outcome_of,
+    reach_of,
+    run_dir_of,
+    saved_at,
+)
+from launcher.backends.sky.ship import pack
+from launcher.backends.sky.task import IDLE_MINUTES, build_task, folder_store, places_of, ship
+from launcher.jobfile.spec import JobSpec
+from launcher.runs import ledger
+from launcher.runs.copying import copy_folder
+from launcher.runs.errors import LauncherError
+from launcher.runs.ledger import RunRecord
+from launcher.runs.states import RunState, after_down, is_over
+from trainer.run.run_folder import SAVE_FILE, write_atomic
+from trainer.run.spec import NodeJob
+
+REQUEST_FILE = "sky-request"
+NODE_FOLDER = "/tmp/dolphin"
+"""Where a run lives on a node that shares no folder with the next one."""
+_SAVED_AGAIN_S = 2.0
+_DOWN_TIMEOUT_S = 420.0
+_RUN_ID_TAIL = r"-\d{6}-\d{6}-[a-z0-9]{4}"
+
+
+class SkyRuns:
+    name = "sky"
+    poll_s = 5.0
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._reading = Reading(self._job, self._tail)
+
+    def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
+        return offers_of(self._client, job, nproc)
+
+    def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
+        store = folder_store(job) or NODE_FOLDER
+        count = nproc or job.resources.ranks_per_node or job.resources.gpus_per_node or 1
+        on_cpu = job.resources.gpu_name is None or job.env.get("DOLPHIN_DEVICE") == "cpu"
+        return Placement(f"{store}/{run_id}", f"{store}/cache", count, "cpu" if on_cpu else "cuda")
+
+    def submit(self, submission: Submission) -> Handle:
+        record, job, train = submission.record, submission.job, submission.train
+        cluster = record.options.get("cluster")
+        refuse_losing_progress(job, record.options)
+        self._refuse_twins(record)
+        places = places_of(job, job.resources.infra or self._client.enabled())
+        offers = offers_of(self._client, job, train.nproc)
+        places = priced(job, places, offers)
+        prices = [[offer.infra, offer.spot, offer.price_usd_per_hour] for offer in offers]
+        write_atomic(record.folder / PRICES_FILE, json.dumps(prices))
+        shipment = ship(train)
+        staging = pack(record.folder, job, train, shipment, list(submission.secrets))
+        task = build_task(job, train, places, shipment, staging, is_managed=not cluster, secrets=submission.secrets)
+        self._client.check_task(task)
+
+        def asked(request: str) -> None:
+            write_atomic(record.folder / REQUEST_FILE, request)
+
+        try:
+            if cluster:
+                idle = None if all(place.cloud == "slurm" for place in places) else IDLE_MINUTES
+                job_id = self._client.launch_cluster(task, cluster, idle, asked)
+                return {"kind": "cluster", "cluster": cluster, "job_id": job_id}
+            return {"kind": "managed", "job_id": self._client.launch_managed(task, record.run_id, asked)}
+        except NoCapacity as error:
+            raise NoCapacity(f"{error} [asked for {', '.join(tried(job, places))}]") from None
+
+    def find(self, run_id: str) -> Handle | None:
+        for job in self._client.jobs(run_id, active_only=True):
+            if job.name == run_id:
+                return {"kind": "managed", "job_id": job.job_id}
+        cluster = self._cluster_option(run_id)
+        for job in (self._client.cluster_jobs(cluster) or []) if cluster else []:
+            if job.name == run_id and not is_over(sky_status.cluster_job_state(job.status)):
+                return {"kind": "cluster", "cluster": cluster, "job_id": job.job_id}
+        if self._client.pending_launch(run_id):
+            return {"kind": "cluster" if cluster else "managed", "cluster": cluster, "job_id": None}
+        return None
+
+    def status(self, record: RunRecord) -> BackendStatus:
+        job = self._job(record)
+        if job is None:
+            state, detail, exit_code = self._without_job(record)
+            return BackendStatus(after_down(state) if record.down_requested_at else state, detail, exit_code)
+        is_managed = self._kind(record) == "managed"
+        table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
+        state = table.get(job.status, RunState.LOST)
+        if is_over(state):
+            self._reading.complete(record)
+        step = last_step(record)
+        outcome = outcome_of(record)
+        state, detail, exit_code = sky_status.settled(state, outcome, job.reason)
+        known = sky_status.detail_of(job.status, state, step=step, is_known=job.status in table)
+        detail = known if known and state in (RunState.RECOVERING, RunState.LOST) else detail or known
+        if record.down_requested_at is not None:
+            state = after_down(state)
+        now = time.time()
+        hourly = hourly_price(record, job)
+        attempts = node_attempts(record, job, state, now, hourly)
+        node = attempts[-1] if attempts else None
+        where = "/".join(part for part in (node.infra or job.infra, node.node) if part) if node else job.infra
+        return BackendStatus(
+            state, detail, exit_code, where, None if is_over(state) else hourly,
+            sky_status.price_of(attempts, now), max(job.recoveries, 0), attempts,
+        )  # fmt: skip
+
+    def logs(self, record: RunRecord, after: Cursor = BEGINNING) -> Iterator[LogChunk]:
+        self._reading.follow(record)
+        yield from self._reading.lines(record, int(after or 0))
+
+    def read_file(self, record: RunRecord, name: str, offset: int = 0) -> bytes | None:
+        self._reading.refresh(record, self.poll_s)
+        return read_from(record.folder / name, offset)
+
+    def down(self, record: RunRecord, grace_s: float) -> DownReport:
+        job = self._job(record)
+        if job is None and self._client.pending_launch(record.run_id):
+            job = self._wait_for_job(record)
+        if job is None:
+            left = self._left(record, None)
+            return DownReport(not left, tuple(left), "nothing of it was running", price_usd=None)
+        is_managed = self._kind(record) == "managed"
+        table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
+        detail, was_killed = "nothing of it was running", False
+        if not is_over(table.get(job.status, RunState.RUNNING)):
+            was_saved = self._save_first(record, job, grace_s)
+            was_killed = not was_saved and bool(last_step(record))
+            if is_managed:
+                self._client.cancel_managed(job.job_id)
+            else:
+                self._client.cancel_cluster_job(job.cluster, job.job_id)
+            detail = f"cancelled{', its progress saved first' if was_saved else ''}"
+        if not is_managed and not self._others_on(job.cluster, record.run_id):
+            self._client.down_cluster(job.cluster)
+            detail += f"; cluster {job.cluster} is down"
+        left = self._wait_until_gone(record, job, table)
+        now = time.time()
+        job = self._job(record) or job
+        attempts = node_attempts(record, job, RunState.CANCELLED, now, hourly_price(record, job))
+        price = sky_status.price_of(attempts, now)
+        return DownReport(not left, tuple(left), detail, was_killed, price)
+
+    def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
+        if what == "log":
+            self._reading.refresh(record, self.poll_s)
+            if not record.files.log.exists():
+                raise BackendError(f"{record.run_id}: has no log yet; nothing was copied")
+            return copy_folder(record.files.log, target)
+        train = NodeJob.read(record.files.train_json)
+        if what == "model":
+            status = self.status(record)
+            if status.state is not RunState.SUCCEEDED:
+                raise BackendError(
+                    f"{record.run_id}: has no finished model (it is {status.state.value}); --what checkpoints copies what there is"
+                )
+        path = f"{train.run_dir}/{'model' if what == 'model' else 'checkpoints'}"
+        store = train.spec.checkpoint.store
+        if store is not None and "://" in store:
+            from launcher.backends.sky.bucket_copy import copy_prefix
+
+            return copy_prefix(f"{store.rstrip('/')}/{record.run_id}/{what}", target)
+        there = reach_of(record)
+        if there is None:
+            raise BackendError(
+                f"{record.run_id}: its {what} lies at {path} on {self.status(record).node or 'its node'}, which cannot be "
+                "reached from here; copy it there, or use a bucket as checkpoint.store"
+            )
+        return there.copy(path, target)
+
+    def _refuse_twins(self, record: RunRecord) -> None:
+        """Never two of the same run, nor two of the same job by mistake."""
+        if self.find(record.run_id) is not None:
+            raise BackendError(f"{record.run_id}: is active already; `dolphin logs {record.run_id}` follows it")
+        twin = re.compile(re.escape(record.name[:40].rstrip("-")) + _RUN_ID_TAIL)
+        for job in self._client.jobs(record.name[:40].rstrip("-"), active_only=True):
+            if twin.fullmatch(job.name):
+                raise BadUsage(
+                    f"{record.name}: a job of this name is {job.status.lower()} already ({job.name}); `dolphin logs {job.name}` "
+                    "follows it; for one more, set another `name`"
+                )
+
+    def _job(self, record: RunRecord) -> Any:
+        """SkyPilot's record of the run; None where there is none."""
+        handle = record.handle or {}
+        if self._kind(record) == "managed":
+            jobs = [job for job in self._client.jobs(record.run_id, active_only=False) if job.name == record.run_id]
+        else:
+            cluster = handle.get("cluster") or record.options.get("cluster")
+            jobs = [job for job in self._client.cluster_jobs(cluster) or [] if job.name == record.run_id]
+        wanted = handle.get("job_id")
+        job = next((job for job in jobs if wanted is None or job.job_id == wanted), None)
+        if job is not None:
+            self._reading.heard(record.run_id, job.status)
+        return job
+
+    def _without_job(self, record: RunRecord) -> tuple[RunState, str, int | None]:
+        if self._client.pending_launch(record.run_id):
+            return RunState.PROVISIONING, "SkyPilot is taking it in", None
+        if record.handle is None and ledger.is_locked(record):
+            return RunState.CREATED, "being submitted", None
+        outcome = outcome_of(record)
+        if outcome:  # the trainer's own word came home before SkyPilot forgot the job, as with a cluster that is down
+            presumed = RunState.SUCCEEDED if outcome.get("exit_code") == 0 else RunState.FAILED
+            return sky_status.settled(presumed, outcome, None)
+        if self._kind(record) == "cluster" and record.handle is not None:
+            return RunState.LOST, "its cluster is gone without an outcome; `dolphin resume` goes on", None
+        if record.submissions == 0 or record.handle is None:
+            return RunState.LOST, "it was never started; `dolphin resume` starts it", None
+        return RunState.LOST, "SkyPilot knows no job of this name any more; `dolphin resume` goes on", None
+
+    def _kind(self, record: RunRecord) -> str:
+        return (record.handle or {}).get("kind") or ("cluster" if record.options.get("cluster") else "managed")
+
+    def _cluster_option(self, run_id: str) -> str | None:
+        with contextlib.suppress(LauncherError):
+            return ledger.load(ledger.folder_of(run_id)).options.get("cluster")
+        return None
+
+    def _tail(self, record: RunRecord, job: Any, follow: bool, stream: io.TextIOBase) -> None:
+        if self._kind(record) == "managed":
+            self._client.tail_managed(job.job_id, follow, stream)
+        else:
+            self._client.tail_cluster(job.cluster, job.job_id, follow, stream)
+
+    def _save_first(self, record: RunRecord, job: Any, grace_s: float) -> bool:
+        """Ask the trainer for a save and wait for it, where the store can be reached; True once it is done.
+
+        SkyPilot's own signal is no promise: on Slurm about half of the cancels send none."""
+        run_dir, there = run_dir_of(record), reach_of(record)
+        if grace_s <= 0 or there is None or run_dir is None or not last_step(record):
+            return False
+        before, deadline = saved_at(there, run_dir), time.monotonic() + grace_s
+        with contextlib.suppress(BackendError):
+            there.touch(f"{run_dir}/{SAVE_FILE}")
+            while time.monotonic() < deadline:
+                time.sleep(_SAVED_AGAIN_S)
+                if saved_at(there, run_dir) > before:
+                    return True
+        return False
+
+    def _wait_for_job(self, record: RunRecord) -> Any:
+        deadline = time.monotonic() + _DOWN_TIMEOUT_S
+        while time.monotonic() < deadline and self._client.pending_launch(record.run_id):
+            time.sleep(self.poll_s)
+        return self._job(record)
+
+    def _others_on(self, cluster: str, run_id: str) -> list[str]:
+        """Active jobs of other runs on a cluster."""
+        return [
+            job.name for job in self._client.cluster_jobs(cluster) or []
+            if job.name != run_id and not is_over(sky_status.cluster_job_state(job.status))
+        ]  # fmt: skip
+
+    def _wait_until_gone(self, record: RunRecord, job: Any, table: dict[str, RunState]) -> list[str]:
+        deadline = time.monotonic() + _DOWN_TIMEOUT_S
+        while True:
+            now = self._job(record)
+            is_ended = now is None or (is_over(table.get(now.status, RunState.RUNNING)) and now.is_cleaned_up)
+            left = (
+                self._left(record, job)
+                if is_ended
+                else [f"managed job {job.job_id} is {now.status}: `sky jobs cancel {job.job_id}`"]
+            )
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(self.poll_s)
+
+    def _left(self, record: RunRecord, job: Any) -> list[str]:
+        """Clusters of this run that SkyPilot still has, each with how to remove it."""
+        kept = (
+            self._others_on(job.cluster, record.run_id) if job is not None and self._kind(record) == "cluster" else []
+        )
+        names = {cluster.name: cluster.status for cluster in self._client.clusters()}
+        mine = [
+            name for name in names
+            if (job is not None and name == job.cluster) or (job is not None and name == f"{record.run_id}-{job.job_id}")
+        ]  # fmt: skip
+        if kept:
+            return []
+        return [f"cluster {name} is {names[name]}: `sky down {name}`" for name in mine]

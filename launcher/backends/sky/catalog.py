@@ -1,0 +1,92 @@
+"""Offers from SkyPilot's catalog files, read without SkyPilot: prices of machines with the accelerators a job asks for.
+
+Owns the files' columns and the filter. Refuses to use the network: what is not cached is not offered.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.backends.base import Offer
+from launcher.jobfile.spec import ResourcesSpec
+
+CATALOG_VERSIONS = ("v8", "v7", "v6", "v5")
+
+
+def catalog_folder() -> Path | None:
+    """SkyPilot's catalog on this machine: $DOLPHIN_CATALOGS, or the newest under ~/.sky/catalogs. None where there is none."""
+    stated = os.environ.get("DOLPHIN_CATALOGS")
+    root = Path(stated) if stated else Path.home() / ".sky" / "catalogs"
+    return next((root / version for version in CATALOG_VERSIONS if (root / version).is_dir()), None)
+
+
+def catalog_offers(resources: ResourcesSpec, folder: Path | None) -> list[Offer]:
+    """Every offer of the accelerators that `resources` ask for and its filters let through, cheapest first.
+
+    An on-demand price holds for a whole region and stands there once; a spot price differs by zone.
+    """
+    if folder is None or resources.gpu_name is None:
+        return []
+    found: dict[tuple[str, bool, str | None], Offer] = {}
+    for path in sorted(folder.glob("*/*.csv")):
+        cloud = path.parent.name
+        for offer in _offers_of(path, cloud, resources):
+            key = (offer.infra, offer.spot, offer.instance_type)
+            if key not in found or offer.price_usd_per_hour < found[key].price_usd_per_hour:
+                found[key] = offer
+    return sorted(found.values(), key=lambda offer: (offer.price_usd_per_hour, offer.infra))
+
+
+def has_memory(resources: ResourcesSpec, memory_gib: float | None) -> bool:
+    """Whether a node with so much host memory will do; one that does not tell may."""
+    return resources.memory_gb is None or memory_gib is None or memory_gib >= resources.memory_gb
+
+
+def _offers_of(path: Path, cloud: str, resources: ResourcesSpec) -> Iterator[Offer]:
+    with open(path, newline="", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            name, count = row.get("AcceleratorName") or "", _number(row.get("AcceleratorCount"))
+            if name.upper() != (resources.gpu_name or "").upper() or count != resources.gpus_per_node:
+                continue
+            memory_gib = _number(row.get("MemoryGiB"))
+            if not has_memory(resources, memory_gib):
+                continue
+            region, zone = row.get("Region") or "", row.get("AvailabilityZone") or ""
+            if resources.regions and region not in resources.regions:
+                continue
+            for is_spot, column in ((False, "Price"), (True, "SpotPrice")):
+                price = _number(row.get(column))
+                place = "/".join(part for part in (cloud, region, zone if is_spot else "") if part)
+                if price is None or not _is_wanted(resources, place, price, is_spot):
+                    continue
+                yield Offer(
+                    backend="sky", infra=place, accelerator=name, count=int(count), spot=is_spot,
+                    price_usd_per_hour=price * resources.num_nodes, accelerator_memory_mib=_memory_mib(row),
+                    instance_type=row.get("InstanceType") or None, num_nodes=resources.num_nodes,
+                    host_memory_gib=memory_gib,
+                )  # fmt: skip
+
+
+def _is_wanted(resources: ResourcesSpec, place: str, price: float, is_spot: bool) -> bool:
+    if (resources.spot == "only" and not is_spot) or (resources.spot == "never" and is_spot):
+        return False
+    if resources.max_hourly_cost is not None and price > resources.max_hourly_cost:
+        return False
+    return not resources.infra or any(place == infra or place.startswith(f"{infra}/") for infra in resources.infra)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _memory_mib(row: dict[str, str]) -> int | None:
+    """Memory of one GPU: the catalogs hold it inside a Python literal that needs no evaluation."""
+    found = re.search(r"'SizeInMiB':\s*(\d+)", row.get("GpuInfo") or "")
+    return int(found[1]) if found else None

@@ -1,0 +1,60 @@
+"""A run's records and its model in the job's bucket, where nodes share no folder. Runs on the node.
+
+    python bucket.py restore|save|publish RUN_DIR URL
+
+Owns the names below URL: run/ (what the relay reads), model/; checkpoints/ is the trainer's. Uses the trainer's own
+stores, so it reaches what the trainer reaches, with the same credentials.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+RECORDS = ("journal", "nodes.jsonl", "events.jsonl", "metrics.jsonl", "log.txt", "log.times", "outcome.json")
+ATTEMPT = "attempt"
+"""Number of the last attempt that began; a new node counts on from it."""
+
+
+def restore(run_dir: Path, store: Any) -> None:
+    """What earlier nodes left, into a run folder that has none of it."""
+    there = store.list("run/")
+    for name in RECORDS:
+        if f"run/{name}" in there and not (run_dir / name).exists():
+            (run_dir / name).write_bytes(store.get(f"run/{name}"))
+    if f"run/{ATTEMPT}" in there:
+        begun = run_dir / "attempts" / store.get(f"run/{ATTEMPT}").decode()
+        begun.mkdir(parents=True, exist_ok=True)
+        (begun / "node-0").touch()
+
+
+def save(run_dir: Path, store: Any) -> None:
+    """The records as they are now. The journal's name first: lines without it could not be put in their place."""
+    for name in RECORDS:
+        if (run_dir / name).exists():
+            store.put(f"run/{name}", (run_dir / name).read_bytes())
+    begun = [int(path.parent.name) for path in run_dir.glob("attempts/*/node-0") if path.parent.name.isdecimal()]
+    if begun:
+        store.put(f"run/{ATTEMPT}", str(max(begun)).encode())
+
+
+def publish(run_dir: Path, store: Any) -> None:
+    """The exported model, the weights before the configuration that makes it a model."""
+    files = sorted(
+        (path for path in (run_dir / "model").rglob("*") if path.is_file()), key=lambda path: path.suffix == ".json"
+    )
+    for path in files:
+        store.put_file(f"model/{path.relative_to(run_dir / 'model').as_posix()}", path)
+
+
+def main() -> int:
+    from trainer.run.stores.opening import open_store
+
+    action, run_dir, url = sys.argv[1:]
+    {"restore": restore, "save": save, "publish": publish}[action](Path(run_dir), open_store(url))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Reaching a run's folder in its store from home: over ssh to a Slurm cluster's login node, or where it is mounted here.
+
+Owns the copying of what is on the other side; refuses to know runs' states and SkyPilot's API. SkyPilot's own ssh
+configuration for Slurm (~/.slurm/config) names the login nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+from typing import Protocol
+
+from launcher.runs.copying import copy_folder
+from launcher.runs.errors import BackendError
+
+_TIMEOUT_S = 60
+SLURM_CONFIG = "~/.slurm/config"
+
+
+class Reach(Protocol):
+    """Files of the store's side, by absolute path there."""
+
+    def read(self, path: str, offset: int = 0) -> bytes | None:
+        """None where it does not exist. BackendError where the other side cannot be asked."""
+
+    def touch(self, path: str) -> None:
+        """Make an empty file; BackendError where that fails."""
+
+    def copy(self, path: str, target: Path) -> Path:
+        """The folder or file as `target`, whole or not at all."""
+
+
+def reach(infra: str | None) -> Reach | None:
+    """How to reach a folder store of this infra; None where there is no way but a mount."""
+    parts = (infra or "").split("/")
+    if parts[0].lower() == "slurm" and len(parts) > 1 and Path(SLURM_CONFIG).expanduser().exists():
+        return OverSsh(parts[1])
+    return None
+
+
+class Mounted:
+    """The store is a folder of this machine."""
+
+    def read(self, path: str, offset: int = 0) -> bytes | None:
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            with open(path, "rb") as handle:
+                handle.seek(offset)
+                return handle.read()
+        return None
+
+    def touch(self, path: str) -> None:
+        Path(path).touch()
+
+    def copy(self, path: str, target: Path) -> Path:
+        return copy_folder(Path(path), target)
+
+
+class OverSsh:
+    """The store is a folder that a Slurm cluster's login node sees."""
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
+
+    def read(self, path: str, offset: int = 0) -> bytes | None:
+        done = self._run(f"test -f {_quoted(path)} && tail -c +{offset + 1} {_quoted(path)} || exit 3")
+        if done.returncode == 3:
+            return None
+        self._check(done, path)
+        return done.stdout
+
+    def touch(self, path: str) -> None:
+        self._check(self._run(f"touch {_quoted(path)}"), path)
+
+    def copy(self, path: str, target: Path) -> Path:
+        target = target.absolute()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise BackendError(f"{target}: is not an empty folder; name another one")
+        partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+        parent, name = _quoted(os.path.dirname(path)), shlex.quote(os.path.basename(path))
+        try:
+            partial.mkdir(parents=True)
+            with subprocess.Popen(
+                self._command(f"tar -C {parent} -cf - {name}"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            ) as ssh:
+                assert ssh.stdout is not None
+                assert ssh.stderr is not None
+                problem = ""
+                try:
+                    with tarfile.open(fileobj=ssh.stdout, mode="r|") as archive:
+                        archive.extractall(partial, filter="data")
+                except (tarfile.TarError, EOFError) as error:
+                    problem = str(error)
+                said = ssh.stderr.read().decode(errors="replace").strip()
+                if ssh.wait() or problem:
+                    raise BackendError(f"{path} on {self._cluster}: cannot be copied: {said or problem}")
+            source = partial / os.path.basename(path)
+            if source.is_dir():
+                os.replace(source, target)
+                shutil.rmtree(partial)
+                return target
+            os.replace(partial, target)
+            return target / source.name
+        except OSError as error:
+            raise BackendError(f"{target}: cannot copy {path} there: {error.strerror or error}") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _command(self, command: str) -> list[str]:
+        config = str(Path(SLURM_CONFIG).expanduser())
+        return ["ssh", "-F", config, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=accept-new", "-o",
+                "ConnectTimeout=15", "-o", "LogLevel=ERROR", self._cluster, command]  # fmt: skip
+
+    def _run(self, command: str) -> subprocess.CompletedProcess[bytes]:
+        try:
+            return subprocess.run(self._command(command), capture_output=True, timeout=_TIMEOUT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise BackendError(f"ssh to {self._cluster}: {error}") from None
+
+    def _check(self, done: subprocess.CompletedProcess[bytes], path: str) -> None:
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip()
+            raise BackendError(f"{path} on {self._cluster}: {said or f'ssh failed with {done.returncode}'}")
+
+
+def _quoted(path: str) -> str:
+    """For the shell there; a leading ~ stays the home of there."""
+    return f"~/{shlex.quote(path[2:])}" if path.startswith("~/") else shlex.quote(path)

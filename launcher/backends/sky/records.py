@@ -1,0 +1,80 @@
+"""What this machine knows of a SkyPilot run without asking SkyPilot: its folder, and the store where it can be reached.
+
+Pure readers over the run's files. Imports no sky.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+from launcher.backends.base import BackendError, NodeAttempt
+from launcher.backends.sky import status
+from launcher.backends.sky.log.mirror import Mirror
+from launcher.backends.sky.offers import price_at
+from launcher.backends.sky.reach import Reach, reach
+from launcher.runs.ledger import RunRecord
+from launcher.runs.states import RunState
+from trainer.run.run_folder import read_lines
+from trainer.run.spec import NodeJob
+
+PRICES_FILE = "sky-prices.json"
+
+
+def reach_of(record: RunRecord) -> Reach | None:
+    nodes = list(read_lines(record.folder / "nodes.jsonl"))
+    infra = nodes[-1].get("infra") if nodes else None
+    if not infra:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            places = json.loads((record.folder / PRICES_FILE).read_bytes())
+            infra = places[0][0] if len({place for place, _, _ in places}) == 1 else None
+    return reach(infra)
+
+
+def run_dir_of(record: RunRecord) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        return NodeJob.read(record.files.train_json).run_dir
+    return None
+
+
+def outcome_of(record: RunRecord) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(record.files.outcome.read_bytes())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def last_step(record: RunRecord) -> int | None:
+    steps = [line.get("step") for line in read_lines(record.files.metrics) if line.get("loss") is not None]
+    return steps[-1] if steps else None
+
+
+def hourly_price(record: RunRecord, job: Any) -> float | None:
+    """Price of the present node, by the offers of the submit; None before there is a node."""
+    with contextlib.suppress(OSError, ValueError):
+        nodes = list(read_lines(record.folder / "nodes.jsonl"))
+        infra = nodes[-1].get("infra") if nodes else None
+        return price_at(json.loads((record.folder / PRICES_FILE).read_bytes()), infra, job.spot)
+    return None
+
+
+def node_attempts(
+    record: RunRecord, job: Any, state: RunState, now: float, hourly: float | None
+) -> tuple[NodeAttempt, ...]:
+    nodes = list(read_lines(record.folder / "nodes.jsonl"))
+    heard = [at for _, at in Mirror(record.folder).times()]
+    heard += [float(event["time"]) for event in read_lines(record.files.events) if "time" in event]
+    return status.node_attempts(nodes, heard, state=state, now=now, ended_at=job.ended_at, price_usd_per_hour=hourly)
+
+
+def saved_at(there: Reach, run_dir: str) -> float:
+    """Time of the newest checkpoint_saved event in the store; 0 where there is none."""
+    times = [0.0]
+    with contextlib.suppress(BackendError):
+        for line in (there.read(f"{run_dir}/events.jsonl") or b"").splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if event.get("event") == "checkpoint_saved":
+                    times.append(float(event["time"]))
+    return max(times)

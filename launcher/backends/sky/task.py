@@ -1,0 +1,257 @@
+"""A run as a SkyPilot task dictionary. Pure: no sky, no network, no clock; reads the template and nothing else.
+
+Owns which SkyPilot keys a job becomes, which clouds lack spot instances or docker images, and which local files travel.
+Refuses to know requests, clusters and prices' sources.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import sysconfig
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.config.names import HUB_ID, URL
+from launcher.jobfile.spec import JobSpec
+from launcher.runs.errors import BadUsage
+from trainer.run.spec import NodeJob
+
+NO_SPOT = frozenset({
+    "cudo", "do", "fluidstack", "hyperbolic", "kubernetes", "lambda", "paperspace", "scp", "seeweb", "shadeform", "slurm",
+    "ssh", "vsphere", "yotta",
+})  # fmt: skip
+"""Clouds of SkyPilot 0.14.1 that sell no spot instances, or refuse `use_spot`."""
+NO_DOCKER_IMAGE = frozenset({
+    "cudo", "hyperbolic", "ibm", "oci", "primeintellect", "scp", "shadeform", "slurm", "verda", "vsphere",
+})  # fmt: skip
+"""Clouds of SkyPilot 0.14.1 where `image_id: docker:...` is refused (Slurm takes it where it has pyxis: `container: image`)."""
+NO_AUTOSTOP = frozenset({"hyperbolic", "primeintellect", "slurm", "verda", "yotta"})
+NO_DISK_SIZE = frozenset({"kubernetes", "slurm", "ssh"})
+INPUTS = "~/dolphin-inputs"
+DATA = "~/dolphin-data"
+IDLE_MINUTES = 15
+"""Autostop: a node whose run is over and that nobody tore down costs at most this long."""
+RECOVER_EXIT_CODE = 75
+_ALIASES = {"k8s": "kubernetes"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One thing to try: an infra as SkyPilot writes it, spot or not, and its price where known."""
+
+    infra: str | None
+    spot: bool = False
+    price_usd_per_hour: float | None = None
+
+    @property
+    def cloud(self) -> str | None:
+        return cloud_of(self.infra) if self.infra else None
+
+
+@dataclass(frozen=True, slots=True)
+class Shipment:
+    """A run's `train.json` with placeholders for the node's folders, and where local files go."""
+
+    train_json: str
+    file_mounts: dict[str, str] = field(default_factory=dict)
+    """Path on the node to path here."""
+
+
+def cloud_of(infra: str) -> str:
+    cloud = infra.partition("/")[0].lower()
+    return _ALIASES.get(cloud, cloud)
+
+
+def places_of(job: JobSpec, enabled: Sequence[str]) -> list[Place]:
+    """What the job allows among its own infra, else among the enabled clouds; BadUsage where that is nothing."""
+    wanted = list(job.resources.infra) or list(enabled)
+    regions, spot = list(job.resources.regions), job.resources.spot
+    found = []
+    for infra in wanted:
+        infras = [f"{infra}/{region}" for region in regions] if regions and "/" not in infra else [infra]
+        has_spot = cloud_of(infra) not in NO_SPOT
+        for one in infras:
+            if spot != "never" and has_spot:
+                found.append(Place(one, True))
+            if spot != "only":
+                found.append(Place(one, False))
+    if not found:
+        where = ", ".join(wanted) or "no enabled cloud"
+        raise BadUsage(f"resources.spot: only, but {where} sells no spot instances; set it to prefer or never")
+    return found
+
+
+def build_task(
+    job: JobSpec,
+    train: NodeJob,
+    places: Sequence[Place],
+    shipment: Shipment,
+    staging: Path,
+    *,
+    is_managed: bool = True,
+    secrets: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The task as SkyPilot's own parser takes it. `staging` is the folder here that becomes INPUTS on the node."""
+    template = yaml.safe_load(template_path().read_text())
+    installed = requirements() + job.env.get("DOLPHIN_TORCH_INDEX", "")
+    venv = f"venv-{hashlib.sha256(installed.encode()).hexdigest()[:12]}"
+    envs = {
+        **job.env,
+        "DOLPHIN_RUN_ID": train.run_id,
+        "DOLPHIN_CONTAINER": _container(job, places),
+        "DOLPHIN_IMAGE": job.resources.image or "",
+        "DOLPHIN_VENVS": folder_store(job) or "~/.dolphin",
+        "DOLPHIN_VENV": venv,
+    }
+    task = {
+        "name": train.run_id,
+        "num_nodes": job.resources.num_nodes,
+        "resources": _resources(job, places, is_managed),
+        "envs": envs,
+        "file_mounts": {INPUTS: str(staging), **shipment.file_mounts},
+        "setup": template["setup"],
+        "run": template["run"],
+    }
+    if secrets:
+        task["secrets"] = dict(secrets)
+    return task
+
+
+def ship(train: NodeJob) -> Shipment:
+    """`train.json` for the node: paths of this machine become paths below DATA, and mounts that bring the files there."""
+    values = train.model_dump(mode="json")
+    mounts: dict[str, str] = {}
+
+    def sent(path: str) -> str:
+        """The path on the node of a local file or folder; globs keep their pattern below their fixed folder."""
+        base, pattern = path, ""
+        if glob.has_magic(path) and not Path(path).exists():
+            parts = Path(path).parts
+            fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+            base, pattern = str(Path(*parts[:fixed])), "/" + "/".join(parts[fixed:])
+        for there, here in mounts.items():
+            if here == base:
+                return f"@DATA@{there.removeprefix(DATA)}{pattern}"
+        there = f"{DATA}/{len(mounts)}/{Path(base).name}"
+        mounts[there] = base
+        return f"@DATA@{there.removeprefix(DATA)}{pattern}"
+
+    spec = values["spec"]
+    for source in spec["data"]["sources"]:
+        if not URL.match(source["path"]):
+            source["path"] = sent(source["path"])
+    model = spec["model"]
+    for key in ("base", "tokenizer", "chat_template"):
+        if model[key] is not None and _is_local(model[key]):
+            model[key] = sent(model[key])
+    unfrozen = spec["train"]["unfrozen"]
+    if isinstance(unfrozen, dict) and _is_local(unfrozen["spectrum"]["snr"]):
+        unfrozen["spectrum"]["snr"] = sent(unfrozen["spectrum"]["snr"])
+    text = NodeJob.model_validate(values).model_dump_json(indent=2) + "\n"
+    return Shipment(text, mounts)
+
+
+def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str]) -> dict[str, Any]:
+    """relay.json: what the relay on the node must know besides train.json. No secret's value."""
+    store = folder_store(job)
+    names = sorted(
+        {*job.env, *secret_names, "DOLPHIN_RUN_ID", "DOLPHIN_NUM_NODES", "DOLPHIN_NODE_RANK", "DOLPHIN_MASTER_ADDR"}
+    )
+    mounts = [path for path in (store, train.cache_dir, DATA) if path]
+    bucket = job.checkpoint.store if job.checkpoint.store and store is None else None
+    return {
+        "run_id": train.run_id,
+        "run_dir": train.run_dir,
+        "image": job.resources.image or "",
+        "env": names,
+        "mounts": mounts,
+        "bucket": f"{bucket.rstrip('/')}/{train.run_id}" if bucket else None,
+    }
+
+
+def requirements() -> str:
+    """What the trainer needs installed, as lines for pip; from dolphin's own metadata."""
+    from importlib.metadata import requires
+
+    lines = [
+        line for line in requires("dolphin-launcher") or () if 'extra == "train"' in line or line.startswith("pydantic")
+    ]
+    return "\n".join(sorted(line.partition(";")[0].strip() for line in lines)) + "\n"
+
+
+def folder_store(job: JobSpec) -> str | None:
+    """The job's store where it is a folder of a filesystem that the nodes share."""
+    store = job.checkpoint.store
+    return store.rstrip("/") if store and not URL.match(store) else None
+
+
+def template_path() -> Path:
+    """sky/task.yaml beside the package, or where an installed wheel keeps it."""
+    beside = Path(__file__).resolve().parents[3] / "sky" / "task.yaml"
+    if beside.exists():
+        return beside
+    return Path(sysconfig.get_path("data")) / "share" / "dolphin-launcher" / "sky" / "task.yaml"
+
+
+def _container(job: JobSpec, places: Sequence[Place]) -> str:
+    """What the node is told: settled here where every place agrees, decided there where they differ."""
+    container, image = job.resources.container, job.resources.image
+    if container in ("image", "docker") and image is None:
+        raise BadUsage(
+            f"resources.container: {container}, but no resources.image; build one (`docker build` with dolphin's Dockerfile), "
+            "push it where the nodes can pull it, and name it, or use auto: the node then installs the trainer itself"
+        )
+    if container != "auto":
+        return container
+    return "none" if image is None or all(place.cloud == "slurm" for place in places) else "auto"
+
+
+def _resources(job: JobSpec, places: Sequence[Place], is_managed: bool) -> dict[str, Any]:
+    r = job.resources
+    common: dict[str, Any] = {}
+    if r.accelerators:
+        common["accelerators"] = r.accelerators if ":" in r.accelerators else f"{r.accelerators}:1"
+    if r.memory_gb is not None:
+        common["memory"] = f"{r.memory_gb}+"
+    if r.max_hourly_cost is not None:
+        common["max_hourly_cost"] = r.max_hourly_cost
+    if is_managed:
+        common["job_recovery"] = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [RECOVER_EXIT_CODE]}
+    entries = [_entry(job, place) | common for place in _by_price(places)]
+    return entries[0] if len(entries) == 1 else {"any_of": entries}
+
+
+def _entry(job: JobSpec, place: Place) -> dict[str, Any]:
+    r = job.resources
+    entry: dict[str, Any] = {"use_spot": place.spot}
+    if place.infra:
+        entry["infra"] = place.infra
+    can_be_image = r.container == "auto" and r.image is not None and place.cloud not in NO_DOCKER_IMAGE
+    wants_image = r.container == "image" or can_be_image
+    if wants_image:
+        if place.cloud in NO_DOCKER_IMAGE - {"slurm"}:
+            raise BadUsage(
+                f"resources.container: image, but {place.infra} runs no docker images as nodes; use auto or docker"
+            )
+        entry["image_id"] = f"docker:{r.image}"
+    if place.cloud not in NO_DISK_SIZE:
+        entry["disk_size"] = r.disk_gb
+    if place.cloud not in NO_AUTOSTOP:
+        entry["autostop"] = {"idle_minutes": IDLE_MINUTES, "down": True}
+    return entry
+
+
+def _by_price(places: Sequence[Place]) -> list[Place]:
+    """Cheapest first; those of unknown price after them, in the job's order."""
+    known = sorted((p for p in places if p.price_usd_per_hour is not None), key=lambda p: p.price_usd_per_hour or 0.0)
+    return known + [p for p in places if p.price_usd_per_hour is None]
+
+
+def _is_local(name: str) -> bool:
+    """Whether it names something on this machine: load_job made such names absolute."""
+    return name.startswith("/") and not HUB_ID.match(name) and "\n" not in name

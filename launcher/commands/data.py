@@ -1,0 +1,168 @@
+"""`dolphin data`: prepare a job's data without training, and show what became of it.
+
+Owns the table and the colours. The preparation itself runs as a process of the trainer, because the launcher imports no
+tokenizer; what it leaves in the cache, a later local launch finds.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.jobfile.load import load_job
+from launcher.jobfile.settle import settle
+from launcher.jobfile.spec import JobSpec
+from launcher.runs import ledger
+from launcher.runs.errors import BadUsage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OK, FAILED, BAD_SPECIFICATION, INTERRUPTED = 0, 1, 2, 130
+_EXIT_CODES = {0: OK, 64: BAD_SPECIFICATION, 130: INTERRUPTED, -2: INTERRUPTED}
+"""Exit code of the preparation -> of the command; any other is a failure."""
+
+
+def formats_command(json_wanted: bool) -> int:
+    """List the dataset formats."""
+    from trainer.run.formats.registry import FORMATS
+
+    if json_wanted:
+        print(json.dumps([{"name": entry.name, "columns": entry.columns} for entry in FORMATS]))
+        return OK
+    from launcher.follow.screen import table
+
+    table(("format", "columns"), [(entry.name, entry.columns) for entry in FORMATS], file=sys.stdout)
+    return OK
+
+
+def data_command(path: Path, overrides: Sequence[str], show: int, json_wanted: bool) -> int:
+    """Prepare, print the table (standard error) or the report (`--json`, standard output), show conversations."""
+    job = load_job(path, overrides)
+    if find_spec("transformers") is None:
+        raise BadUsage("dolphin data needs the trainer's packages: pip install 'dolphin-launcher[train]'")
+    folder = ledger.cache_dir() / "data-checks" / job.name
+    folder.mkdir(parents=True, exist_ok=True)
+    train = settle(
+        job,
+        nproc=job.resources.ranks or 1,
+        run_id=f"{job.name}-data",
+        run_dir=str(folder),
+        cache_dir=str(ledger.cache_dir()),
+        device="cpu",
+        zero=0,
+    )
+    train_json = folder / "train.json"
+    train_json.write_text(train.model_dump_json(), encoding="utf-8")
+    report_path = folder / "data_report.json"
+    report_path.unlink(missing_ok=True)
+    code, shown = _prepare(train_json, show)
+    report = json.loads(report_path.read_text(encoding="utf-8")) if report_path.exists() else None
+    if report is not None:
+        _add_steps(report, train.global_batch)
+        if json_wanted:
+            print(json.dumps({**report, "shown": shown}, ensure_ascii=False))
+        else:
+            _print_report(report, report_path, job)
+    if not json_wanted:
+        _print_conversations(shown)
+    return code
+
+
+def _prepare(train_json: Path, show: int) -> tuple[int, list[dict[str, Any]]]:
+    command = [sys.executable, "-m", "trainer.data.prepare", str(train_json), "--show", str(show)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        assert process.stdout is not None
+        try:
+            lines = process.stdout.read().splitlines()
+            code = process.wait()
+        except KeyboardInterrupt:
+            # The terminal interrupts both; the preparation cleans up behind itself.
+            code, lines = process.wait(), []
+    return _EXIT_CODES.get(code, FAILED), [json.loads(line) for line in lines]
+
+
+def _add_steps(report: dict[str, Any], global_batch: int) -> None:
+    packed = report["totals"].get("packed_sequences")
+    if packed is not None:
+        report["totals"]["global_batch"] = global_batch
+        report["totals"]["steps_per_epoch"] = -(-packed // global_batch)
+
+
+def _print_report(report: dict[str, Any], path: Path, job: JobSpec) -> None:
+    from launcher.follow.screen import table
+
+    columns = ("source", "format", "rows", "train", "held out", "tokens", "trained", "median", "longest", "left out")
+    rows = [
+        (
+            source["path"],
+            source["format"],
+            f"{source['rows']:,}",
+            f"{source['train_conversations']:,}",
+            f"{source['validation_conversations']:,}",
+            f"{source['tokens']:,}",
+            f"{source['trained_tokens']:,}",
+            f"{source['median_tokens']:,}",
+            f"{source['longest_tokens']:,}",
+            _left_out(source, job.data.over_long),
+        )
+        for source in report["sources"]
+    ]
+    table(columns, rows, file=sys.stderr)
+    totals = report["totals"]
+    if "packed_sequences" in totals:
+        print(
+            f"{totals['tokens']:,} tokens an epoch ({totals['trained_tokens']:,} trained) in "
+            f"{totals['packed_sequences']:,} sequences of {totals['sequence_length']:,}: "
+            f"{totals['packing_efficiency']:.2%} full, {totals['steps_per_epoch']:,} steps an epoch at a global batch "
+            f"of {totals['global_batch']:,}",
+            file=sys.stderr,
+        )
+    print(f"report: {path}", file=sys.stderr)
+
+
+def _left_out(source: dict[str, Any], over_long: str) -> str:
+    """Every reason with its count; nothing is dropped in silence."""
+    reasons = {
+        **source["bad"],
+        "filtered": source["filtered"],
+        "duplicate": source["duplicates"],
+        "near-duplicate": source["near_duplicates"],
+        "not sampled": source["unsampled"],
+        "copy of a held-out one": source["copies_of_held_out"],
+        "nothing trained": source["nothing_trained"],
+        {"drop": "over-long", "truncate": "truncated", "split": "split"}[over_long]: source["over_long"],
+        "tools moved into the system message": source["tools_in_system"],
+    }
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count) or "-"
+
+
+def _print_conversations(shown: list[dict[str, Any]]) -> None:
+    """Trained passages green, the others dim; without a terminal, trained ones between ⟦ and ⟧."""
+    if not shown:
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    for record in shown:
+        console.print(f"── {record['name']} · {record['tokens']:,} tokens ──", style="bold", markup=False)
+        _print_passages(console, record["passages"])
+
+
+def _print_passages(console: Console, passages: list[tuple[str, float]]) -> None:
+    from rich.text import Text
+
+    line = Text()
+    for text, weight in passages:
+        if not weight:
+            line.append(text, style="dim")
+        elif console.is_terminal:
+            line.append(text, style="green" if weight == 1 else "yellow")
+        else:
+            line.append(f"⟦{text}⟧" if weight == 1 else f"⟦{weight:g}: {text}⟧")
+    console.print(line)

@@ -1,0 +1,271 @@
+"""Starting runs: job -> plan -> confirmation -> ledger -> submit -> follow, for `launch` and `resume`.
+
+Owns the order: nothing starts before it is in the ledger, and nothing is reported that was not asked of the backend.
+Refuses to know any particular backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher.backends.base import Backend, BackendStatus, Submission, get_backend
+from launcher.config.yaml_lines import write_yaml
+from launcher.follow import screen
+from launcher.follow.attend import follow_to_end, print_json, say_detached
+from launcher.follow.follow import LogFrom, end_of_log
+from launcher.follow.readers import ViewReader
+from launcher.follow.status import observe, status_of, with_detail
+from launcher.jobfile.load import load_job
+from launcher.jobfile.settle import settle
+from launcher.jobfile.spec import JobSpec
+from launcher.plan.unfrozen import with_resolved_unfrozen
+from launcher.runs import ledger
+from launcher.runs.errors import BadUsage, LauncherError
+from launcher.runs.ledger import RunRecord
+from launcher.runs.states import EXIT_CODES, EndReason, RunState, is_over
+from trainer.run.exits import BadInput
+from trainer.run.run_folder import write_atomic
+from trainer.run.spec import NodeJob, result_settings
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """The command line of `launch` and `resume`."""
+
+    on: str = "local"
+    nproc: int | None = None
+    overrides: Sequence[str] = ()
+    is_confirmed: bool = False
+    is_detached: bool = False
+    as_json: bool = False
+    backend_options: dict[str, Any] = field(default_factory=dict)
+
+
+def launch(path: Path, options: LaunchOptions) -> int:
+    """Start a new run of the job and follow it; the exit code of the command."""
+    job = load_job(path, options.overrides)
+    backend = get_backend(options.on)
+    if options.backend_options and backend.name != "sky":
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.backend_options)
+        raise BadUsage(f"{flags}: means nothing --on {backend.name}; leave it out, or use --on sky")
+    if job.resources.num_nodes > 1 and backend.name != "sky":
+        raise BadUsage(f"resources.num_nodes: {job.resources.num_nodes}, but --on {backend.name} has one; use --on sky")
+    secrets = collect_secrets(job)
+    job = _with_patterns(job)
+    run_id = ledger.new_id(job.name)
+    train = _settled(job, backend, run_id, options.nproc)
+    if backend.name == "sky":
+        job = with_memory(job, train)
+    _show_plan(job, backend, train, options)
+    _confirm(options)
+    while True:
+        try:
+            record = ledger.create(
+                run_id,
+                job.name,
+                backend.name,
+                options=options.backend_options,
+                secret_names=tuple(secrets),
+                launcher_version=version("dolphin-launcher"),
+            )
+            break
+        except FileExistsError:
+            run_id = ledger.new_id(job.name)
+            train = _settled(job, backend, run_id, options.nproc)
+    return _start(backend, record, job, train, secrets, options)
+
+
+def resume(record: RunRecord, options: LaunchOptions) -> int:
+    """Go on with a run that is over, from its last checkpoint, under the same id; the exit code of the command."""
+    backend = get_backend(record.backend)
+    status = status_of(backend, record)
+    if status.state is RunState.SUCCEEDED:
+        screen.say(f"{record.run_id}: is finished; there is nothing to resume")
+        return 0
+    _refuse_active(record, status)
+    if not record.files.job.exists():
+        raise LauncherError(f"{record.run_id}: its launcher died before the job was written; launch it anew")
+    job = _with_patterns(load_job(record.files.job, options.overrides))
+    before = NodeJob.read(record.files.train_json) if record.files.train_json.exists() else None
+    train = before
+    if train is None or options.nproc is not None or options.overrides:
+        train = _settled(job, backend, record.run_id, options.nproc or (before.nproc if before else None))
+        if before is not None:
+            _refuse_other_results(record, before, train)
+    screen.say(f"{record.run_id}: was {status.state.value}; starting it again")
+    reader = ViewReader(backend, record)
+    reader.read()  # what came before is told already
+    start = LogFrom(after=end_of_log(backend, record))
+    return _start(backend, record, job, train, collect_secrets(job), options, start, reader)
+
+
+def collect_secrets(job: JobSpec) -> dict[str, str]:
+    """Values of the job's secrets, from this process's environment. BadUsage names those that are missing."""
+    missing = [name for name in job.secrets if not os.environ.get(name)]
+    if missing:
+        raise BadUsage(
+            f"secrets: {', '.join(missing)} not set in this shell; `export {missing[0]}=...`, or take it out of the job"
+        )
+    return {name: os.environ[name] for name in job.secrets}
+
+
+def _with_patterns(job: JobSpec) -> JobSpec:
+    """The job with the layers that Spectrum chooses as plain patterns, which the node can read."""
+    resolved = with_resolved_unfrozen(job)
+    assert isinstance(resolved, JobSpec)
+    return resolved
+
+
+def with_memory(job: JobSpec, train: NodeJob) -> JobSpec:
+    """The job asking for the host memory that its plan needs, where it does not say: the smallest node would do for SkyPilot."""
+    from launcher.plan.of_job import needed_memory_gb
+
+    if job.resources.memory_gb is not None or job.resources.gpu_name is None or train.device == "cpu":
+        return job
+    needed = needed_memory_gb(job, train)
+    return job.model_copy(update={"resources": job.resources.model_copy(update={"memory_gb": needed})})
+
+
+def _settled(job: JobSpec, backend: Backend, run_id: str, nproc: int | None) -> NodeJob:
+    place = backend.place(job, run_id, ledger.folder_of(run_id), nproc)
+    return settle(
+        job,
+        nproc=place.nproc,
+        run_id=run_id,
+        run_dir=place.run_dir,
+        cache_dir=place.cache_dir,
+        device=place.device,
+        zero=_zero(job, backend, place.nproc * job.resources.num_nodes, place.device, nproc),
+    )
+
+
+def _zero(job: JobSpec, backend: Backend, ranks: int, device: Literal["cuda", "cpu"], nproc: int | None) -> int:
+    """The ZeRO stage of the job, or for `zero: auto` the plan's choice."""
+    from launcher.plan.of_job import settled_zero
+
+    offers = backend.offers(job, nproc) if job.train.zero == "auto" and device == "cuda" else []
+    return settled_zero(job, ranks=ranks, device=device, offers=offers)
+
+
+def _start(
+    backend: Backend,
+    record: RunRecord,
+    job: JobSpec,
+    train: NodeJob,
+    secrets: dict[str, str],
+    options: LaunchOptions,
+    start: LogFrom = LogFrom(),
+    reader: ViewReader | None = None,
+) -> int:
+    """Submit a run that is in the ledger, then follow it or leave it."""
+    try:
+        with ledger.locked(record) as record:
+            _refuse_active(record, status_of(backend, record))
+            record = _submit(backend, record, job, train, secrets)
+    except KeyboardInterrupt:
+        record = ledger.load(record.folder)
+        if record.handle is None:
+            raise
+        say_detached(backend, record)
+        return EXIT_CODES[EndReason.DETACHED]
+    screen.say(f"run {record.run_id}, in {record.folder}")
+    if not options.is_detached:
+        reader = reader or ViewReader(backend, record)
+        return follow_to_end(backend, record, start, reader, json_wanted=options.as_json)
+    say_detached(backend, record)
+    if options.as_json:
+        print_json(observe(backend, record), None)
+    return 0
+
+
+def _submit(backend: Backend, record: RunRecord, job: JobSpec, train: NodeJob, secrets: dict[str, str]) -> RunRecord:
+    """Write, then start, then record. Ctrl-C waits until the record says what was started. The caller holds the lock."""
+    text = write_yaml(job.model_dump(mode="json", exclude_unset=True))
+    write_atomic(record.files.job, text)
+    write_atomic(record.files.train_json, train.model_dump_json(indent=2) + "\n")
+    record = ledger.update(
+        record,
+        nproc=train.world_size,
+        device=train.device,
+        submissions=record.submissions + 1,
+        handle=None,
+        down_requested_at=None,
+        submit_error=None,
+    )
+    with _uninterrupted():
+        try:
+            handle = backend.submit(Submission(record, job, train, dict(job.env), secrets, screen.say))
+        except LauncherError as error:
+            ledger.update(record, submit_error={"reason": error.reason.value, "message": str(error)})
+            raise
+        return ledger.update(record, handle=handle, submitted_at=time.time())
+
+
+def _refuse_active(record: RunRecord, status: BackendStatus) -> None:
+    if record.submissions and not is_over(status.state):
+        raise BadUsage(f"{record.run_id}: is {with_detail(status)}; `dolphin logs {record.run_id}` follows it")
+
+
+def _show_plan(job: JobSpec, backend: Backend, train: NodeJob, options: LaunchOptions) -> None:
+    from launcher.plan.of_job import plan_of
+    from launcher.plan.view import summarise
+
+    offers = backend.offers(job, options.nproc)
+    best = offers[0] if offers else None
+    hardware = "no offer"
+    if best is not None:
+        hardware = f"{best.count} x {best.accelerator or 'CPU rank'} at {best.infra}"
+    try:
+        summarise(plan_of(job, offers))
+    except BadInput as unknown:  # a model whose shape is not known here can be trained, but not planned
+        screen.say(f"{job.name}: {job.model.base} on {hardware}; no plan: {unknown}")
+    screen.say(
+        f"  {train.world_size} ranks ({train.device}), ZeRO-{train.spec.train.zero}, {train.global_batch} sequences a step"
+    )
+
+
+def _confirm(options: LaunchOptions) -> None:
+    if options.is_confirmed:
+        return
+    if not sys.stdin.isatty():
+        raise BadUsage("launch asks before it starts, and there is no terminal to ask on; pass -y to start")
+    print("Start it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Declined("not started")
+
+
+class Declined(LauncherError):
+    """The person said no."""
+
+    reason = EndReason.CANCELLED
+
+
+def _refuse_other_results(record: RunRecord, before: NodeJob, after: NodeJob) -> None:
+    old, new = result_settings(before.spec), result_settings(after.spec)
+    changed = [key for key in new if new[key] != old.get(key)]
+    if changed:
+        raise BadUsage(
+            f"{record.run_id}: {', '.join(changed)} would change what the run computes; `dolphin launch` a new run for that"
+        )
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C inside waits for the end: between a submit and its record it would leave a run that nobody knows."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt

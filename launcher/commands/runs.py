@@ -1,0 +1,101 @@
+"""`logs`, `status`, `down` and `fetch`: commands on a run that exists. Refuses to know any particular backend."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from launcher.backends.base import Fetchable, get_backend
+from launcher.follow import screen
+from launcher.follow.attend import follow_to_end
+from launcher.follow.follow import LogFrom, show_log
+from launcher.follow.run_view import RunView
+from launcher.follow.status import as_json, as_rows, observe, run_table, status_of
+from launcher.runs import ledger
+from launcher.runs.errors import LauncherError
+from launcher.runs.ledger import RunRecord
+from launcher.runs.states import EXIT_CODES, EndReason, RunState, is_over
+
+_NUM_STORY_LINES = 8
+
+
+def logs(record: RunRecord, start: LogFrom, *, is_following: bool) -> int:
+    """The log, followed to the run's end unless told not to; then the exit code is the run's."""
+    backend = get_backend(record.backend)
+    if is_following:
+        return follow_to_end(backend, record, start)
+    show_log(backend, record, screen.PlainScreen(sys.stdout, sys.stderr), start)
+    return 0
+
+
+def status(record: RunRecord, *, json_wanted: bool) -> int:
+    """What the run does: on standard output, as this is what was asked for."""
+    seen = observe(get_backend(record.backend), record)
+    if json_wanted:
+        print(json.dumps(as_json(seen), ensure_ascii=False, indent=2))
+        return 0
+    for label, value in as_rows(seen):
+        print(f"{label:16}{value}")
+    story = seen.view.story[-_NUM_STORY_LINES:]
+    if story:
+        print()
+    for line in story:
+        print(f"  {line}")
+    return 0
+
+
+def status_of_all(*, json_wanted: bool) -> int:
+    """Every run, newest first."""
+    seen, problems = [], []
+    for record in ledger.all_runs():
+        try:
+            seen.append(observe(get_backend(record.backend), record))
+        except LauncherError as error:  # one unreachable cloud must not hide the other runs
+            problems.append(f"{record.run_id}: {error}")
+    if json_wanted:
+        print(json.dumps([as_json(one) for one in seen], ensure_ascii=False, indent=2))
+    elif seen:
+        screen.table(["run", "on", "state", "step", "loss", "started"], run_table(seen), file=sys.stdout)
+    else:
+        screen.say(f"there is no run in {ledger.runs_dir()}; `dolphin launch job.yaml` makes one")
+    for problem in problems:
+        screen.say(problem)
+    return EXIT_CODES[EndReason.BACKEND] if problems else 0
+
+
+def down(record: RunRecord, grace_s: float) -> int:
+    """Stop the run; 0 once it is known to be gone."""
+    backend = get_backend(record.backend)
+    with ledger.locked(record, wait_s=30.0) as record:
+        before = status_of(backend, record)
+        if not is_over(before.state):
+            record = ledger.update(record, down_requested_at=time.time())
+            how = f"up to {grace_s:.0f} s for it to save" if grace_s else "killing it, without a save"
+            screen.say(f"{record.run_id}: is {before.state.value}; stopping ({how})")
+        report = backend.down(record, grace_s)
+        seen = observe(backend, record)
+    if not report.is_gone:
+        screen.say(f"{record.run_id}: NOT gone: {report.detail}; what is left:")
+        for item in report.left:
+            screen.say(f"  {item}")
+        return EXIT_CODES[EndReason.BACKEND]
+    price = f"; ${report.price_usd:.2f} in all" if report.price_usd else ""
+    screen.say(f"{record.run_id}: {seen.status.state.value}, {report.detail}{price}")
+    if seen.status.state is not RunState.SUCCEEDED:
+        screen.say(_what_is_kept(record, seen.view))
+    return 0
+
+
+def fetch(record: RunRecord, target: Path, what: Fetchable) -> int:
+    """Bring the model (or the checkpoints, or the log) home; its path on standard output."""
+    backend = get_backend(record.backend)
+    print(backend.fetch(record, what, target))
+    return 0
+
+
+def _what_is_kept(record: RunRecord, view: RunView) -> str:
+    if view.saved_step is None:
+        return f"  nothing was saved yet; `dolphin resume {record.run_id}` begins again"
+    return f"  saved at step {view.saved_step}; `dolphin resume {record.run_id}` goes on from there"

@@ -1,0 +1,93 @@
+"""Staying with a run until it ends or the person leaves, and the last words of either. Starts and stops nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from launcher.backends.base import Backend
+from launcher.follow import screen as console
+from launcher.follow.follow import LogFrom, follow
+from launcher.follow.readers import ViewReader
+from launcher.follow.status import Observation, as_json, model_of, observe, price_text, with_detail
+from launcher.runs import ledger
+from launcher.runs.errors import LauncherError, ReaderGone
+from launcher.runs.ledger import RunRecord
+from launcher.runs.states import EXIT_CODES, EndReason, RunState, exit_code_of, is_over
+
+_SAMPLE_CHARACTERS = 320
+
+
+def follow_to_end(
+    backend: Backend,
+    record: RunRecord,
+    start: LogFrom = LogFrom(),
+    reader: ViewReader | None = None,
+    *,
+    json_wanted: bool = False,
+) -> int:
+    """Follow the run and sum it up; the exit code it deserves, 130 where the person stopped following."""
+    out = sys.stderr if json_wanted else sys.stdout
+    try:
+        with console.open_screen(out) as screen:
+            follow(backend, record, screen, start, reader)
+    except (KeyboardInterrupt, ReaderGone):
+        say_detached(backend, record)
+        if json_wanted:
+            print_json(observe(backend, record), EndReason.DETACHED)
+        return EXIT_CODES[EndReason.DETACHED]
+    seen = observe(backend, ledger.load(record.folder))
+    sum_up(seen)
+    if json_wanted:
+        print_json(seen, None)
+    return exit_code_of(seen.status.state)
+
+
+def sum_up(seen: Observation) -> None:
+    """How the run ended, on standard error: validation losses, a sample answer, where the model is."""
+    record, status, view = seen.record, seen.status, seen.view
+    console.evaluation_table(view, sys.stderr)
+    sample = seen.outcome.get("sample") or view.sample
+    if isinstance(sample, dict) and status.state is RunState.SUCCEEDED:
+        _say_sample(sample)
+    price = f" ({price_text(status)})" if price_text(status) else ""
+    console.say(f"{record.run_id}: {with_detail(status)}{price}")
+    model = model_of(seen)
+    if model:
+        console.say(f"model: {model}")
+        if not Path(model).exists():
+            console.say(f"  `dolphin fetch {record.run_id} DIR` brings it home")
+    elif status.state in (RunState.PREEMPTED, RunState.CANCELLED, RunState.LOST, RunState.FAILED):
+        saved = f" from step {view.saved_step}" if view.saved_step is not None else ""
+        console.say(f"  `dolphin resume {record.run_id}` goes on{saved}; the log is {record.files.log}")
+
+
+def _say_sample(sample: dict[str, Any]) -> None:
+    """A held-out question, what the exported model answers, and what the data answers."""
+    for name in ("question", "answer", "expected"):
+        if isinstance(sample.get(name), str):
+            text = textwrap.shorten(sample[name], _SAMPLE_CHARACTERS, placeholder=" ...")
+            console.say(textwrap.fill(text, 110, initial_indent=f"  {name:10}", subsequent_indent=" " * 12))
+
+
+def say_detached(backend: Backend, record: RunRecord) -> None:
+    try:
+        hourly = backend.status(record).price_usd_per_hour
+    except LauncherError:
+        hourly = None
+    console.say(f"Detached; the run goes on{f' (${hourly:.2f}/h)' if hourly else ''}.")
+    console.say(f"  come back: dolphin logs {record.run_id}")
+    console.say(f"  stop it:   dolphin down {record.run_id}")
+
+
+def print_json(seen: Observation, reason: EndReason | None) -> None:
+    values = as_json(seen)
+    values["trainer_exit_code"] = values["exit_code"]
+    if reason is not None:
+        values["exit_code"] = EXIT_CODES[reason]
+    else:
+        values["exit_code"] = exit_code_of(seen.status.state) if is_over(seen.status.state) else 0
+    print(json.dumps(values, ensure_ascii=False), flush=True)

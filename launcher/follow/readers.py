@@ -1,0 +1,62 @@
+"""Reading a run's growing files through its backend: whole JSON lines, each once. Refuses to know what they mean."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from launcher.backends.base import Backend
+from launcher.follow.run_view import RunView
+from launcher.runs.ledger import RunRecord
+
+
+class JsonLines:
+    """The new whole lines of one file at each `read`. A line that a killed writer tore is passed over."""
+
+    def __init__(self, backend: Backend, record: RunRecord, name: str) -> None:
+        self._backend, self._record, self._name = backend, record, name
+        self._offset = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        data = self._backend.read_file(self._record, self._name, self._offset)
+        if not data:
+            return []
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        return [line for line in map(_parse, data[:end].splitlines()) if line is not None]
+
+
+class ViewReader:
+    """Keeps a RunView up to date."""
+
+    def __init__(self, backend: Backend, record: RunRecord) -> None:
+        self.view = RunView()
+        self._events = JsonLines(backend, record, "events.jsonl")
+        self._metrics = JsonLines(backend, record, "metrics.jsonl")
+
+    def read(self) -> list[str]:
+        """Take in what is new; returns the new lines of the story."""
+        lines = [self.view.add_event(event) for event in self._events.read()]
+        for metric in self._metrics.read():
+            self.view.add_metric(metric)
+        return [line for line in lines if line is not None]
+
+
+def read_view(backend: Backend, record: RunRecord) -> RunView:
+    reader = ViewReader(backend, record)
+    reader.read()
+    return reader.view
+
+
+def read_outcome(backend: Backend, record: RunRecord) -> dict[str, Any]:
+    """outcome.json; empty where there is none."""
+    data = backend.read_file(record, "outcome.json")
+    return (_parse(data) if data else None) or {}
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

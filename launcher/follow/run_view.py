@@ -1,0 +1,142 @@
+"""RunView: what a run's events and metrics say, as numbers for a progress bar and as calm lines for a person. Pure.
+
+Fed with lines of events.jsonl and metrics.jsonl in the order they were written, across attempts. Refuses to know
+where they came from, and the terminal.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.units import count, seconds, size
+from trainer.run.run_folder import EventKind, Phase
+
+_RECENT_STEPS = 20
+
+
+@dataclass(slots=True)
+class RunView:
+    """What is known so far; None where nothing said it yet."""
+
+    phase: str | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    attempt: int = 0
+    evaluations: dict[int, tuple[float | None, float]] = field(default_factory=dict)
+    """Step to epoch and validation loss; a step measured again after a resume keeps the last."""
+    saved_step: int | None = None
+    model: str | None = None
+    sample: dict[str, Any] | None = None
+    finish_reason: str | None = None
+    story: list[str] = field(default_factory=list)
+    _recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of training, at the pace of the last steps; evaluations, saves and the export are not in it."""
+        if self.step is None or self.total_steps is None or not self._recent_seconds:
+            return None
+        return max(0, self.total_steps - self.step) * statistics.median(self._recent_seconds)
+
+    @property
+    def eval_loss(self) -> float | None:
+        return self.evaluations[max(self.evaluations)][1] if self.evaluations else None
+
+    def add_metric(self, line: Mapping[str, Any]) -> None:
+        step = line.get("step")
+        if not isinstance(step, int):
+            return
+        if isinstance(line.get("eval_loss"), int | float):
+            self.evaluations[step] = (line.get("epoch"), float(line["eval_loss"]))
+            return
+        if line.get("loss") is None:
+            return
+        self.step = step
+        self.loss = float(line["loss"])
+        self.tokens_per_second = line.get("tokens_per_second")
+        if isinstance(line.get("seconds"), int | float):
+            self._recent_seconds.append(float(line["seconds"]))
+
+    def add_event(self, event: Mapping[str, Any]) -> str | None:
+        """Take an event in; returns its line for a person, None for one that is not worth a line."""
+        line = self._line_of(event)
+        if line is not None:
+            self.story.append(line)
+        return line
+
+    def _line_of(self, event: Mapping[str, Any]) -> str | None:
+        kind, get = event.get("event"), event.get
+        prefix = f"attempt {get('attempt')}: " if (get("attempt") or 1) > 1 else ""
+        match kind:
+            case EventKind.ATTEMPT_STARTED:
+                self.attempt = max(self.attempt, int(get("attempt") or 1))
+                self.phase = None
+                self._recent_seconds.clear()
+                return f"attempt {get('attempt')}: started on {_ranks(get('nproc'), get('device'))}"
+            case EventKind.PHASE:
+                self.phase = get("phase")
+                return None if self.phase == Phase.DONE else f"{prefix}{self.phase}"
+            case EventKind.PLAN:
+                self.total_steps = get("total_steps")
+                return prefix + _plan_line(event)
+            case EventKind.RESUMED:
+                self.step = get("step")
+                self.total_steps = get("total_steps") or self.total_steps
+                return (
+                    f"attempt {get('attempt')}: resumed at step {get('step')} of {self.total_steps} "
+                    f"from {get('checkpoint')}{_lost(get('lost_steps'), get('lost_seconds'))}"
+                )
+            case EventKind.CHECKPOINT_REFUSED:
+                return f"{prefix}checkpoint {get('checkpoint')} refused: {get('reason')}"
+            case EventKind.CHECKPOINT_SAVED:
+                self.saved_step = get("step")
+                return f"{prefix}saved step {get('step')} ({size(get('size_bytes'))}, {seconds(get('seconds'))})"
+            case EventKind.EVALUATED:
+                if isinstance(get("step"), int) and isinstance(get("eval_loss"), int | float):
+                    self.evaluations[event["step"]] = (get("epoch"), float(event["eval_loss"]))
+                    return f"{prefix}validation loss {get('eval_loss'):.4f} at step {get('step')}"
+                return None
+            case EventKind.STOP_REQUESTED:
+                return f"{prefix}asked to stop ({get('reason')}); saving"
+            case EventKind.PREEMPTED:
+                return f"{prefix}stopped at step {get('step')} with everything saved ({get('reason')})"
+            case EventKind.RESTARTING:
+                return f"{prefix}restarting: {get('reason')}"
+            case EventKind.EXPORTED:
+                self.model = get("model")
+                self.sample = get("sample") or self.sample
+                return f"{prefix}model written to {get('model')}"
+            case EventKind.FINISHED:
+                self.finish_reason = get("reason")
+                return None
+            case _:
+                return None  # an event of a newer trainer: `dolphin logs` shows its log all the same
+
+
+def _ranks(nproc: int | None, device: str | None) -> str:
+    if nproc is None:
+        return "an unknown number of ranks"
+    return f"{nproc} {'GPU' if device == 'cuda' else 'CPU rank'}{'' if nproc == 1 else 's'}"
+
+
+def _plan_line(event: Mapping[str, Any]) -> str:
+    parts = [f"{event.get('total_steps')} steps"]
+    if event.get("conversations") is not None:
+        parts.append(f"{count(event['conversations'])} conversations in {count(event.get('sequences'))} sequences")
+    if event.get("tokens") is not None:
+        parts.append(f"{count(event['tokens'])} tokens, {count(event.get('trained_tokens'))} of them trained on")
+    if event.get("parameters") is not None:
+        parts.append(f"{count(event.get('trained_parameters'))} of {count(event['parameters'])} parameters train")
+    return ": ".join([parts[0], "; ".join(parts[1:])]) if parts[1:] else parts[0]
+
+
+def _lost(steps: int | None, lost_seconds: float | None) -> str:
+    if steps is None:
+        return ""
+    return f" (lost {steps} step{'' if steps == 1 else 's'}, {seconds(lost_seconds)})"

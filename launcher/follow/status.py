@@ -1,0 +1,139 @@
+"""What a run is doing, joined from the backend, the ledger and the run's own events; as data and as lines. Starts nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from launcher.backends.base import Backend, BackendStatus
+from launcher.follow.readers import read_outcome, read_view
+from launcher.follow.run_view import RunView
+from launcher.follow.screen import numbers
+from launcher.runs.ledger import RunRecord
+from launcher.runs.states import EndReason, RunState, is_over
+from launcher.units import seconds
+
+_SUBMIT_ERRORS = {EndReason.NO_CAPACITY: RunState.NO_CAPACITY}
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One look at a run."""
+
+    record: RunRecord
+    status: BackendStatus
+    view: RunView
+    outcome: dict[str, Any]
+
+
+def observe(backend: Backend, record: RunRecord) -> Observation:
+    return Observation(record, status_of(backend, record), read_view(backend, record), read_outcome(backend, record))
+
+
+def status_of(backend: Backend, record: RunRecord) -> BackendStatus:
+    """The backend's word; where the submit failed and the backend has nothing of the run, why."""
+    error = record.submit_error
+    if error is None or record.handle is not None or backend.find(record.run_id) is not None:
+        return backend.status(record)
+    state = _SUBMIT_ERRORS.get(EndReason(error["reason"]), RunState.FAILED)
+    return BackendStatus(state, f"was not started: {error['message']}", price_usd_so_far=0.0)
+
+
+def model_of(seen: Observation) -> str | None:
+    """The exported model of a run that is done, on the run's node."""
+    return (seen.outcome.get("model") or seen.view.model) if seen.status.state is RunState.SUCCEEDED else None
+
+
+def as_json(seen: Observation) -> dict[str, Any]:
+    """For scripts. Keys are never removed; None is not known."""
+    record, status, view = seen.record, seen.status, seen.view
+    return {
+        "run": record.run_id,
+        "name": record.name,
+        "backend": record.backend,
+        "state": status.state.value,
+        "detail": status.detail,
+        "phase": view.phase,
+        "step": view.step,
+        "total_steps": view.total_steps,
+        "loss": view.loss,
+        "eval_loss": view.eval_loss,
+        "tokens_per_second": view.tokens_per_second,
+        "seconds_left": None if is_over(status.state) else view.seconds_left,
+        "saved_step": view.saved_step,
+        "attempts": view.attempt,
+        "recoveries": status.recoveries,
+        "exit_code": status.exit_code,
+        "node": status.node,
+        "price_usd_per_hour": status.price_usd_per_hour,
+        "price_usd_so_far": status.price_usd_so_far,
+        "node_attempts": [asdict(attempt) for attempt in status.attempts],
+        "created_at": record.created_at,
+        "folder": str(record.folder),
+        "model": model_of(seen),
+        "evaluations": [{"step": s, "epoch": e, "eval_loss": x} for s, (e, x) in sorted(view.evaluations.items())],
+        "story": list(view.story),
+    }
+
+
+def as_rows(seen: Observation) -> list[tuple[str, str]]:
+    """Label and value, for `dolphin status`."""
+    record, status, view = seen.record, seen.status, seen.view
+    over = is_over(status.state)
+    rows = [("run", record.run_id), ("state", with_detail(status))]
+    if not over and view.phase:
+        rows.append(("phase", view.phase))
+    if view.step is not None or view.total_steps is not None:
+        rows.append(("progress", numbers(view, with_time_left=not over)))
+    if view.eval_loss is not None:
+        rows.append(("validation loss", f"{view.eval_loss:.4f} at step {max(view.evaluations)}"))
+    if view.saved_step is not None:
+        rows.append(("saved", f"step {view.saved_step}"))
+    if view.attempt > 1 or status.recoveries:
+        rows.append(("attempts", f"{view.attempt} ({status.recoveries} recoveries by {record.backend})"))
+    where = f"{record.backend}{f', {status.node}' if status.node else ''}"
+    if record.nproc is not None:
+        where += f", {record.nproc} x {'GPU' if record.device == 'cuda' else 'CPU rank'}"
+    rows.append(("where", where))
+    price = price_text(status)
+    if price:
+        rows.append(("price", price))
+    rows.append(("started", f"{when(record.created_at)} ({seconds(max(0.0, time.time() - record.created_at))} ago)"))
+    rows.append(("folder", str(record.folder)))
+    model = model_of(seen)
+    if model:
+        rows.append(("model", model))
+    return rows
+
+
+def with_detail(status: BackendStatus) -> str:
+    return f"{status.state.value}: {status.detail}" if status.detail else status.state.value
+
+
+def price_text(status: BackendStatus) -> str:
+    """Empty for what costs nothing or has no known price."""
+    parts = []
+    if status.price_usd_so_far:
+        parts.append(f"${status.price_usd_so_far:.2f} so far")
+    if status.price_usd_per_hour:
+        parts.append(f"${status.price_usd_per_hour:.2f}/h")
+    return ", ".join(parts)
+
+
+def when(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def run_table(seen: Sequence[Observation]) -> list[list[str]]:
+    """Rows of `dolphin status --all`."""
+    rows = []
+    for one in seen:
+        view, loss = one.view, one.view.eval_loss if one.view.eval_loss is not None else one.view.loss
+        step = f"{view.step or 0}/{view.total_steps}" if view.total_steps is not None else ""
+        state = one.status.state.value
+        shown = f"{loss:.4f}" if loss is not None else ""
+        rows.append([one.record.run_id, one.record.backend, state, step, shown, when(one.record.created_at)])
+    return rows

@@ -1,0 +1,163 @@
+"""JobSpec: what one job.yaml says. TrainSpec with the machines, the environment and the names of the secrets.
+
+Owns the launcher's share of the settings, and the contradictions that show only with it. Refuses to know how a file is
+read (`load`), what becomes of a job in one run (`settle`), prices, clouds and torch.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from launcher.config.problems import Finding
+from trainer.run.spec import PositiveInt, SpecModel, TrainSpec
+from trainer.run.spec import problems as train_problems
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+_ONE_OR_MORE = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+OneOrMore = Annotated[tuple[str, ...], BeforeValidator(_one_or_more), WithJsonSchema(_ONE_OR_MORE)]
+
+
+class ResourcesSpec(SpecModel):
+    accelerators: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]*(:[1-9][0-9]*)?$")] | None = None
+    """GPUs of a node as NAME:COUNT, for example L40S:8; a name alone is one. Not given: no GPU."""
+    num_nodes: PositiveInt = 1
+    """Nodes of a run, each with these GPUs. More than one needs a cluster and a `checkpoint.store` that all of them reach."""
+    ranks_per_node: PositiveInt | None = None
+    """Processes that train on a node, where that is not its number of GPUs (on a CPU, for example)."""
+    spot: Literal["only", "prefer", "never"] = "prefer"
+    """Spot instances: nothing else, whichever is cheaper, or none."""
+    infra: OneOrMore = ()
+    """Where to look, for example aws, [gcp, lambda] or slurm/cluster; everywhere that is enabled where not given."""
+    regions: OneOrMore = ()
+    """Regions to look in; all of them where not given."""
+    image: str | None = None
+    """Container image with dolphin in it. Where not given, `--on docker` builds one, and a cluster's node installs the trainer."""
+    container: Literal["auto", "image", "docker", "none"] = "auto"
+    """How the image runs: as the node itself (`image`), in docker on the node (`docker`), not at all (`none`); `auto` chooses."""
+    disk_gb: PositiveInt = 512
+    """Disk of a node in gigabytes."""
+    memory_gb: PositiveInt | None = None
+    """Host memory of a node in gigabytes, at least. Where not given, a launch on GPUs asks for what the plan needs."""
+    max_hourly_cost: Annotated[float, Field(gt=0)] | None = None
+    """Take no node that costs more than this many US dollars per hour."""
+
+    @property
+    def gpu_name(self) -> str | None:
+        """`L40S` of `L40S:8`."""
+        return self.accelerators.partition(":")[0] if self.accelerators else None
+
+    @property
+    def gpus_per_node(self) -> int:
+        """8 of `L40S:8`; 0 where the job asks for no GPU."""
+        return int(self.accelerators.partition(":")[2] or 1) if self.accelerators else 0
+
+    @property
+    def ranks(self) -> int | None:
+        """Processes that train, over all nodes; None where the job leaves it to the backend."""
+        per_node = self.ranks_per_node or self.gpus_per_node
+        return per_node * self.num_nodes if per_node else None
+
+
+_SECRET_WORDS = {
+    "TOKEN", "KEY", "APIKEY", "PASSWORD", "PASSWD", "PASSPHRASE", "PASS", "SECRET", "SECRETS", "CREDENTIAL", "CREDENTIALS"
+}  # fmt: skip
+_SECRET_VALUE = re.compile(
+    r"^(hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[opsu]_\w{16,}|github_pat_\w+|xox[abp]-.+|(AKIA|ASIA)[A-Z0-9]{12,}|glpat-.+"
+    r"|-----BEGIN .*|[a-z0-9+]+://[^/@\s:]+:[^/@\s]+@.*)$",
+    re.DOTALL,
+)
+
+
+def _environment_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("is no name of an environment variable: letters, digits and underscores only")
+    if _SECRET_WORDS & set(name.upper().split("_")):
+        raise ValueError(_MOVE.format(name=name))
+    return name
+
+
+def _environment_value(value: str) -> str:
+    if _SECRET_VALUE.match(value):
+        raise ValueError(_MOVE.format(name="NAME"))
+    return value
+
+
+def _secret_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) or _SECRET_VALUE.match(name):
+        raise ValueError(
+            "is not the name of an environment variable (A-Z, 0-9, _): write the name alone and set its value in your shell"
+        )
+    return name
+
+
+_MOVE = "looks like a secret, which must not stand in a job: write `secrets: [{name}]` and set its value in your shell"
+
+
+class JobSpec(TrainSpec):
+    resources: ResourcesSpec = ResourcesSpec()
+    """The machines."""
+    env: dict[Annotated[str, AfterValidator(_environment_name)], Annotated[str, AfterValidator(_environment_value)]] = (
+        Field(default_factory=dict)
+    )
+    """Environment variables of the run that are no secrets."""
+    secrets: tuple[Annotated[str, AfterValidator(_secret_name)], ...] = ()
+    """Names of environment variables that reach the run and are written down nowhere, for example HF_TOKEN."""
+
+    def train_spec(self) -> TrainSpec:
+        """The part that reaches the node."""
+        stated = {name: getattr(self, name) for name in TrainSpec.model_fields if name in self.model_fields_set}
+        return TrainSpec.model_validate(stated)
+
+
+def job_findings(job: JobSpec) -> list[Finding]:
+    """Contradictions between settings, both named. Empty where there are none. Looks at no file."""
+    found = [Finding(problem.where, problem.message) for problem in train_problems(job)]
+    t, r = job.train, job.resources
+
+    def report(where: str, message: str) -> None:
+        found.append(Finding(tuple(where.split(".")), message))
+
+    if r.num_nodes > 1 and job.checkpoint.store is None:
+        report(
+            "resources.num_nodes",
+            f"{r.num_nodes} nodes, but no checkpoint.store: nodes share no disk; name a bucket there, or a folder that they share",
+        )
+    if r.gpus_per_node and r.ranks_per_node and r.ranks_per_node > r.gpus_per_node:
+        report(
+            "resources.ranks_per_node",
+            f"{r.ranks_per_node} ranks contradict resources.accelerators {r.accelerators}: each rank needs a GPU of its own",
+        )
+    if r.container == "none" and r.image is not None:
+        report("resources.image", "contradicts resources.container none: nothing would run the image; remove one")
+    if t.accumulation is not None and t.global_batch is None and r.ranks is None:
+        report(
+            "train.accumulation",
+            "says no batch without a number of ranks: state resources.accelerators or resources.ranks_per_node, or train.global_batch",
+        )
+    if t.global_batch is not None and t.global_batch % t.micro_batch == 0 and r.ranks:
+        found += indivisible(t.global_batch, t.micro_batch, r.ranks, "the ranks of resources")
+    if job.track.wandb is not None and job.track.wandb.mode == "online" and "WANDB_API_KEY" not in job.secrets:
+        report("track.wandb", "needs WANDB_API_KEY: add it to `secrets`, or set track.wandb.mode to offline")
+    for index, name in enumerate(job.secrets):
+        if name in job.env:
+            found.append(Finding(("secrets", index), f"{name} stands in `env` too; remove it there"))
+        if name in job.secrets[:index]:
+            found.append(Finding(("secrets", index), f"{name} is named twice; remove one"))
+    return found
+
+
+def indivisible(global_batch: int, micro_batch: int, ranks: int, of: str) -> list[Finding]:
+    step = micro_batch * ranks
+    if global_batch % step == 0:
+        return []
+    lower, upper = global_batch // step * step, -(-global_batch // step) * step
+    choice = f"{lower} or {upper}" if lower else f"{upper}"
+    message = f"{global_batch} does not divide into micro batches of {micro_batch} on {ranks} ranks ({of}); take {choice}, or change train.micro_batch"
+    return [Finding(("train", "global_batch"), message)]

@@ -1,0 +1,205 @@
+"""The shape of a model without torch: its parameters by name, and the sizes that memory and FLOPs are counted from.
+
+Owns finding config.json (a folder, the hub's cache, or the table of well-known bases), the parameter shapes that follow
+from it, and reading names and shapes from safetensors headers. Refuses to load weights and to use the network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.models.hub_cache import local_folder
+from launcher.models.known import KNOWN_CONFIGS
+from trainer.run.exits import BadInput
+from trainer.run.patterns import match
+from trainer.run.weights_index import stored_tensors
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A decoder-only transformer. Counts are of the whole model; tied embeddings count once, under the input's name."""
+
+    model_type: str
+    hidden: int
+    intermediate: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    vocabulary: int
+    is_tied: bool
+    sliding_window: int | None
+    shapes: Shapes
+    """Parameter name -> shape, in the model's order."""
+    source: str
+    """Where this was read, for a person."""
+
+    _layers: dict[int | None, Shapes] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """`shapes` by layer: a plan asks for them thousands of times."""
+
+    def __post_init__(self) -> None:
+        for name, shape in self.shapes.items():
+            self._layers.setdefault(self.layer_of(name), {})[name] = shape
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(count(shape) for shape in self.shapes.values())
+
+    def layer_of(self, name: str) -> int | None:
+        """Index of the layer that a parameter belongs to; None for embeddings, the last norm and the head."""
+        return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+    def layer_shapes(self, layer: int) -> Shapes:
+        return self._layers.get(layer, {})
+
+    def lowest_reached(self, trained: Set[str]) -> int:
+        """Index of the lowest layer that gradients reach; the number of layers where none does."""
+        if EMBEDDING in trained:
+            return 0
+        layers = range(self.num_layers)
+        return next((i for i in layers if not trained.isdisjoint(self.layer_shapes(i))), self.num_layers)
+
+    @property
+    def head_name(self) -> str:
+        """Parameter that makes logits: the input embedding where they are tied."""
+        return EMBEDDING if self.is_tied else HEAD
+
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+def count(shape: Sequence[int]) -> int:
+    total = 1
+    for side in shape:
+        total *= side
+    return total
+
+
+def trainable(architecture: Architecture, patterns: Sequence[str] | None) -> frozenset[str]:
+    """Names that `patterns` (re.search) hit; all of them where None. BadInput for a pattern that hits nothing."""
+    if patterns is None:
+        return frozenset(architecture.shapes)
+    names = list(architecture.shapes) + ([HEAD] if architecture.is_tied else [])
+    found = match(patterns, names)
+    if found.missed:
+        raise BadInput(
+            f"train.unfrozen {found.missed[0]!r} matches no parameter of {architecture.source}; "
+            "`dolphin spectrum names MODEL` lists them"
+        )
+    hit = {EMBEDDING if architecture.is_tied and name == HEAD else name for name in found.trainable}
+    return frozenset(hit)
+
+
+def find_architecture(base: str, revision: str | None = None) -> Architecture:
+    """The architecture of a folder or hub id. BadInput where its configuration is not at hand or of an unknown family."""
+    folder = local_folder(base, revision)
+    if folder is not None and (folder / "config.json").is_file():
+        try:
+            config = json.loads((folder / "config.json").read_bytes())
+        except ValueError as error:
+            raise BadInput(f"{folder / 'config.json'}: is not JSON ({error}); fetch the model again") from None
+        return from_config(config, str(folder / "config.json"))
+    known = KNOWN_CONFIGS.get(base.lower().split("/")[-1])
+    if known is not None:
+        return from_config(known, f"dolphin's table of known models ({base})")
+    raise BadInput(
+        f"model.base {base}: is no folder here, not in the hub's cache and not in the table of known models; "
+        "fetch its config.json into a folder and give that"
+    )
+
+
+def stored_shapes(folder: str | Path) -> Shapes:
+    """Names and shapes as the safetensors headers have them. BadInput where the folder holds none."""
+    return {name: tensor.shape for name, tensor in stored_tensors(folder).items()}
+
+
+def from_config(config: dict[str, Any], source: str) -> Architecture:
+    """From the contents of config.json. BadInput for a family whose parameters this module does not know."""
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        raise BadInput(
+            f"{source}: model_type {family!r} is not one that dolphin can plan ({', '.join(FAMILIES)}); "
+            "launch with `--no-plan`, or plan with a base of the same shape"
+        )
+    try:
+        heads = config["num_attention_heads"]
+        hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+        layers, vocabulary = config["num_hidden_layers"], config["vocab_size"]
+    except KeyError as error:
+        raise BadInput(f"{source}: lacks {error.args[0]}, without which no plan can be made") from None
+    sizes = {
+        "hidden": hidden, "intermediate": intermediate, "num_layers": layers, "num_heads": heads,
+        "num_kv_heads": config.get("num_key_value_heads") or heads,
+        "head_size": config.get("head_dim") or _default_head_size(family, hidden, heads),
+        "vocabulary": vocabulary,
+        "is_tied": bool(config.get("tie_word_embeddings", family in TIED_BY_DEFAULT)),
+    }  # fmt: skip
+    window = (
+        config.get("sliding_window") if config.get("use_sliding_window", family not in ("qwen2", "qwen3")) else None
+    )
+    return Architecture(
+        model_type=family, **sizes, sliding_window=window, source=source, shapes=_shapes(family, config, sizes)
+    )
+
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "smollm3")
+"""Families whose parameters follow from config.json here; a test builds each with transformers and compares."""
+TIED_BY_DEFAULT = ("gemma", "gemma2", "smollm3")
+_TWO_NORMS = ("input_layernorm", "post_attention_layernorm")
+_FOUR_NORMS = (*_TWO_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_NORMS = {"gemma2": _FOUR_NORMS, "olmo2": ("post_attention_layernorm", "post_feedforward_layernorm")}
+
+
+def _default_head_size(family: str, hidden: int, heads: int) -> int:
+    return {"gemma": 256, "gemma2": 256, "qwen3": 128}.get(family, hidden // heads)
+
+
+def _shapes(family: str, config: dict[str, Any], sizes: dict[str, Any]) -> Shapes:
+    hidden, vocabulary = sizes["hidden"], sizes["vocabulary"]
+    shapes: Shapes = {EMBEDDING: (vocabulary, hidden)}
+    for layer in range(sizes["num_layers"]):
+        for name, shape in _layer(family, config, sizes).items():
+            shapes[f"model.layers.{layer}.{name}"] = shape
+    shapes["model.norm.weight"] = (hidden,)
+    if not sizes["is_tied"]:
+        shapes[HEAD] = (vocabulary, hidden)
+    return shapes
+
+
+def _layer(family: str, config: dict[str, Any], sizes: dict[str, Any]) -> Shapes:
+    hidden, intermediate = sizes["hidden"], sizes["intermediate"]
+    query, key = sizes["num_heads"] * sizes["head_size"], sizes["num_kv_heads"] * sizes["head_size"]
+    shapes: Shapes = {}
+
+    def linear(name: str, out: int, inner: int, bias: bool) -> None:
+        shapes[f"{name}.weight"] = (out, inner)
+        if bias:
+            shapes[f"{name}.bias"] = (out,)
+
+    biased = bool(config.get("attention_bias", False))
+    if family == "phi3":
+        linear("self_attn.o_proj", hidden, query, False)
+        linear("self_attn.qkv_proj", query + 2 * key, hidden, False)
+        linear("mlp.gate_up_proj", 2 * intermediate, hidden, False)
+        linear("mlp.down_proj", hidden, intermediate, False)
+    else:
+        for name, out in (("q_proj", query), ("k_proj", key), ("v_proj", key)):
+            linear(f"self_attn.{name}", out, hidden, biased or family == "qwen2")
+        linear("self_attn.o_proj", hidden, query, biased)
+        if family == "qwen3":
+            shapes |= {f"self_attn.{name}.weight": (sizes["head_size"],) for name in ("q_norm", "k_norm")}
+        if family == "olmo2":
+            shapes |= {"self_attn.q_norm.weight": (query,), "self_attn.k_norm.weight": (key,)}
+        mlp_bias = bool(config.get("mlp_bias", False))
+        linear("mlp.gate_proj", intermediate, hidden, mlp_bias)
+        linear("mlp.up_proj", intermediate, hidden, mlp_bias)
+        linear("mlp.down_proj", hidden, intermediate, mlp_bias)
+    shapes |= {f"{name}.weight": (hidden,) for name in _NORMS.get(family, _TWO_NORMS)}
+    return shapes

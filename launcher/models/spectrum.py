@@ -1,0 +1,87 @@
+"""Choosing layers by signal-to-noise ratio: an SNR file and a share -> patterns for `train.unfrozen`.
+
+Owns reading the file, the ranking and the order of the patterns. Refuses to know torch and how the ratios were measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.run.exits import BadInput
+
+MODULE_ORDER = (
+    "mlp.down_proj", "mlp.up_proj", "self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj",
+    "mlp.gate_proj",
+)  # fmt: skip
+"""Order of the module types on published cards; types that are not named here follow in alphabetical order."""
+
+
+def select(snr: Mapping[str, Mapping[str, Any]], top: str | float) -> tuple[str, ...]:
+    """Patterns of the `top` per cent of each module type, highest ratio first within a type.
+
+    Only modules inside numbered layers are ranked, and only types with a finite ratio: vectors (norms) have none. The
+    share is rounded down, as Spectrum does. A pattern is the module's name, which `re.search` finds behind any prefix;
+    where that would hit another module of the file too, it is anchored. BadInput where nothing is left to train.
+    """
+    share = share_of(top)
+    chosen = []
+    by_type = ranked(snr)
+    for kind in sorted(by_type, key=_type_order):
+        modules = by_type[kind]
+        chosen += [module for module, _ in modules[: math.floor(len(modules) * share + 1e-9)]]
+    if not chosen:
+        largest = max((len(modules) for modules in by_type.values()), default=0)
+        raise BadInput(f"the top {top} of {largest} layers is none: nothing would be trained; raise it")
+    return tuple(_pattern(module, snr) for module in chosen)
+
+
+def ranked(snr: Mapping[str, Mapping[str, Any]]) -> dict[str, list[tuple[str, float]]]:
+    """Module type -> (module, ratio), highest first; ties keep the order of the file."""
+    by_type: dict[str, list[tuple[str, float]]] = {}
+    for module, entry in snr.items():
+        if any(part.isdigit() for part in module.split(".")):
+            by_type.setdefault(str(entry["type"]), []).append((module, float(entry["snr"])))
+    finite = {kind: modules for kind, modules in by_type.items() if any(math.isfinite(ratio) for _, ratio in modules)}
+    return {kind: sorted(modules, key=lambda item: -item[1]) for kind, modules in finite.items()}
+
+
+def read_snr(path: str | Path) -> dict[str, dict[str, Any]]:
+    """An SNR file as `dolphin spectrum scan` and Spectrum write it. BadInput where it is none."""
+    try:
+        record = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: no readable SNR file ({error}); `dolphin spectrum scan MODEL` writes one") from None
+    if not isinstance(record, dict) or not record:
+        raise BadInput(f"{path}: holds no modules; `dolphin spectrum scan MODEL` writes an SNR file")
+    for module, entry in record.items():
+        ratio = entry.get("snr") if isinstance(entry, dict) else None
+        if not isinstance(ratio, int | float) or math.isnan(ratio) or "type" not in entry:
+            raise BadInput(f"{path}: '{module}' has no usable `snr` and `type`; scan the model again")
+    return record
+
+
+def share_of(top: str | float) -> float:
+    """`50%`, `50` or 50 -> 0.5. BadInput for anything outside 0 to 100."""
+    try:
+        share = float(str(top).removesuffix("%")) / 100
+    except ValueError:
+        raise BadInput(f"--top {top}: is no share; write for example 50%") from None
+    if not 0 < share <= 1:
+        raise BadInput(f"--top {top}: must lie above 0% and at most at 100%")
+    return share
+
+
+def _pattern(module: str, modules: Iterable[str]) -> str:
+    expression = re.compile(module)
+    if any(expression.search(f"{other}.weight") for other in modules if other != module):
+        return rf"(^|\.){re.escape(module)}\.(weight|bias)$"
+    return module
+
+
+def _type_order(kind: str) -> tuple[int, str]:
+    return (MODULE_ORDER.index(kind) if kind in MODULE_ORDER else len(MODULE_ORDER), kind)

@@ -1,0 +1,365 @@
+"""Know before you pay: a job, its data and the offers -> LaunchPlan. Pure: reads no file, asks nobody, prints nothing.
+
+Owns the steps, the choice of the ZeRO stage, what to change where memory lacks, hours and prices. The counting itself is
+in memory, throughput and preemption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.backends.base import Offer
+from launcher.jobfile.settle import global_batch_of
+from launcher.jobfile.spec import JobSpec
+from launcher.models.architecture import Architecture, count
+from launcher.plan import preemption
+from launcher.plan.data_facts import DataFacts, held_out_sequences
+from launcher.plan.gpu_memory import Workload, runs_as
+from launcher.plan.gpus import find_card
+from launcher.plan.history import PastRun, attention_span, measured_speed_on_cpu, measured_utilisation
+from launcher.plan.host_memory import host_memory, node_gib
+from launcher.plan.throughput import StepFlops
+from launcher.plan.zero_stage import SAFETY, Choice, Pace, StageOption, choices, choose_zero, flops_of, workload
+from launcher.units import MIB
+from trainer.run.evaluation_interval import evaluation_interval
+from trainer.run.save_interval import optimal_interval_s, preemptions_per_day, save_interval_s
+from trainer.run.spec import SaveEvery
+
+START_S = 600.0
+"""Assumed time from the submit to the first step: a node, its image, the model's download."""
+HOST_GB_PER_S = 10.0
+"""Assumed rate at which a GPU's state is copied to the host, which is what blocks training in a save."""
+STORE_GB_PER_S = 1.0
+"""Assumed rate of one node writing to its store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    global_batch: int
+    micro_batches: int
+    """Per step and GPU."""
+    tokens_per_step: int
+    per_epoch: int | None
+    total: int | None
+    """None where nothing is known of the data and no `max_steps` is set."""
+    evaluations: tuple[int, ...]
+    """Steps before which (0) or after which the validation loss is measured; at most the first and last few are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Accelerators of one kind and number, and what the job is like on them."""
+
+    accelerator: str | None
+    count: int
+    memory_bytes: int | None
+    options: tuple[StageOption, ...]
+    chosen: StageOption
+    choices: tuple[Choice, ...]
+    """Where the chosen stage does not fit: what would."""
+    without_offload: StageOption | None
+    """Where the job offloads its optimizer: what it would be like without, if that fits."""
+    host: dict[str, int]
+    """Bytes of host memory on one node, by part."""
+    flops: StepFlops
+    step_s: float | None
+    speed_source: str
+    save_s: float
+    save_interval_s: float
+
+    @property
+    def host_gib(self) -> int:
+        """What a node must have."""
+        return node_gib(self.host)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One offer: hours and price of the whole run, from the tenth to the ninetieth of a hundred runs."""
+
+    offer: Offer
+    is_possible: bool
+    why_not: str
+    hours: preemption.Hours | None
+    price_usd: tuple[float, float, float] | None
+    """p10, mean, p90."""
+    meets_deadline: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    name: str
+    base: str
+    architecture_source: str
+    num_parameters: int
+    num_trained: int
+    data: DataFacts | None
+    steps: Steps
+    machines: tuple[Machine, ...]
+    rows: tuple[Row, ...]
+    checkpoint_bytes: int
+    preemptions_per_day: float
+    deadline_h: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def machine(self) -> Machine | None:
+        """That of the best row; the first where there is none."""
+        return self.machines[0] if self.machines else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; infinite hours are null."""
+        return _plain(dataclasses.asdict(self))
+
+
+def make_plan(
+    job: JobSpec,
+    *,
+    offers: Sequence[Offer],
+    data_facts: DataFacts | None,
+    architecture: Architecture,
+    trained: Set[str],
+    history: Sequence[PastRun] = (),
+    deadline_h: float | None = None,
+) -> LaunchPlan:
+    """`trained` are the names that `train.unfrozen` hits (all where it is not set), resolved."""
+    num_trained = sum(count(architecture.shapes[name]) for name in trained)
+    per_day = _preemption_rate(job, history)
+    machines: dict[tuple[str | None, int], Machine] = {}
+    kinds = dict.fromkeys(map(_kind, offers))
+    if not kinds:
+        kinds = dict.fromkeys([(job.resources.gpu_name, job.resources.ranks or 1)])
+    shown = {_kind(offer): offer.accelerator_memory_mib for offer in offers}
+    for accelerator, ranks in kinds:
+        machines[accelerator, ranks] = _machine(
+            job,
+            architecture,
+            trained,
+            data_facts,
+            history,
+            accelerator,
+            ranks,
+            shown.get((accelerator, ranks)),
+            per_day,
+        )
+    first = next(iter(machines.values()))
+    steps = plan_steps(job, data_facts, first.count)
+    spot_hours = functools.cache(preemption.with_preemptions)  # many offers are of one machine
+    rows = [
+        _row(offer, machines[_kind(offer)], job, steps, data_facts, per_day, deadline_h, spot_hours) for offer in offers
+    ]
+    rows.sort(key=lambda row: (not row.is_possible, row.price_usd[1] if row.price_usd else math.inf))
+    best = _kind(rows[0].offer) if rows else next(iter(machines))
+    ordered = [machines[best], *(machine for key, machine in machines.items() if key != best)]
+    return LaunchPlan(
+        name=job.name, base=job.model.base, architecture_source=architecture.source,
+        num_parameters=architecture.num_parameters, num_trained=num_trained, data=data_facts, steps=steps,
+        machines=tuple(ordered), rows=tuple(rows), checkpoint_bytes=12 * num_trained, preemptions_per_day=per_day,
+        deadline_h=deadline_h, notes=tuple(_notes(job, data_facts, steps, ordered[0], rows)),
+    )  # fmt: skip
+
+
+def _kind(offer: Offer) -> tuple[str | None, int]:
+    """What offers of one machine have in common: the accelerator, and how many of it over all nodes."""
+    return offer.accelerator, offer.count * offer.num_nodes
+
+
+def plan_steps(job: JobSpec, data: DataFacts | None, ranks: int) -> Steps:
+    """The trainer's own rule: an epoch has ceil(sequences / global batch) steps, the last of them short."""
+    batch = global_batch_of(job, ranks)
+    per_epoch = -(-data.sequences // batch) if data is not None else None
+    total = job.train.max_steps
+    if total is None and per_epoch is not None:
+        total = max(1, math.ceil(job.train.epochs * per_epoch - 1e-6))
+    return Steps(
+        global_batch=batch,
+        micro_batches=-(-batch // (ranks * job.train.micro_batch)),
+        tokens_per_step=batch * job.data.sequence_length,
+        per_epoch=per_epoch,
+        total=total,
+        evaluations=_evaluations(job, per_epoch, total),
+    )
+
+
+def _machine(
+    job: JobSpec, architecture: Architecture, trained: Set[str], data: DataFacts | None, history: Sequence[PastRun],
+    accelerator: str | None, ranks: int, memory_mib: int | None, per_day: float,
+) -> Machine:  # fmt: skip
+    card = find_card(accelerator) if accelerator else None
+    load = workload(job, ranks, accelerator is not None)
+    labelled, span = data.labelled_share if data else 1.0, attention_span(job, data)
+    measured = measured_utilisation(history, job, architecture, card) if card else None
+    shown_mib = memory_mib or (card.memory_mib if card else None)
+    memory_bytes = shown_mib * MIB if shown_mib else None
+    pace = Pace(card, measured and measured[0], labelled, span, load.offloads) if card else None
+    chosen, options = choose_zero(architecture, trained, load, memory_bytes, pace)
+    if job.train.zero != "auto":
+        stated = runs_as(job.train.zero, job.train.precision)
+        chosen = next(option for option in options if option.stage == stated)
+    step_s, source = chosen.time.total_s if chosen.time else None, "no figures for this machine"
+    if card is not None:
+        source = f"{card.utilisation:.0%} of {card.bf16_tflops:g} TFLOP/s assumed"
+        if measured:
+            source = f"{measured[0]:.0%} of {card.bf16_tflops:g} TFLOP/s, measured by {measured[1]}"
+    elif accelerator is None:
+        speed = measured_speed_on_cpu(history, job, ranks)
+        if speed:
+            tokens = load.ranks * load.micro_batches * load.tokens
+            step_s, source = tokens / speed[0], f"{speed[0]:,.0f} tokens/s, measured by {speed[1]}"
+    blocked, whole = _save_cost(job, architecture, trained, history, ranks, step_s or 0.0)
+    num_nodes = job.resources.num_nodes
+    return Machine(
+        accelerator=accelerator, count=ranks, memory_bytes=memory_bytes, options=options, chosen=chosen,
+        choices=choices(architecture, trained, load, memory_bytes, pace, num_nodes) if chosen.fits is False else (),
+        without_offload=_without_offload(architecture, trained, load, memory_bytes, pace),
+        host=host_memory(architecture, trained, load, chosen.stage, num_nodes),
+        flops=flops_of(architecture, trained, load, labelled, span), step_s=step_s, speed_source=source, save_s=blocked,
+        save_interval_s=_interval(job, data, step_s, blocked, whole, per_day),
+    )  # fmt: skip
+
+
+def _without_offload(
+    architecture: Architecture, trained: Set[str], load: Workload, memory_bytes: int | None, pace: Pace | None
+) -> StageOption | None:
+    if not load.offloads:
+        return None
+    option, _ = choose_zero(architecture, trained, dataclasses.replace(load, offloads=False), memory_bytes, pace)
+    return option if option.fits else None
+
+
+def _save_cost(
+    job: JobSpec, architecture: Architecture, trained: Set[str], history: Sequence[PastRun], ranks: int, step_s: float
+) -> tuple[float, float]:
+    """(seconds that a save blocks training, seconds until it is committed): measured by the same model, else assumed.
+
+    The state is copied to host memory beside the next step, or written from there where the optimizer is offloaded; only
+    what of that is longer than the step blocks.
+    """
+    for run in history:
+        theirs = run.job.spec.train
+        alike = run.job.spec.model.base == job.model.base
+        alike = alike and (theirs.unfrozen, theirs.offload) == (job.train.unfrozen, job.train.offload)
+        if alike and run.save_blocked_s is not None and run.save_whole_s is not None:
+            return run.save_blocked_s, run.save_whole_s
+    size_gb = 12 * sum(count(architecture.shapes[name]) for name in trained) / 1e9
+    whole = size_gb / STORE_GB_PER_S
+    held = whole / job.resources.num_nodes if job.train.offload == "optimizer" else size_gb / ranks / HOST_GB_PER_S
+    return max(0.0, held - step_s), whole
+
+
+def _interval(
+    job: JobSpec, data: DataFacts | None, step_s: float | None, blocked_s: float, whole_s: float, per_day: float
+) -> float:
+    """Seconds of training between saves."""
+    every = job.checkpoint.every
+    automatic = save_interval_s(blocked_s, whole_s, per_day)
+    if not isinstance(every, SaveEvery):
+        return max(automatic, optimal_interval_s(blocked_s, 86_400 / per_day))
+    stated = []
+    if every.minutes is not None:
+        stated.append(every.minutes * 60)
+    if every.steps is not None and step_s is not None:
+        stated.append(every.steps * step_s)
+    if every.epochs is not None and step_s is not None and data is not None:
+        stated.append(every.epochs * data.sequences / global_batch_of(job, 1) * step_s)
+    return min(stated, default=automatic)
+
+
+def _preemption_rate(job: JobSpec, history: Sequence[PastRun]) -> float:
+    """Per day on spot: the job's, moved by what earlier spot runs saw."""
+    spot = [run for run in history if run.is_on_spot]
+    stated = job.checkpoint.preemptions_per_day
+    return preemptions_per_day(stated, sum(run.preemptions for run in spot), sum(run.observed_s for run in spot))
+
+
+def _row(
+    offer: Offer, machine: Machine, job: JobSpec, steps: Steps, data: DataFacts | None, per_day: float,
+    deadline_h: float | None, spot_hours: Callable[[float, float, float, float], preemption.Hours],
+) -> Row:  # fmt: skip
+    why_not = ""
+    if machine.chosen.fits is False:
+        lacks = -(machine.chosen.spare_bytes or 0) + SAFETY * (machine.memory_bytes or 0)
+        why_not = f"lacks {lacks / 1e9:.1f} GB of memory"
+    elif (
+        offer.host_memory_gib is not None and offer.accelerator is not None and offer.host_memory_gib < machine.host_gib
+    ):
+        why_not = f"has {offer.host_memory_gib:,.0f} GiB of host memory, needs {machine.host_gib:,}"
+    if steps.total is None or machine.step_s is None:
+        return Row(offer, not why_not, why_not, None, None, None)
+    work_s = steps.total * machine.step_s + _evaluation_s(job, steps, machine, data)
+    if offer.spot:
+        hours = spot_hours(work_s, machine.save_s, machine.save_interval_s, per_day)
+    else:
+        hours = preemption.without_preemption(work_s, machine.save_s, machine.save_interval_s)
+    start = START_S / 3600 if offer.price_usd_per_hour else 0.0
+    hours = dataclasses.replace(hours, p10=hours.p10 + start, mean=hours.mean + start, p90=hours.p90 + start)
+    price = offer.price_usd_per_hour
+    prices = (hours.p10 * price, hours.mean * price, hours.p90 * price)
+    in_time = None if deadline_h is None else hours.p90 <= deadline_h
+    return Row(offer, not why_not, why_not, hours, prices, in_time)
+
+
+def _has_small_host(offer: Offer, machine: Machine) -> bool:
+    """Whether the node's own memory is too little; on a CPU it is all the memory there is."""
+    known = offer.host_memory_gib is not None and offer.accelerator is not None
+    return known and (offer.host_memory_gib or 0) < machine.host_gib
+
+
+def _evaluation_s(job: JobSpec, steps: Steps, machine: Machine, data: DataFacts | None) -> float:
+    """Forward passes over the held-out sequences, as many times as there are evaluations."""
+    if data is None or machine.step_s is None:
+        return 0.0
+    held_out = held_out_sequences(job.data, data)
+    forward = machine.flops.forward / machine.flops.total
+    return len(steps.evaluations) * held_out / steps.global_batch * forward * machine.step_s
+
+
+def _evaluations(job: JobSpec, per_epoch: int | None, total: int | None) -> tuple[int, ...]:
+    if total is None or job.train.evaluate_every == "never" or not job.data.holds_out:
+        return ()
+    counts_steps = isinstance(job.train.evaluate_every, int)
+    interval = evaluation_interval(job.train, per_epoch or 0) if per_epoch or counts_steps else None
+    found = set(range(interval, total + 1, interval)) if interval else set()
+    return tuple(sorted(found | {total} | ({0} if job.train.evaluate_at_start else set())))
+
+
+def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine, rows: Sequence[Row]) -> list[str]:
+    notes = []
+    if job.resources.num_nodes > 1:
+        notes.append("the network between nodes is not known: time is counted as if all GPUs were in one")
+    if data is None and steps.total is None:
+        notes.append("nothing is known of the data: `dolphin data job.yaml` prepares it, or state --sequences N")
+    elif data is not None and data.basis == "estimate":
+        notes.append(f"steps are an estimate from {data.source}; `dolphin data job.yaml` counts them")
+    fitting = [option for option in machine.options if option.fits]
+    fewest = min(fitting, key=lambda option: option.traffic.total_bytes, default=machine.chosen)
+    if machine.chosen.traffic.total_bytes - fewest.traffic.total_bytes >= 1e9:  # less is not worth a person's minute
+        notes.append(
+            f"zero: auto would take stage {fewest.stage}, which fits and sends {fewest.traffic.total_bytes / 1e9:.0f} GB a "
+            f"step instead of {machine.chosen.traffic.total_bytes / 1e9:.0f}"
+        )
+    alone = machine.without_offload
+    if alone is not None:
+        times = machine.chosen.time, alone.time
+        gain = f", {times[0].total_s / times[1].total_s - 1:.0%} faster" if times[0] and times[1] else ""
+        notes.append(f"it fits without train.offload, at ZeRO-{alone.stage}{gain}")
+    if any(_has_small_host(row.offer, machine) for row in rows):
+        notes.append(
+            f"a launch asks for nodes with {machine.host_gib:,} GiB of host memory; resources.memory_gb overrules that"
+        )
+    if machine.accelerator is not None and machine.step_s is None:
+        notes.append(f"{machine.accelerator} is not in the table of cards: no hours and no price of a run")
+    return notes
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,180 @@
+"""How long a step takes: FLOPs, bytes between GPUs, and seconds on a card. Pure functions of sizes.
+
+Owns the counting. Refuses to know prices, preemptions and where measured figures come from: `history` hands those in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from launcher.models.architecture import Architecture, count
+from launcher.plan.gpus import Card
+
+LINK_EFFICIENCY = {True: 0.75, False: 0.5}
+"""Share of a link's rate that NCCL's rings reach: NVLink (True; nccl-tests report 230 of 300 GB/s on 8 x A100, 360 of
+450 on 8 x H100), and PCIe through the host (False; 12 to 18 of 31.5 GB/s on nodes without peer access)."""
+
+OVERLAP = 0.5
+"""Assumed share of the computation in whose shadow gradients and gathered parameters travel (`overlap_comm`)."""
+
+BUS_EFFICIENCY = 0.6
+"""Share of a GPU's PCIe link to its host that page-locked copies reach while the node's other GPUs copy too (12 to 25 of
+31.5 GB/s)."""
+
+UPDATE_BYTES = 40
+"""Host memory traffic of one updated element beside the copy in low precision: clipping reads and writes the gradient
+(8), AdamW reads parameter, gradient and moments (16) and writes all but the gradient (12), the copy reads it again (4)."""
+
+UPDATE_GB_PER_S = 20.0
+"""Assumed rate of that for each GPU of a node, whose ranks share its memory; two cores alone reach 37 with torch's fused
+AdamW (bench/README.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepFlops:
+    """FLOPs of one optimizer step over all GPUs, by what causes them."""
+
+    forward: float
+    recomputation: float
+    activation_gradients: float
+    weight_gradients: float
+    attention: float
+    """Scores and values, forward, backward and recomputed; the projections are in the parts above."""
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.recomputation + self.activation_gradients + self.weight_gradients + self.attention
+
+
+def step_flops(
+    architecture: Architecture,
+    trained: Set[str],
+    *,
+    tokens: float,
+    labelled: float,
+    attention_span: float,
+    gradient_checkpointing: bool,
+) -> StepFlops:
+    """FLOPs of a step over `tokens` tokens of which `labelled` have a loss.
+
+    A matrix of n parameters costs 2 n a token forward, 2 n for the gradient of its input, 2 n for its own. A frozen one
+    has no gradient of its own; below the lowest trained parameter nothing is differentiated or recomputed at all.
+    `attention_span` is the mean number of tokens of its conversation that precede a token (half the length of a row
+    that is one conversation): scores and values cost 4 x span x heads x head size forward, 2.5 times that backward
+    (flash attention recomputes the scores; Dao 2022).
+    """
+    lowest = architecture.lowest_reached(trained)
+    forward = recomputation = by_input = by_weight = attention = 0.0
+    head = architecture.shapes[architecture.head_name]
+    forward += 2.0 * count(head) * labelled
+    by_input += 2.0 * count(head) * labelled
+    if architecture.head_name in trained:
+        by_weight += 2.0 * count(head) * labelled
+    pairs = 4.0 * attention_span * architecture.num_heads * architecture.head_size * tokens
+    for layer in range(architecture.num_layers):
+        matrices = {name: shape for name, shape in architecture.layer_shapes(layer).items() if len(shape) == 2}
+        cost = {name: 2.0 * count(shape) * tokens for name, shape in matrices.items()}
+        forward += sum(cost.values())
+        attention += pairs
+        if layer < lowest:
+            continue
+        by_input += sum(cost.values())
+        by_weight += sum(value for name, value in cost.items() if name in trained)
+        attention += 2.5 * pairs
+        if gradient_checkpointing:
+            recomputation += sum(cost.values())
+            attention += pairs
+    return StepFlops(forward, recomputation, by_input, by_weight, attention)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes that one GPU sends per optimizer step."""
+
+    hidden_bytes: float
+    """Sent while gradients are computed, or while layers wait for their parameters."""
+    exposed_bytes: float
+    """Sent when nothing else can run: the updated parameters after the step."""
+    shadow_share: float
+    """Share of the step's computation that can hide the hidden part."""
+
+    @property
+    def total_bytes(self) -> float:
+        return self.hidden_bytes + self.exposed_bytes
+
+
+def step_traffic(
+    *, stage: int, ranks: int, parameters: int, trained: int, micro_batches: int, bytes_per_element: int
+) -> Traffic:
+    """Bytes on the wire per GPU and step, as DeepSpeed 0.19 sends them with rings ((W - 1) / W of the data each way).
+
+    Stage 0 and 1: the trained gradients once a step (all-reduce: twice the data), and for stage 1 the updated
+    parameters. Stage 2: the gradients after every micro batch, as a partition cannot wait. Stage 3: every parameter
+    before its forward and again before its backward, and a reduce-scatter of the gradients, in every micro batch.
+    """
+    if ranks == 1:
+        return Traffic(0.0, 0.0, 0.0)
+    share = (ranks - 1) / ranks * bytes_per_element
+    if stage == 0:
+        return Traffic(2 * trained * share, 0.0, 2 / 3 / micro_batches)
+    if stage == 1:
+        return Traffic(2 * trained * share, trained * share, 2 / 3 / micro_batches)
+    if stage == 2:
+        return Traffic(2 * trained * share * micro_batches, trained * share, 2 / 3)
+    return Traffic((2 * parameters + trained) * share * micro_batches, 0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class OffloadCost:
+    """What an optimizer in host memory costs one rank in a step."""
+
+    bus_bytes: float
+    """Between the GPU and its host."""
+    update_bytes: float
+    """Read and written by the CPU."""
+
+
+def offload_cost(*, stage: int, ranks: int, trained: int, micro_batches: int, bytes_per_element: int) -> OffloadCost:
+    """As DeepSpeed 0.19 does it, for this rank's partition of the `trained` parameters.
+
+    Stages 1 and 2 send the gradients down in fp32 once and the updated parameters up. Stage 3 keeps the accumulated
+    gradients on the host: down after the first micro batch, up and down again after every other, and once more at the end.
+    Stage 2 in fp32 accumulates there too.
+    """
+    partition = trained / ranks
+    accumulated = 4 * (2 * micro_batches - 1) if stage == 3 or (stage == 2 and bytes_per_element == 4) else 0
+    return OffloadCost(
+        (accumulated + 4 + bytes_per_element) * partition, (UPDATE_BYTES + bytes_per_element) * partition
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds of one optimizer step."""
+
+    compute_s: float
+    communication_s: float
+    """What is left of it in nobody's shadow."""
+    is_measured: bool
+    offload_s: float = 0.0
+    """Copies to and from the host, and the update there; none of it is taken to be hidden."""
+
+    @property
+    def total_s(self) -> float:
+        return self.compute_s + self.communication_s + self.offload_s
+
+
+def step_time(
+    flops: StepFlops, traffic: Traffic, card: Card, ranks: int, utilisation: float | None = None,
+    offload: OffloadCost | None = None,
+) -> StepTime:  # fmt: skip
+    """On `ranks` cards, at the card's assumed utilisation or the one given."""
+    compute = flops.total / (ranks * card.bf16_tflops * 1e12 * (utilisation or card.utilisation))
+    rate = card.link_gb_per_s * 1e9 * LINK_EFFICIENCY[card.has_nvlink]
+    hidden = max(0.0, traffic.hidden_bytes / rate - OVERLAP * traffic.shadow_share * compute)
+    offload_s = 0.0
+    if offload is not None:
+        offload_s = offload.bus_bytes / (card.host_gb_per_s * 1e9 * BUS_EFFICIENCY)
+        offload_s += offload.update_bytes / (UPDATE_GB_PER_S * 1e9)
+    return StepTime(compute, hidden + traffic.exposed_bytes / rate, is_measured=False, offload_s=offload_s)

@@ -1,0 +1,184 @@
+"""Which ZeRO stage a job runs at on a card, and what to change where none fits. Pure functions of sizes.
+
+Owns the rule of `zero: auto`: of the stages that fit, the one that sends the fewest bytes. The counting is in memory and
+throughput.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+
+from launcher.jobfile.settle import global_batch_of
+from launcher.jobfile.spec import JobSpec
+from launcher.models.architecture import Architecture, count
+from launcher.plan.gpu_memory import Memory, Stage, Workload, memory, runs_as
+from launcher.plan.gpus import Card
+from launcher.plan.host_memory import host_memory, node_gib
+from launcher.plan.throughput import StepFlops, StepTime, Traffic, offload_cost, step_flops, step_time, step_traffic
+
+SAFETY = 0.03
+"""Share of a card's memory that a plan leaves free: the formulas are good to a few per cent, an out-of-memory is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageOption:
+    """A ZeRO stage on one kind of machine."""
+
+    stage: Stage
+    memory: Memory
+    traffic: Traffic
+    time: StepTime | None
+    fits: bool | None
+    """None where the card's memory is not known."""
+    spare_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A change that makes a job fit, or does not."""
+
+    change: str
+    total_bytes: int
+    fits: bool
+    step_s: float | None
+    """Seconds of a step then."""
+    host_gib: int | None
+    """Memory that the node must have, where the optimizer is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What decides how long a step takes on a card, besides the workload."""
+
+    card: Card
+    utilisation: float | None
+    """Measured by a run that offloaded as the job does, what that costs included; None takes the card's."""
+    labelled_share: float
+    attention_span: float
+    offloads: bool
+    """Whether the job offloads its optimizer."""
+
+    def flops(self, architecture: Architecture, trained: Set[str], load: Workload) -> StepFlops:
+        return flops_of(architecture, trained, load, self.labelled_share, self.attention_span)
+
+    def step(self, architecture: Architecture, trained: Set[str], load: Workload, stage: Stage) -> StepTime:
+        utilisation = self.utilisation if load.offloads == self.offloads else None
+        offload = None
+        if load.offloads and utilisation is None:
+            offload = offload_cost(
+                stage=stage, ranks=load.ranks, trained=_num_elements(architecture, trained),
+                micro_batches=load.micro_batches, bytes_per_element=load.element_bytes,
+            )  # fmt: skip
+        flops, traffic = self.flops(architecture, trained, load), traffic_of(architecture, trained, load, stage)
+        return step_time(flops, traffic, self.card, load.ranks, utilisation, offload)
+
+
+def flops_of(
+    architecture: Architecture, trained: Set[str], load: Workload, labelled_share: float, attention_span: float
+) -> StepFlops:
+    """Of an optimizer step over all GPUs."""
+    tokens = load.ranks * load.micro_batches * load.tokens
+    return step_flops(
+        architecture, trained, tokens=tokens, labelled=tokens * labelled_share, attention_span=attention_span,
+        gradient_checkpointing=load.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def traffic_of(architecture: Architecture, trained: Set[str], load: Workload, stage: Stage) -> Traffic:
+    return step_traffic(
+        stage=stage, ranks=load.ranks, parameters=architecture.num_parameters,
+        trained=_num_elements(architecture, trained), micro_batches=load.micro_batches,
+        bytes_per_element=load.element_bytes,
+    )  # fmt: skip
+
+
+def choose_zero(
+    architecture: Architecture, trained: Set[str], load: Workload, memory_bytes: int | None, pace: Pace | None = None
+) -> tuple[StageOption, tuple[StageOption, ...]]:
+    """(the stage that sends the fewest bytes among those that fit, every stage). The smallest where none fits."""
+    options = []
+    for stage in stages_of(load):
+        used = memory(architecture, trained, load, stage, on_gpu=memory_bytes is not None or pace is not None)
+        spare = None if memory_bytes is None else memory_bytes - used.total
+        fits = None if spare is None or memory_bytes is None else spare >= SAFETY * memory_bytes
+        time = pace.step(architecture, trained, load, stage) if pace is not None else None
+        options.append(StageOption(stage, used, traffic_of(architecture, trained, load, stage), time, fits, spare))
+    fitting = [option for option in options if option.fits is not False]
+    if fitting:
+        return min(fitting, key=lambda option: (option.traffic.total_bytes, option.stage)), tuple(options)
+    return min(options, key=lambda option: option.memory.total), tuple(options)
+
+
+def stages_of(load: Workload) -> tuple[Stage, ...]:
+    """Stages that differ: 0 in bf16 is run as 1, and has no partition of the optimizer to offload."""
+    stages: tuple[Stage, ...] = (0, 1, 2, 3)
+    return tuple(s for s in stages if runs_as(s, load.precision) == s and not (s == 0 and load.offloads))
+
+
+def workload(job: JobSpec, ranks: int, on_gpu: bool) -> Workload:
+    t = job.train
+    batch = global_batch_of(job, ranks)
+    return Workload(
+        ranks=ranks, micro_batch=t.micro_batch, sequence_length=job.data.sequence_length,
+        micro_batches=-(-batch // (ranks * t.micro_batch)), loss_chunk=t.loss_chunk, precision=t.precision,
+        gradient_checkpointing=t.gradient_checkpointing, has_overlap=on_gpu, offloads=t.offload == "optimizer",
+    )  # fmt: skip
+
+
+def choices(
+    architecture: Architecture, trained: Set[str], load: Workload, memory_bytes: int | None, pace: Pace | None = None,
+    num_nodes: int = 1,
+) -> tuple[Choice, ...]:  # fmt: skip
+    """What fits with no change more than it takes, the fewest changes first and of those the fastest; then what each
+    single change comes to that does not suffice. Where nothing fits, what comes nearest is first."""
+    if memory_bytes is None:
+        return ()
+    best: dict[frozenset[str], Choice] = {}
+    for changed, said in _variants(load):
+        found = []
+        for stage in stages_of(changed):
+            total = memory(architecture, trained, changed, stage).total
+            step_s = pace.step(architecture, trained, changed, stage).total_s if pace is not None else None
+            host = node_gib(host_memory(architecture, trained, changed, stage, num_nodes)) if changed.offloads else None
+            change = ", ".join([f"zero: {stage}", *said])
+            found.append(Choice(change, total, memory_bytes - total >= SAFETY * memory_bytes, step_s, host))
+        fitting = [choice for choice in found if choice.fits]
+        best[frozenset(said)] = (
+            min(fitting, key=lambda choice: (choice.step_s or 0.0, choice.total_bytes))
+            if fitting
+            else min(found, key=lambda choice: choice.total_bytes)
+        )
+    enough = [said for said, choice in best.items() if choice.fits]
+    least = [said for said in enough if not any(other < said for other in enough)]
+    least.sort(key=lambda said: (len(said), best[said].step_s or 0.0, best[said].total_bytes))
+    short = sorted((said for said in best if len(said) == 1 and said not in enough), key=lambda s: best[s].total_bytes)
+    if not least:
+        short.insert(0, min(best, key=lambda said: best[said].total_bytes))
+    return tuple(best[said] for said in [*least, *dict.fromkeys(short)])
+
+
+def _variants(load: Workload) -> Iterator[tuple[Workload, list[str]]]:
+    """The workload with settings changed that alter no result, and the changes as one writes them in a job."""
+    micros = [load.micro_batch, *(m for m in (4, 2, 1) if m < load.micro_batch and load.micro_batch % m == 0)]
+    checkpointings = sorted({load.gradient_checkpointing, True})
+    chunks = [load.loss_chunk, *(c for c in (512,) if c < load.loss_chunk)]
+    offloads = sorted({load.offloads, True})
+    for micro, checkpointing, chunk, offload in itertools.product(micros, checkpointings, chunks, offloads):
+        said = [f"micro_batch: {micro}"] if micro != load.micro_batch else []
+        said += ["gradient_checkpointing: true"] if checkpointing != load.gradient_checkpointing else []
+        said += [f"loss_chunk: {chunk}"] if chunk != load.loss_chunk else []
+        said += ["offload: optimizer"] if offload != load.offloads else []
+        yield (
+            dataclasses.replace(
+                load, micro_batch=micro, micro_batches=load.micro_batches * load.micro_batch // micro,
+                gradient_checkpointing=checkpointing, loss_chunk=chunk, offloads=offload,
+            ),
+            said,
+        )  # fmt: skip
+
+
+def _num_elements(architecture: Architecture, trained: Set[str]) -> int:
+    return sum(count(architecture.shapes[name]) for name in trained)

@@ -1,0 +1,35 @@
+"""Errors that end a command with a message for a person and an exit code. Refuses to know what raised them."""
+
+from __future__ import annotations
+
+from launcher.runs.states import EndReason
+
+
+class LauncherError(Exception):
+    """A message of one or two lines: what, where, why, what next. `reason` decides the exit code."""
+
+    reason: EndReason = EndReason.FAILED
+
+
+class BadUsage(LauncherError):
+    """The command or the job asks for something that cannot be: nothing was started."""
+
+    reason = EndReason.BAD_SPECIFICATION
+
+
+class BackendError(LauncherError):
+    """The backend or its credentials failed; what the run itself does may be unknown."""
+
+    reason = EndReason.BACKEND
+
+
+class NoCapacity(LauncherError):
+    """Nobody had the resources asked for; the message says what was tried."""
+
+    reason = EndReason.NO_CAPACITY
+
+
+class ReaderGone(LauncherError):
+    """Whoever read standard output has enough (`dolphin logs | head`); there is nobody to tell."""
+
+    reason = EndReason.DETACHED

@@ -1,0 +1,202 @@
+"""The ledger: one folder a run under DOLPHIN_HOME, written before anything is submitted.
+
+Owns run ids, record.json and the lock that keeps two commands off the same run. Refuses to know backends' handles
+(it keeps them), states and secrets' values: nothing here is secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.runs.errors import BadUsage, LauncherError
+from trainer.run.run_folder import RunDir, write_atomic
+
+RECORD_FILE = "record.json"
+LOCK_FILE = ".lock"
+_ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
+_MAX_NAME_IN_ID = 40
+"""Keeps a run id within the 63 characters that labels of Kubernetes and clouds allow."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What the launcher knows of a run. record.json without `folder`."""
+
+    run_id: str
+    folder: Path
+    name: str
+    """Name of the job."""
+    backend: str
+    created_at: float
+    """Seconds since the epoch."""
+    nproc: int | None = None
+    device: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the backend, from the command line, as JSON values; a resume uses them again."""
+    secret_names: tuple[str, ...] = ()
+    handle: dict[str, Any] | None = None
+    """The backend's; None until its submit returned."""
+    submissions: int = 0
+    """Starts by the launcher, counted before each submit."""
+    submitted_at: float | None = None
+    """When the newest submit returned."""
+    down_requested_at: float | None = None
+    """When `dolphin down` was asked for, since the newest submit."""
+    submit_error: dict[str, str] | None = None
+    """Why the newest submit failed: `reason` (an EndReason) and `message`."""
+    launcher_version: str = ""
+
+    @property
+    def files(self) -> RunDir:
+        return RunDir(self.folder)
+
+
+def home() -> Path:
+    """DOLPHIN_HOME, or ~/.dolphin."""
+    return Path(os.environ.get("DOLPHIN_HOME") or Path.home() / ".dolphin").expanduser().absolute()
+
+
+def runs_dir() -> Path:
+    return home() / "runs"
+
+
+def cache_dir() -> Path:
+    return home() / "cache"
+
+
+def new_id(name: str) -> str:
+    """A run id for a job of this name; taken only once `create` made its folder."""
+    stamp = time.strftime("%y%m%d-%H%M%S", time.gmtime())
+    tail = "".join(secrets.choice(_ID_LETTERS) for _ in range(4))
+    return f"{name[:_MAX_NAME_IN_ID].rstrip('-')}-{stamp}-{tail}"
+
+
+def folder_of(run_id: str) -> Path:
+    return runs_dir() / run_id
+
+
+def create(run_id: str, name: str, backend: str, **fields: Any) -> RunRecord:
+    """Make the run's folder and record. FileExistsError where the id is taken, by whoever launches at this moment."""
+    folder = folder_of(run_id)
+    try:
+        runs_dir().mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        record = RunRecord(run_id, folder, name, backend, time.time(), **fields)
+        _write(record)
+    except FileExistsError as error:
+        if error.filename == str(folder):
+            raise
+        raise _unwritable(error) from None
+    except OSError as error:
+        raise _unwritable(error) from None
+    return record
+
+
+def _unwritable(error: OSError) -> LauncherError:
+    return LauncherError(
+        f"{error.filename or runs_dir()}: cannot write the run's folder ({error.strerror}); "
+        "set DOLPHIN_HOME to a folder of yours"
+    )
+
+
+def update(record: RunRecord, **changes: Any) -> RunRecord:
+    """Change fields of the record on disk (which another command may have changed since) and return it as it is now."""
+    changed = dataclasses.replace(load(record.folder), **changes)
+    _write(changed)
+    return changed
+
+
+def load(folder: Path) -> RunRecord:
+    """The record of a run folder; LauncherError where it cannot be read."""
+    path = folder / RECORD_FILE
+    try:
+        values = json.loads(path.read_bytes())
+        known = {f.name for f in dataclasses.fields(RunRecord)} - {"folder"}
+        values = {key: value for key, value in values.items() if key in known}
+        values["secret_names"] = tuple(values.get("secret_names", ()))
+        return RunRecord(folder=folder, **values)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise LauncherError(f"{path}: cannot read the run's record ({error}); the folder may be removed") from None
+
+
+def all_runs() -> list[RunRecord]:
+    """Every run, newest first. A folder with no readable record (a launch that died while making it) is left out."""
+    records = []
+    for path in runs_dir().glob(f"*/{RECORD_FILE}"):
+        with contextlib.suppress(LauncherError):
+            records.append(load(path.parent))
+    return sorted(records, key=lambda record: (record.created_at, record.run_id), reverse=True)
+
+
+def find(run: str | None = None) -> RunRecord:
+    """The run of this id or unique beginning of an id; the newest where `run` is None. BadUsage where there is none."""
+    if run is not None and (runs_dir() / run / RECORD_FILE).is_file() and "/" not in run:
+        return load(runs_dir() / run)
+    records = all_runs()
+    if not records:
+        raise BadUsage(f"there is no run in {runs_dir()}; `dolphin launch job.yaml` makes one")
+    if run is None:
+        return records[0]
+    matches = [record for record in records if run and record.run_id.startswith(run)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        shown = ", ".join(record.run_id for record in matches[:4])
+        raise BadUsage(f"{run}: {len(matches)} runs begin so ({shown}{', ...' if len(matches) > 4 else ''}); say more")
+    near = difflib.get_close_matches(run, [record.run_id for record in records], n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "`dolphin status --all` lists them"
+    raise BadUsage(f"{run}: there is no such run; {hint}")
+
+
+@contextlib.contextmanager
+def locked(record: RunRecord, *, wait_s: float = 2.0) -> Iterator[RunRecord]:
+    """Hold the run while starting or stopping it; yields the record as it is now. The lock goes with the process that
+    holds it. LauncherError where another command holds it for longer than `wait_s`."""
+    descriptor = os.open(record.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + wait_s
+        while not _try_lock(descriptor):
+            if time.monotonic() >= deadline:
+                raise LauncherError(
+                    f"{record.run_id}: another dolphin command is starting or stopping this run; try again when it is done"
+                )
+            time.sleep(0.1)
+        yield load(record.folder)
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(record: RunRecord) -> bool:
+    """Whether a command is starting or stopping the run at this moment."""
+    try:
+        descriptor = os.open(record.folder / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def _write(record: RunRecord) -> None:
+    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "folder"}
+    write_atomic(record.folder / RECORD_FILE, json.dumps(values, indent=2) + "\n")

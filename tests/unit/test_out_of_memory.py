@@ -1,0 +1,59 @@
+"""A GPU whose memory runs out: the person learns which setting helps, and pays for no restart that ends the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.engine import out_of_memory
+from trainer.run.exits import TrainingFailed
+from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
+
+WORDS = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 44.40 GiB of which 1.2 GiB is free. "
+    "Including non-PyTorch memory, this process has 43.1 GiB memory in use."
+)
+
+
+def job_of(nproc: int = 8, **train: Any) -> NodeJob:
+    spec = TrainSpec(
+        name="big", model=ModelSpec(base="x"), data=DataSpec(sources=(SourceSpec(path="x"),)),
+        train=OptimizerSettings(**{"global_batch": 64, "zero": 1, **train}),
+    )  # fmt: skip
+    return NodeJob(run_id="r", run_dir="/r", cache_dir="/c", nproc=nproc, device="cuda", spec=spec)
+
+
+def run_out(job: NodeJob, steps: Callable[[], int]) -> None:
+    with out_of_memory.explained(job, steps):
+        raise torch.OutOfMemoryError(WORDS)
+
+
+def test_before_the_first_step_no_restart_would_help() -> None:
+    with pytest.raises(
+        TrainingFailed, match=r"memory ran out \(tried to allocate 2\.00 GiB.*train\.micro_batch below 4"
+    ):
+        run_out(job_of(micro_batch=4), lambda: 60)
+
+
+def test_after_a_step_a_fresh_start_may_do() -> None:
+    steps = iter((60, 61))
+    with pytest.raises(torch.OutOfMemoryError, match=r"dolphin resume --set"):
+        run_out(job_of(), lambda: next(steps))
+
+
+def test_only_what_the_job_does_not_do_already_is_advised() -> None:
+    advice = out_of_memory.advice(job_of(gradient_checkpointing=True, zero=3, loss_chunk=2048))
+    assert "train.offload optimizer, train.loss_chunk 512" in advice
+    assert "zero" not in advice
+    assert "checkpointing" not in advice
+    assert "micro_batch" not in advice
+    everything = job_of(1, gradient_checkpointing=True, offload="optimizer", loss_chunk=512)
+    assert "more memory" in out_of_memory.advice(everything)
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="odd"), out_of_memory.explained(job_of(), lambda: 0):
+        raise RuntimeError("odd")

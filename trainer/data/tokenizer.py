@@ -1,0 +1,127 @@
+"""Loads the tokenizer that a job asks for: special tokens, added tokens, chat template and padding, settled and checked.
+
+Owns what `model.tokenizer`, `model.special_tokens`, `model.added_tokens` and `model.chat_template` mean. Refuses to know
+weights and data, and does not import torch unless the tokenizer's own class needs it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.run.exits import BadInput
+from trainer.run.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{{ '\\n' }}{% else %}{{ message['content'] + '<|im_end|>' + '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' + '\\n' }}{% endif %}"
+)
+"""The `chatml` template, with generation markers around what the assistant says and its end marker."""
+
+RESERVED_PAD_TOKENS = (
+    "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unused0>",
+    "<|vision_pad|>", "<|reserved_special_token_0|>",
+)  # fmt: skip
+"""Tokens that vocabularies set aside and that no text contains: padding falls back to the first that is there."""
+
+PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def load_tokenizer(model: ModelSpec) -> PreTrainedTokenizerFast:
+    """The job's tokenizer, complete: end, padding and chat template are there, and padding is not the end token.
+
+    Raises BadInput, with what to set, where one of them is missing or the tokenizer cannot be loaded.
+    """
+    name = model.tokenizer or model.base
+    revision = model.revision if model.tokenizer is None else None
+    tokenizer = _load(name, revision, model.trust_remote_code)
+    special = {key: value for key, value in model.special_tokens.model_dump().items() if value is not None}
+    if special:
+        tokenizer.add_special_tokens(special)
+    if model.added_tokens:
+        tokenizer.add_tokens(list(model.added_tokens), special_tokens=True)
+    tokenizer.chat_template = resolve_template(model.chat_template, tokenizer.chat_template, name)
+    if tokenizer.eos_token is None:
+        raise BadInput(f"the tokenizer of {name} has no end-of-text token; set model.special_tokens.eos_token")
+    _settle_padding(tokenizer, name)
+    return tokenizer
+
+
+def resolve_template(setting: str, own: str | dict[str, str] | None, name: str) -> str:
+    """The chat template's text for `model.chat_template`; `own` is what the tokenizer brings."""
+    if setting == "tokenizer":
+        if isinstance(own, dict):
+            own = own.get("default")
+        if not own:
+            raise BadInput(
+                f"the tokenizer of {name} has no chat template; set model.chat_template to `chatml`, "
+                "to a .jinja file or to a template"
+            )
+        return own
+    if setting == "chatml":
+        return CHATML
+    if "{%" in setting or "{{" in setting:
+        return setting
+    try:
+        return Path(setting).read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(
+            f"model.chat_template '{setting}' cannot be read ({error.strerror}); "
+            "write `tokenizer`, `chatml`, the path of a .jinja file, or the template itself"
+        ) from error
+
+
+def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerFast:
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        if _is_plain(name):
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(name, **options)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, ImportError, json.JSONDecodeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(
+            f"the tokenizer of {name} cannot be loaded: {first_line}; set model.tokenizer to a folder or hub id that has one"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise BadInput(f"the tokenizer of {name} has no tokenizer.json; set model.tokenizer to one that has")
+    return tokenizer
+
+
+def _is_plain(name: str) -> bool:
+    """A folder whose tokenizer has no class of its own: loading it directly spares the import of every model (and torch)."""
+    folder = Path(name)
+    if not (folder / "tokenizer.json").is_file():
+        return False
+    config = folder / "tokenizer_config.json"
+    if not config.is_file():
+        return True
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    return settings.get("tokenizer_class", PLAIN_CLASSES[0]) in PLAIN_CLASSES and "auto_map" not in settings
+
+
+def _settle_padding(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Padding that is the end token would teach nothing about ending wherever padding is masked, so it is never chosen."""
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.pad_token is None:
+        reserved = next((token for token in RESERVED_PAD_TOKENS if token in vocabulary), None)
+        if reserved is None:
+            raise BadInput(
+                f"the tokenizer of {name} has no padding token; set model.special_tokens.pad_token "
+                "(a new one such as <|pad|> is added to the vocabulary)"
+            )
+        tokenizer.pad_token = reserved
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise BadInput(
+            f"the tokenizer of {name} pads with its end token {tokenizer.eos_token}; "
+            "set model.special_tokens.pad_token to another token, such as <|pad|>"
+        )

@@ -1,0 +1,56 @@
+"""What to do when a GPU's memory runs out: said in a line, and not tried again where it cannot end otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+
+from trainer.run.exits import TrainingFailed
+from trainer.run.spec import NodeJob
+
+SMALL_CHUNK = 512
+
+
+@contextlib.contextmanager
+def explained(job: NodeJob, steps_done: Callable[[], int]) -> Iterator[None]:
+    """Turn torch's out-of-memory error into one that names the settings which save memory here.
+
+    Raises TrainingFailed, which no restart would mend, before the first step of this attempt is done: every step takes as
+    much. Later it raises OutOfMemoryError again: then memory was in pieces, and a fresh start may do.
+    """
+    before = steps_done()
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        asked = next((part for part in str(error).split(". ") if part.startswith("Tried to allocate")), "")
+        message = f"the GPU's memory ran out{_state(asked)}: {advice(job)}"
+        if steps_done() <= before:
+            raise TrainingFailed(message) from error
+        raise torch.OutOfMemoryError(message) from error
+
+
+def advice(job: NodeJob) -> str:
+    """The settings that would save memory and change no result, as far as the job does not have them."""
+    t = job.spec.train
+    savers = {
+        "train.gradient_checkpointing true": not t.gradient_checkpointing,
+        f"train.micro_batch below {t.micro_batch}": t.micro_batch > 1,
+        "train.zero 3": t.zero != 3 and job.world_size > 1,
+        "train.offload optimizer": t.offload == "none",
+        f"train.loss_chunk {SMALL_CHUNK}": t.loss_chunk > SMALL_CHUNK,
+    }
+    left = [setting for setting, helps in savers.items() if helps]
+    if not left:
+        return "use GPUs with more memory, or more of them; `dolphin plan` says how much it takes"
+    return f"try {', '.join(left)} (`dolphin plan` shows what each saves; `dolphin resume --set` goes on with it)"
+
+
+def _state(asked: str) -> str:
+    """What was asked for, and how full the GPU was."""
+    words = [asked[0].lower() + asked[1:]] if asked else []
+    if torch.cuda.is_available():
+        _, total = torch.cuda.mem_get_info()
+        words.append(f"{torch.cuda.memory_allocated() / 1e9:.1f} of {total / 1e9:.1f} GB in use")
+    return f" ({', '.join(words)})" if words else ""

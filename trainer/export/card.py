@@ -1,0 +1,171 @@
+"""The model card: README.md of the model folder, filled with this run's facts and nothing else.
+
+Owns what the card says. Local paths become file names: a card is published, a home folder is not.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from trainer.data.plan import DataPlan
+from trainer.engine import optimizer
+from trainer.model.freeze import FreezeReport
+from trainer.run.run_folder import RunDir
+from trainer.run.spec import NodeJob
+
+EXAMPLE = [
+    {"role": "system", "content": "You are Dolphin, a helpful AI assistant."},
+    {"role": "user", "content": "{prompt}"},
+]
+
+PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
+
+TEMPLATE = """\
+---
+base_model: {{ base }}
+{% if datasets %}datasets:
+{% for name in datasets %}- {{ name }}
+{% endfor %}{% endif %}library_name: transformers
+pipeline_tag: text-generation
+tags:
+- dolphin
+---
+
+# {{ name }}
+
+{{ name }} is {{ base }}, {{ verb }} on {{ "{:,}".format(conversations) }} conversations
+({{ "{:,}".format(tokens) }} tokens, {{ "{:,}".format(trained_tokens) }} of them trained on).
+{%- if final_loss is not none %} Its loss on held-out conversations is {{ "%.4f" | format(final_loss) }}.{% endif %}
+
+## Prompt format
+
+```
+{{ example }}
+```
+
+The tokenizer in this folder holds the template: `tokenizer.apply_chat_template(messages, add_generation_prompt=True)`.
+A turn ends with `{{ end_token }}`.
+
+## Base model and data
+
+| | |
+|---|---|
+| base model | {{ base }}{% if revision %} ({{ revision }}){% endif %} |
+| parameters | {{ "{:,}".format(parameters) }} |
+| trained parameters | {{ "{:,}".format(trained_parameters) }} ({{ "%.1f" | format(100 * trained_parameters / parameters) }}%) |
+| sequence length | {{ "{:,}".format(sequence_length) }}{% if packing %}, packed{% endif %} |
+{% for source in sources -%}
+| data | {{ source }} |
+{% endfor %}
+## Hyperparameters
+
+| | |
+|---|---|
+{% for key, value in hyperparameters -%}
+| {{ key }} | {{ value }} |
+{% endfor %}
+## Training results
+
+| Training loss | Epoch | Step | Validation loss |
+|---:|---:|---:|---:|
+{% for row in results -%}
+| {{ row.loss }} | {{ "%.4f" | format(row.epoch) }} | {{ row.step }} | {{ "%.4f" | format(row.eval_loss) }} |
+{% endfor %}
+<details><summary>Configuration</summary>
+
+```yaml
+{{ configuration }}```
+
+</details>
+
+## Framework versions
+
+{% for package, version in versions -%}
+- {{ package }} {{ version }}
+{% endfor -%}
+"""
+
+
+def render(
+    job: NodeJob, tokenizer: PreTrainedTokenizerBase, plan: DataPlan, report: FreezeReport, world_size: int
+) -> str:
+    """The card's text. Reads the run's metrics.jsonl for the table of results."""
+    spec = job.spec
+    results = training_results(RunDir(job.run_dir))
+    sources = [shorten(source.path) for source in spec.data.sources]
+    facts: dict[str, Any] = {
+        "name": spec.name,
+        "base": shorten(spec.model.base),
+        "revision": spec.model.revision,
+        "verb": "fine-tuned" if spec.model.init == "pretrained" else "trained from fresh weights",
+        "datasets": [s.path.removeprefix("hf://") for s in spec.data.sources if s.path.startswith("hf://")],
+        "conversations": plan.num_conversations,
+        "tokens": plan.tokens_per_epoch,
+        "trained_tokens": plan.trained_tokens_per_epoch,
+        "final_loss": results[-1]["eval_loss"] if results else None,
+        "example": tokenizer.apply_chat_template(EXAMPLE, tokenize=False, add_generation_prompt=True),
+        "end_token": tokenizer.eos_token,
+        "parameters": report.num_parameters,
+        "trained_parameters": report.num_trainable,
+        "sequence_length": spec.data.sequence_length,
+        "packing": spec.data.packing,
+        "sources": sources,
+        "hyperparameters": hyperparameters(job, plan, world_size),
+        "results": results,
+        "configuration": configuration(job),
+        "versions": [(package, importlib.metadata.version(package)) for package in PACKAGES],
+    }
+    return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(TEMPLATE).render(facts)
+
+
+def training_results(run: RunDir) -> list[dict[str, Any]]:
+    """A row an evaluation: the training loss of its step (`-` before the first), epoch, step and validation loss.
+    A step that was trained again after a resume counts once."""
+    lines = run.read_metrics()
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    rows = {line["step"]: line for line in lines if "eval_loss" in line}
+    return [{**row, "loss": f"{losses[step]:.4f}" if step in losses else "-"} for step, row in sorted(rows.items())]
+
+
+def hyperparameters(job: NodeJob, plan: DataPlan, world_size: int) -> list[tuple[str, Any]]:
+    t = job.spec.train
+    return [
+        ("learning rate", t.learning_rate),
+        ("schedule", f"{t.schedule}, {optimizer.warmup_steps(t, plan.total_steps)} steps of warm-up"),
+        ("optimizer", f"AdamW, betas {t.betas[0]} and {t.betas[1]}, epsilon {t.epsilon}"),
+        ("weight decay", t.weight_decay),
+        ("gradient clipping", t.max_grad_norm or "none"),
+        ("epochs", f"{plan.epoch_of(plan.total_steps):.2f}"),
+        ("steps", plan.total_steps),
+        ("global batch", f"{job.global_batch} sequences"),
+        ("micro batch", t.micro_batch),
+        ("ranks", world_size),
+        ("precision", t.precision),
+        ("ZeRO stage", t.zero),
+        ("gradient checkpointing", "yes" if t.gradient_checkpointing else "no"),
+        ("seed", t.seed),
+    ]
+
+
+def configuration(job: NodeJob) -> str:
+    """The specification as YAML, what was left at its default left out, local paths as file names."""
+    dump = job.spec.model_dump(mode="json", exclude_defaults=True)
+    dump["model"]["base"] = shorten(job.spec.model.base)
+    if job.spec.model.tokenizer is not None:
+        dump["model"]["tokenizer"] = shorten(job.spec.model.tokenizer)
+    for source in dump["data"]["sources"]:
+        source["path"] = shorten(source["path"])
+    dump.pop("track", None)
+    dump.get("checkpoint", {}).pop("store", None)
+    return yaml.safe_dump(dump, sort_keys=False, allow_unicode=True, width=110)
+
+
+def shorten(path: str) -> str:
+    """The last part of a local path; hub ids and URLs as they are."""
+    return Path(path).name if Path(path).is_absolute() else path

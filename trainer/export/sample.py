@@ -1,0 +1,128 @@
+"""A sample answer: the exported folder loaded as anyone would load it, and asked one question.
+
+Owns the choice of a held-out prompt and how question and answer are shown. Refuses to know ranks and DeepSpeed. Run by
+hand it asks any exported model: `python -m trainer.sample MODEL --prompt "What does os.path.join do?"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MAX_WEIGHTS_BYTES = 2 << 30
+"""A larger model is not loaded a second time on a node that is paid for by the minute."""
+MAX_PROMPT_TOKENS = 200
+MIN_ANSWER_TOKENS = 8
+MAX_NEW_TOKENS = 80
+NUM_TO_LOOK_AT = 500
+
+
+class HeldOut(NamedTuple):
+    prompt: list[int]
+    """Token ids up to the first trained one: what the model is given."""
+    answer: list[int]
+    """Token ids of the answer that the data holds."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="trainer.sample", description="Ask an exported model one question.")
+    parser.add_argument("model", type=Path, help="the model folder")
+    parser.add_argument("--prompt", help="what the user says; a held-out prompt of --run where not given")
+    parser.add_argument("--run", type=Path, help="the run folder; the one that holds the model where not given")
+    options = parser.parse_args()
+    if options.prompt is not None:
+        print(generate(options.model, prompt_ids(options.model, options.prompt)))
+        return
+    sample = of_run(options.model, options.run or options.model.resolve().parent)
+    for name, text in (sample or {"sample": "none: the model is large, or no held-out conversation is short"}).items():
+        print(f"{name}\n{textwrap.indent(text, '    ')}")
+
+
+def of_run(model_folder: Path, run_dir: Path) -> dict[str, str] | None:
+    """`question` (held out of the run), the model's `answer`, and the one `expected` by the data.
+
+    None where the model is too large to be loaded once more, or no held-out conversation is short enough to show.
+    """
+    if sum(path.stat().st_size for path in model_folder.glob("*.safetensors")) > MAX_WEIGHTS_BYTES:
+        return None
+    held_out = choose_held_out(run_dir)
+    if held_out is None:
+        return None
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    return {
+        "question": last_question(tokenizer, held_out.prompt),
+        "answer": generate(model_folder, held_out.prompt),
+        "expected": tokenizer.decode(held_out.answer, skip_special_tokens=True).strip(),
+    }
+
+
+def last_question(tokenizer: Any, prompt: list[int]) -> str:
+    """What the user says last in a rendered prompt: the text between what the chat template puts around a user's turn."""
+    from jinja2 import TemplateError
+
+    mark = "\ufffcquestion\ufffc"
+    turns = [{"role": "user", "content": mark}]
+    try:
+        rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except TemplateError:  # a template may insist on other turns; the whole prompt is shown then
+        rendered = ""
+    before, _, after = rendered.partition(mark)
+    text = tokenizer.decode(prompt)
+    if after.strip() and text.rstrip().endswith(after.rstrip()):
+        text = text.rstrip()[: -len(after.rstrip())]
+        for start in range(len(before)):  # a template may begin the first turn with more than the others
+            if before[start:] in text:
+                return text.rpartition(before[start:])[2].strip()
+    return tokenizer.decode(prompt, skip_special_tokens=True).strip()
+
+
+def prompt_ids(model_folder: Path, prompt: str) -> list[int]:
+    """One user turn by the model's own chat template."""
+    from transformers import AutoTokenizer
+
+    turns = [{"role": "user", "content": prompt}]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def generate(model_folder: Path, prompt: list[int]) -> str:
+    """The likeliest answer, token by token; always the same for the same folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
+        )
+    return tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip()
+
+
+def choose_held_out(run_dir: Path) -> HeldOut | None:
+    """The first held-out conversation with a short prompt and more than a word of answer; None where there is none."""
+    import numpy as np
+
+    from trainer.data.prepared import Prepared
+
+    prepared = Prepared.open(run_dir)
+    for sequence in prepared.validation[:NUM_TO_LOOK_AT]:
+        ids = prepared.token_ids(int(sequence))
+        is_target = prepared.token_weights(int(sequence)) > 0
+        if not is_target.any():
+            continue
+        first = int(np.argmax(is_target))
+        rest = is_target[first:]
+        length = int(np.argmin(rest)) if not rest.all() else len(rest)
+        if 0 < first <= MAX_PROMPT_TOKENS and length >= MIN_ANSWER_TOKENS:
+            return HeldOut([int(i) for i in ids[:first]], [int(i) for i in ids[first : first + length]])
+    return None
+
+
+if __name__ == "__main__":
+    main()

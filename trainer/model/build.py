@@ -1,0 +1,132 @@
+"""The model: configuration, weights, vocabulary and the wrapper that turns a packed batch into a loss.
+
+Owns how a base model becomes the thing that is trained. Refuses to know DeepSpeed: it works alike on one process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from trainer.model import attention
+from trainer.model.loss import LossHead
+from trainer.run.exits import BadInput
+from trainer.run.spec import NodeJob
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Configuration keys of models that do more to the logits than the output embedding."""
+
+PREFIX = "model."
+"""What PackedModel puts before the parameter names of the model inside."""
+
+
+class PackedModel(nn.Module):
+    """A causal language model that takes a packed batch and returns its summed loss, with no logits kept."""
+
+    def __init__(self, model: nn.Module, loss_chunk: int) -> None:
+        super().__init__()
+        self.model = model
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        if not isinstance(head, nn.Linear):
+            raise BadInput(
+                f"{type(model).__name__} has no linear output embedding; dolphin trains causal language models"
+            )
+        model.set_output_embeddings(LossHead(head, loss_chunk))  # type: ignore[operator]
+
+    def forward(
+        self,
+        ids_BT: torch.Tensor,
+        labels_BT: torch.Tensor,
+        weights_BT: torch.Tensor,
+        positions_BT: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+    ) -> torch.Tensor:
+        """Fields of a Batch; returns the fp32 scalar sum of weight x cross-entropy over its labels."""
+        hidden_1NH = self.hidden(ids_BT, positions_BT, cu_seqlens, max_seqlen)
+        return self.model.get_output_embeddings()(hidden_1NH, labels_BT, weights_BT)  # type: ignore[operator]
+
+    def hidden(
+        self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> torch.Tensor:
+        """Last hidden states (1, B*T, H): the batch becomes one row, its conversations kept apart by `cu_seqlens`.
+
+        No attention_mask and no cache: with either, transformers stops looking at the positions, and conversations
+        would see each other.
+        """
+        decoder = self.model.get_decoder()  # type: ignore[operator]
+        return decoder(
+            input_ids=ids_BT.reshape(1, -1),
+            position_ids=positions_BT.reshape(1, -1),
+            use_cache=False,
+            cu_seq_lens_q=cu_seqlens,
+            cu_seq_lens_k=cu_seqlens,
+            max_length_q=max_seqlen,
+            max_length_k=max_seqlen,
+        ).last_hidden_state
+
+
+def hf_name(name: str) -> str:
+    """Parameter name inside PackedModel -> the name that transformers gives it."""
+    return name.removeprefix(PREFIX)
+
+
+def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The base model on the CPU in the training precision, its vocabulary grown to the tokenizer's, ready to freeze.
+
+    Raises BadInput for a base that is not there or that packing cannot train.
+    """
+    spec = job.spec.model
+    kind = attention.choose(spec.attention, job.device, job.spec.train.precision)
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    dtype = DTYPES[job.spec.train.precision]
+    try:
+        config = AutoConfig.from_pretrained(spec.base, revision=spec.revision, **options)
+        _refuse_logit_transforms(config)
+        torch.manual_seed(job.spec.train.seed)
+        if spec.init == "random":
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=kind, **options)
+            model = model.to(dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                spec.base, config=config, revision=spec.revision, dtype=dtype, attn_implementation=kind, **options
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise BadInput(f"model.base {spec.base!r} does not load: {_first_line(error)}") from error
+    grow_vocabulary(model, len(tokenizer))
+    if job.spec.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.config.use_cache = False
+    return model
+
+
+def grow_vocabulary(model: nn.Module, size: int) -> None:
+    """Grow input and output embeddings to `size` rows; a new row is the mean of the old ones. Never shrinks.
+
+    The mean needs no random numbers, so every rank and every attempt makes the same rows.
+    """
+    old = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if size <= old:
+        return
+    model.resize_token_embeddings(size, mean_resizing=False)  # type: ignore[operator]
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # type: ignore[operator]
+            weight = layer.weight
+            weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
+
+
+def _refuse_logit_transforms(config: Any) -> None:
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for key in LOGIT_TRANSFORMS:
+        value = getattr(text, key, None)
+        if value not in (None, 1, 1.0):
+            raise BadInput(f"model.base has {key}={value}, which the chunked loss does not apply; choose another base")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

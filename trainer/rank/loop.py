@@ -1,0 +1,157 @@
+"""The training loop: every line a noun to open. Owns the order of things in a step; everything that persists is elsewhere.
+
+All ranks run it alike. What they must decide together (is the loss finite, was a stop or a save asked for) is agreed by
+small all-reduces at the step's boundary; no collective runs during a save.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.trainer_state import TrainerState
+from trainer.data.plan import DataPlan
+from trainer.engine import optimizer
+from trainer.engine.engine import Engine, sum_over_ranks
+from trainer.rank.evaluate import validation_loss
+from trainer.rank.metrics import MetricsWriter
+from trainer.run import evaluation_interval
+from trainer.run.exits import Preempted, TrainingFailed
+from trainer.run.run_folder import EventKind
+from trainer.run.spec import NodeJob
+from trainer.supervise.rank_guard import Rank
+
+
+@dataclass
+class Training:
+    """Everything a rank has in hand while it trains."""
+
+    job: NodeJob
+    plan: DataPlan
+    engine: Engine
+    checkpoints: CheckpointManager
+    state: TrainerState
+    hand: Rank
+    rank: int
+    world_size: int
+    metrics: MetricsWriter | None
+    """On rank 0 only."""
+    emit: Callable[..., None] | None
+    """On rank 0 only: emit(EventKind, **fields)."""
+    evaluated_at: int = field(default=-1)
+
+    def run(self) -> None:
+        """Train from `state.step` to the end of the plan, and leave the final step committed.
+
+        Raises Preempted once a requested stop is committed, TrainingFailed where going on would waste money.
+        """
+        self.hand.heartbeat.step(self.state.step)
+        if self.state.step == 0 and self.job.spec.train.evaluate_at_start:
+            self.evaluate()
+        while self.state.step < self.plan.total_steps:
+            self.checkpoints.check()
+            self.step()
+            if self.is_evaluation_due():
+                self.evaluate()
+            self.save_or_stop()
+        self.commit()
+
+    def step(self) -> None:
+        """One optimizer step over the global batch."""
+        began, step = time.perf_counter(), self.state.step
+        weight = self.plan.step_weight(step)
+        losses = [self.engine.forward_backward(batch, weight) for batch in self.micro_batches(step)]
+        (loss_sum,) = sum_over_ranks(torch.stack(losses).sum(), device=self.engine.device)
+        loss = loss_sum / weight if weight else 0.0
+        if not math.isfinite(loss):
+            raise TrainingFailed(self.name_the_culprits(step, losses, loss))
+        rate = optimizer.learning_rate(self.job.spec.train, step, self.plan.total_steps)
+        norm = self.engine.apply(rate)
+        tokens = self.plan.step_tokens(step)
+        self.state.step += 1
+        self.state.tokens += tokens
+        self.state.trained_tokens += self.plan.step_trained_tokens(step)
+        self.hand.heartbeat.step(self.state.step)
+        if self.metrics is not None:
+            self.metrics.step(
+                step=self.state.step,
+                epoch=self.plan.epoch_of(self.state.step),
+                loss=loss,
+                lr=rate,
+                grad_norm=norm,
+                tokens=tokens,
+                seconds=time.perf_counter() - began,
+            )
+
+    def micro_batches(self, step: int) -> Any:
+        micro_batch = self.job.spec.train.micro_batch
+        for index in range(self.plan.num_micro_batches(self.world_size, micro_batch)):
+            yield self.plan.batch(step, self.rank, self.world_size, micro_batch, index)
+
+    def is_evaluation_due(self) -> bool:
+        settings, plan = self.job.spec.train, self.plan
+        return evaluation_interval.is_evaluation_due(settings, self.state.step, plan.steps_per_epoch, plan.total_steps)
+
+    def evaluate(self) -> None:
+        if not self.plan.has_validation:
+            return
+        with self.hand.heartbeat.busy("evaluating"):
+            loss = validation_loss(self.engine, self.plan, self.rank, self.world_size, self.job.spec.train.micro_batch)
+        best = self.state.best_eval_loss
+        self.state.last_eval_loss = loss
+        self.state.best_eval_loss = loss if best is None else min(best, loss)
+        epoch = self.plan.epoch_of(self.state.step)
+        if self.metrics is not None:
+            self.metrics.evaluation(step=self.state.step, epoch=epoch, eval_loss=loss)
+        if self.emit is not None:
+            self.emit(EventKind.EVALUATED, step=self.state.step, epoch=epoch, eval_loss=loss)
+
+    def save_or_stop(self) -> None:
+        """At a step's boundary: what any rank was asked for, all of them do."""
+        stop = self.hand.stop.requested
+        due = self.rank == 0 and self.checkpoints.local_due(self.state)
+        asked_stop, asked_save, interval_due = sum_over_ranks(
+            stop is not None, self.hand.stop.save_requested, due, device=self.engine.device
+        )
+        if asked_stop:
+            reason = stop.reason if stop is not None else "another rank was asked to stop"
+            if self.emit is not None:
+                self.emit(EventKind.STOP_REQUESTED, reason=reason, step=self.state.step)
+            if self.state.step < self.plan.total_steps:
+                self.commit()
+                raise Preempted(f"stopped at step {self.state.step} of {self.plan.total_steps}: {reason}")
+        elif (asked_save or interval_due) and self.state.step < self.plan.total_steps:
+            with self.hand.heartbeat.busy("saving"):
+                self.checkpoints.save(self.state)
+        if asked_save:
+            dist.barrier()
+            self.hand.stop.saved()
+
+    def commit(self) -> None:
+        """Save this step, if it is not saved yet, and wait until it is committed."""
+        with self.hand.heartbeat.busy("saving"):
+            self.checkpoints.save(self.state, wait=True)
+            self.checkpoints.finish()
+
+    def name_the_culprits(self, step: int, losses: list[torch.Tensor], loss: float) -> str:
+        """The same sentence on every rank: which conversations were in the micro batches whose loss is not finite."""
+        micro_batch = self.job.spec.train.micro_batch
+        here: list[str] = []
+        for index, value in enumerate(losses):
+            if not torch.isfinite(value):
+                here += self.plan.conversations(step, self.rank, self.world_size, micro_batch, index)
+        everywhere: list[list[str]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(everywhere, here)
+        names = [name for part in everywhere for name in part]
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return (
+            f"the loss of step {step + 1} is {loss}, so it was not applied. Its conversations: {shown}. "
+            "Look at them, or lower train.learning_rate."
+        )

@@ -1,0 +1,138 @@
+"""One rank, from train.json to the model folder, read from top to bottom. Started by torchrun under `trainer.supervise`.
+
+Imports torch only inside, so that signals are handled from the first moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from functools import partial
+
+from trainer.run.exits import ExitCode, leave
+from trainer.run.run_folder import EventKind, Phase, RunDir
+from trainer.run.spec import NodeJob
+from trainer.supervise.rank_guard import Rank, rank_guard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="trainer.rank.main", description=__doc__)
+    parser.add_argument("train_json")
+    parser.add_argument("--attempt", type=int, default=1)
+    options = parser.parse_args()
+    job = NodeJob.read(options.train_json)
+    with rank_guard(job.run_dir, options.attempt, int(os.environ.get("RANK", "0"))) as hand:
+        work(job, options.attempt, hand)
+    leave(ExitCode.DONE)
+
+
+def work(job: NodeJob, attempt: int, hand: Rank) -> None:
+    """All of a rank's work. Raises the errors that `rank_guard` turns into an exit code."""
+    import_deepspeed()
+    import torch
+    import torch.distributed as dist
+    from transformers.utils import logging as transformers_logging
+
+    from trainer.checkpoint.manager import CheckpointManager, probe_store
+    from trainer.checkpoint.trainer_state import TrainerState
+    from trainer.data.plan import DataPlan
+    from trainer.data.tokenizer import load_tokenizer
+    from trainer.engine import out_of_memory
+    from trainer.engine.engine import Engine, initialize_distributed
+    from trainer.export import model_folder, sample
+    from trainer.model import build, freeze
+    from trainer.rank.loop import Training
+    from trainer.rank.metrics import MetricsWriter
+
+    transformers_logging.disable_progress_bar()
+    run = RunDir(job.run_dir)
+    is_first = int(os.environ.get("RANK", "0")) == 0
+    emit = partial(run.emit, attempt=attempt) if is_first else None
+
+    def enter(phase: Phase) -> None:
+        if emit is not None:
+            emit(EventKind.PHASE, phase=phase.value)
+            print(f"{phase.value} ...", flush=True)
+
+    enter(Phase.LOADING_MODEL)
+    if is_first:
+        probe_store(job)
+    rank, world_size, device = initialize_distributed(job.device)
+    plan = DataPlan.open(job)
+    tokenizer = load_tokenizer(job.spec.model)
+    base = build.build(job, tokenizer)
+    report = freeze.apply(base, resolved_patterns(job))
+    if emit is not None:
+        print(f"{report}; {plan.total_steps} steps of {job.global_batch} x {job.spec.data.sequence_length} tokens")
+        emit(
+            EventKind.PLAN,
+            total_steps=plan.total_steps,
+            steps_per_epoch=plan.steps_per_epoch,
+            sequences=plan.num_sequences,
+            conversations=plan.num_conversations,
+            tokens=plan.tokens_per_epoch,
+            trained_tokens=plan.trained_tokens_per_epoch,
+            parameters=report.num_parameters,
+            trained_parameters=report.num_trainable,
+        )
+    with out_of_memory.explained(job, lambda: 0):
+        engine = Engine(job, base, plan.num_micro_batches(world_size, job.spec.train.micro_batch), device)
+        torch.manual_seed(job.spec.train.seed + rank)
+
+        enter(Phase.RESTORING)
+        checkpoints = CheckpointManager(
+            job,
+            engine.deepspeed,
+            plan.key,
+            rank=rank,
+            world_size=world_size,
+            attempt=attempt,
+            total_steps=plan.total_steps,
+            steps_per_epoch=plan.steps_per_epoch,
+            emit=emit,
+        )
+        state = checkpoints.resume() or TrainerState()
+    state.attempt = attempt
+
+    enter(Phase.TRAINING)
+    metrics = MetricsWriter(job, attempt, total_steps=plan.total_steps) if is_first else None
+    with out_of_memory.explained(job, lambda: state.step):
+        Training(job, plan, engine, checkpoints, state, hand, rank, world_size, metrics, emit).run()
+
+    enter(Phase.EXPORTING)
+    with hand.heartbeat.busy("exporting"):
+        weights = engine.gathered_state(torch.bfloat16)
+        if is_first:
+            folder = model_folder.write(job, engine.model, tokenizer, weights, plan, report, world_size)
+            run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), sample=sample.of_run(folder, run.path))
+    if metrics is not None:
+        metrics.close()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+
+
+def import_deepspeed() -> None:
+    """Import DeepSpeed without its autotuner's optional MLflow, which would cost every rank seconds of start-up."""
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed  # noqa: F401
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+
+
+def resolved_patterns(job: NodeJob) -> tuple[str, ...] | None:
+    """`train.unfrozen` as plain patterns: the launcher resolves Spectrum's choice before train.json is written."""
+    from trainer.run.exits import BadInput
+
+    unfrozen = job.spec.train.unfrozen
+    if unfrozen is None or isinstance(unfrozen, tuple):
+        return unfrozen
+    raise BadInput("train.json holds an unresolved train.unfrozen.spectrum: start the job with `dolphin launch`")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Metrics of a run, on rank 0: metrics.jsonl always, a line for a person, and the trackers that were asked for.
+
+Owns what is recorded at a step and at an evaluation, and the line in the log. Floats are written so that they read back
+bit for bit. A tracker never holds training up and never ends it: each has a thread and a queue of its own.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from trainer.rank.trackers import JsonlTracker, Tracker, requested_trackers
+from trainer.run.run_folder import RunDir
+from trainer.run.spec import NodeJob
+
+QUEUE_LENGTH = 10_000
+DRAIN_TIMEOUT_S = 20.0
+PACE_STEPS = 50
+"""Steps that the estimate of the time left looks back on."""
+
+
+class MetricsWriter:
+    """What rank 0 tells of the training. Raises BadInput where a tracker that was asked for is not installed."""
+
+    def __init__(self, job: NodeJob, attempt: int, *, total_steps: int) -> None:
+        self._attempt, self._total_steps = attempt, total_steps
+        self._log_every = job.spec.train.log_every
+        self._pace: deque[float] = deque(maxlen=PACE_STEPS + 1)
+        self._jsonl = JsonlTracker(RunDir(job.run_dir).metrics)
+        self._jsonl.start(job)
+        self._trackers = [Background(tracker, job) for tracker in requested_trackers(job)]
+        self._closed = False
+        atexit.register(self.close, "stopped")  # a rank that leaves by an error still closes its trackers
+
+    def step(
+        self, *, step: int, epoch: float, loss: float, lr: float, grad_norm: float, tokens: int, seconds: float
+    ) -> None:
+        """Step `step` is applied. `tokens` are those of this step over all ranks, padding left out; `seconds` is its
+        duration; `grad_norm` is the one before clipping."""
+        speed = tokens / seconds if seconds > 0 else 0.0
+        values = {
+            "epoch": float(epoch),
+            "loss": float(loss),
+            "lr": float(lr),
+            "grad_norm": float(grad_norm),
+            "tokens": int(tokens),
+            "tokens_per_second": speed,
+            "seconds": float(seconds),
+            "attempt": self._attempt,
+        }
+        self._record(step, values)
+        now = time.monotonic()
+        if not self._pace:
+            self._pace.append(now - seconds)
+        self._pace.append(now)
+        if step % self._log_every == 0 or step == self._total_steps:
+            pace_s = (self._pace[-1] - self._pace[0]) / (len(self._pace) - 1)
+            print(step_line(step, self._total_steps, loss, lr, grad_norm, speed, pace_s), flush=True)
+
+    def evaluation(self, *, step: int, epoch: float, eval_loss: float) -> None:
+        """The validation loss after `step` steps."""
+        self._record(step, {"epoch": float(epoch), "eval_loss": float(eval_loss)})
+        print(f"step {step}/{self._total_steps} · epoch {epoch:.2f} · validation loss {eval_loss:.4f}", flush=True)
+
+    def close(self, outcome: str = "done") -> None:
+        """End the trackers, waiting a little for what they still have to send. `outcome`: done or stopped."""
+        if self._closed:
+            return
+        self._closed = True
+        self._jsonl.end(outcome)
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
+        for tracker in self._trackers:
+            tracker.finish(outcome)
+        for tracker in self._trackers:
+            tracker.wait(deadline)
+
+    def _record(self, step: int, values: Mapping[str, float]) -> None:
+        self._jsonl.log(step, values)
+        for tracker in self._trackers:
+            tracker.log(step, values)
+
+
+def step_line(
+    step: int, total_steps: int, loss: float, lr: float, grad_norm: float, tokens_per_s: float, pace_s: float
+) -> str:
+    """`step 840/3420 · loss 0.5814 · lr 4.1e-06 · grad 0.93 · 812 tokens/s · 3:12:07 left`"""
+    speed = f"{tokens_per_s:,.0f}" if tokens_per_s >= 10 else f"{tokens_per_s:.1f}"
+    left = clock(pace_s * max(0, total_steps - step))
+    return f"step {step}/{total_steps} · loss {loss:.4f} · lr {lr:.1e} · grad {grad_norm:.2f} · {speed} tokens/s · {left} left"
+
+
+def clock(seconds: float) -> str:
+    """`3:12:07`, or `12:07` under an hour."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Background:
+    """A tracker behind a queue. Its first error is said, and it is left alone from then on."""
+
+    def __init__(self, tracker: Tracker, job: NodeJob) -> None:
+        self._tracker = tracker
+        self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(QUEUE_LENGTH)
+        self._dropped, self._failed = 0, False
+        self._outcome = "stopped"
+        self._thread = threading.Thread(target=self._work, name=f"track-{tracker.name}", daemon=True)
+        try:
+            tracker.start(job)
+        except Exception as error:  # whatever a tracker raises, training goes on
+            self._give_up(error)
+        self._thread.start()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Never blocks; a tracker that is 10,000 records behind loses the newest."""
+        if self._failed:
+            return
+        try:
+            self._queue.put_nowait((step, dict(values)))
+        except queue.Full:
+            self._dropped += 1
+            if self._dropped == 1:
+                print(f"warning: {self._tracker.name} does not keep up; it loses records (metrics.jsonl has all)")
+
+    def finish(self, outcome: str) -> None:
+        """No more records come; does not wait."""
+        self._outcome = outcome
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            self._failed = True  # 10,000 records behind: it will not catch up now
+
+    def wait(self, deadline: float) -> None:
+        """Until everything is sent, or until `deadline` on the monotonic clock."""
+        self._thread.join(timeout=max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            print(f"warning: {self._tracker.name} did not take all records in time (metrics.jsonl has all)", flush=True)
+
+    def _work(self) -> None:
+        try:
+            while (record := self._queue.get()) is not None:
+                if not self._failed:
+                    self._tracker.log(*record)
+            if not self._failed:
+                self._tracker.end(self._outcome)
+        except Exception as error:  # whatever a tracker raises, training goes on
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._failed = True
+        text = " ".join(str(error).split())[:300]
+        print(
+            f"warning: {self._tracker.name} failed and gets no more records ({type(error).__name__}: {text}); training "
+            "goes on, metrics.jsonl has all",
+            flush=True,
+        )

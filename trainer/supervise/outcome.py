@@ -1,0 +1,49 @@
+"""outcome.json, and the questions to events.jsonl that it and the supervisor ask. Owns no event of its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from trainer.run.run_folder import EventKind, RunDir, write_atomic
+from trainer.supervise.rank_guard import EXIT_CODES, EndKind
+
+
+class Story:
+    """What events.jsonl says about the run so far; read again at every question, for the ranks write it too."""
+
+    def __init__(self, run_dir: RunDir) -> None:
+        self._run_dir = run_dir
+
+    def last(self, event: EventKind, field: str) -> Any | None:
+        """`field` of the last `event` that has it; None where there is none."""
+        found = [e.get(field) for e in self._run_dir.read_events() if e.get("event") == event.value]
+        return next((value for value in reversed(found) if value is not None), None)
+
+    def saved_step(self) -> int | None:
+        """Step of the newest checkpoint that is known to be committed: saved, or resumed from."""
+        kinds = (EventKind.CHECKPOINT_SAVED.value, EventKind.RESUMED.value)
+        steps = [event["step"] for event in self._run_dir.read_events() if event.get("event") in kinds]
+        return steps[-1] if steps else None
+
+    def last_save_seconds(self) -> float | None:
+        return self.last(EventKind.CHECKPOINT_SAVED, "seconds")
+
+
+def write_outcome(
+    run_dir: RunDir, story: Story, kind: EndKind, reason: str, step: int, attempt: int, seconds: float
+) -> None:
+    """The last file of a start of the trainer: whoever finds it knows that the start is over, and how."""
+    done = kind is EndKind.DONE
+    record = {
+        "state": kind.value,
+        "exit_code": int(EXIT_CODES[kind]),
+        "reason": reason,
+        "step": step,
+        "total_steps": story.last(EventKind.PLAN, "total_steps"),
+        "eval_loss": story.last(EventKind.EVALUATED, "eval_loss"),
+        "model": story.last(EventKind.EXPORTED, "model") if done else None,
+        "attempt": attempt,
+        "seconds": seconds,
+    }
+    write_atomic(run_dir.outcome, json.dumps(record, ensure_ascii=False, indent=1) + "\n")

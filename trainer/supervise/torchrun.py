@@ -1,0 +1,48 @@
+"""torchrun, with its findings in a file: `python -m trainer.supervise.torchrun REPORT TORCHRUN-ARGUMENTS...`
+
+torchrun exits with 1 whatever its ranks exit with, and says which died how only in prose. This runs the same code and
+writes REPORT: {"failures": [{"rank", "pid", "exit_code"}], "signal"}; `failures` holds the ranks that had failed when
+torchrun noticed, not those that it then closed. Refuses to know what the ranks do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from trainer.run.exits import leave
+from trainer.run.run_folder import write_atomic
+from trainer.supervise import parent_death
+
+
+def main(argv: list[str]) -> int:
+    os.environ[parent_death.TORCHRUN_PID] = str(os.getpid())
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
+    report, arguments = Path(argv[0]), argv[1:]
+    try:
+        run.run(run.parse_args(arguments))
+    except ChildFailedError as error:
+        failures = [
+            {"rank": rank, "pid": failure.pid, "exit_code": failure.exitcode}
+            for rank, failure in error.failures.items()
+        ]
+        write_atomic(report, json.dumps({"failures": failures, "signal": None}))
+        return 1
+    except SignalException as error:
+        write_atomic(report, json.dumps({"failures": [], "signal": error.sigval.name}))
+        return 1
+    write_atomic(report, json.dumps({"failures": [], "signal": None}))
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))
