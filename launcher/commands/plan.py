@@ -1,7 +1,4 @@
-"""`dolphin plan`, and the plan that a launch shows: gathers what `plan.make_plan` needs and hands it over.
-
-Owns where offers, data facts and history come from. Refuses to count anything itself.
-"""
+"""`dolphin plan`: say what a job takes, before anything is paid. Owns its options and the two forms of the answer."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """From a file and `--set` overrides to a checked JobSpec: read, override, validate, and report everything at once.
 
 Owns the order of the checks and the place (file and line, or `--set`) of every finding. The checks themselves are elsewhere:
-YAML in `yaml_lines`, single settings in the models, contradictions in `spec`, files in `local_files`, patterns in
-`parameter_names`, axolotl's keys in `axolotl`.
+YAML in `config.yaml_lines`, single settings in the models, contradictions in `spec`, files in `paths`, patterns in
+`pattern_checks`, axolotl's keys in `axolotl`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Host memory that a job takes on one node: what saves copy, what an offloaded optimizer keeps. Pure functions of sizes.
 
-Owns the formulas, as DeepSpeed 0.19 lays the state out; those of the GPU are in memory. Sizes are bytes, parameters are of
-all ranks. Held against PyTorch's own accounting by tests/process/test_memory_formulas.py. Legend: as in memory.
+Owns the formulas, as DeepSpeed 0.19 lays the state out; those of the GPU are in `gpu_memory`. Sizes are bytes, parameters are of
+all ranks. Held against PyTorch's own accounting by tests/process/test_memory_formulas.py. Legend: as in `gpu_memory`.
 """
 
 from __future__ import annotations

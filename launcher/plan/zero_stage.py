@@ -1,7 +1,7 @@
 """Which ZeRO stage a job runs at on a card, and what to change where none fits. Pure functions of sizes.
 
-Owns the rule of `zero: auto`: of the stages that fit, the one that sends the fewest bytes. The counting is in memory and
-throughput.
+Owns the rule of `zero: auto`: of the stages that fit, the one that sends the fewest bytes. The counting is in
+`gpu_memory` and `throughput`.
 """
 
 from __future__ import annotations

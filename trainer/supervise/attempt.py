@@ -1,7 +1,7 @@
 """One attempt: torchrun and its ranks, from their start until the last of them is gone.
 
 Owns the ranks' environment, the watch over them, and bringing them down. Refuses to decide what an end means
-(`verdict`) and whether there is another attempt (`supervise`).
+(`verdict`) and whether there is another attempt (`supervisor`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ and an exit code: 0 done, 75 preempted and to be resumed, 64 bad specification o
 attempts and the decision to restart; works as PID 1. Refuses to know torch, clouds and what a step is.
 
 Environment: DOLPHIN_GRACE_S, seconds between a signal and the end, where the backend knows; DOLPHIN_HANG_FLOOR_S (600),
-the shortest silence that counts as a hang; DOLPHIN_NOTICES and the metadata addresses (`notices`); DOLPHIN_NUM_NODES,
+the shortest silence that counts as a hang; DOLPHIN_NOTICES and the metadata addresses (`spot_notices`); DOLPHIN_NUM_NODES,
 DOLPHIN_NODE_RANK, DOLPHIN_MASTER_ADDR and DOLPHIN_MASTER_PORT for more than one node.
 
 A second signal ends everything at once. The exit code is then 75 where starting again loses only steps (there is a

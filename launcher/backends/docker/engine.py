@@ -1,6 +1,6 @@
 """The Docker engine of this machine: the connection to it, and its errors as one line that says what to do.
 
-Owns the use of the Docker SDK for Python together with docker.py and docker_image.py. Refuses to know runs.
+Owns the use of the Docker SDK for Python together with `backend` and `image`. Refuses to know runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SkyRuns: the backend protocol over a SkyClient: managed jobs, and jobs on a cluster of one's own. Imports no sky.
 
 Owns the way of a run through SkyPilot: found by its name, which is the run id, so that a launcher that died at any point
-leaves a run that the next command finds. How what the node writes comes home is `sky_reading`'s.
+leaves a run that the next command finds. How what the node writes comes home is `reading`'s.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SkyClient: everything dolphin asks of SkyPilot, as plain data; the only importer of sky. SkyBackend binds it.
 
 Owns requests: each one is awaited, and an exception leaves here as a LauncherError. Refuses to know jobs' specifications,
-run folders and the log's frames (`sky_backend` and its neighbours do). Importing sky takes 1.6 to 5 s: at first use only.
+run folders and the log's frames (`backend` and its neighbours do). Importing sky takes 1.6 to 5 s: at first use only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reading: how what a run's node writes comes into the run's folder at home.
 
-Through the job's log (`sky_feed`, `sky_mirror`) and, where the store can be reached from here, from the store itself
-(`sky_reach`). Owns when each is asked. Imports no sky.
+Through the job's log (`log.feed`, `log.mirror`) and, where the store can be reached from here, from the store itself
+(`reach`). Owns when each is asked. Imports no sky.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The keys of an axolotl configuration: what each becomes in a job, or why it has no effect here, or why it cannot be.
 
-Data only. A key of no table is unknown, which is an error. `mapped` keys are carried out in axolotl.py, axolotl_data.py and
-axolotl_parallel.py; a test holds this list against them. docs/axolotl.md is made from these tables.
+Data only. A key of no table is unknown, which is an error. `mapped` keys are carried out by the modules beside this
+one; a test holds this list against them. docs/axolotl.md is made from these tables.
 """
 
 from __future__ import annotations
