@@ -12,8 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rooms import floors_of, imports_when_run, modules_of, rooms_of
 
 ROOT = Path(__file__).parents[2]
+FLOORS = {
+    "launcher": "config models runs units < jobfile < backends < follow plan < commands < cli",
+    "launcher.backends": "base findings < home < docker sky",
+    "launcher.backends.docker": "container engine < image < backend doctor",
+    "launcher.backends.sky": "bucket_copy catalog errors node reach status task < log offers ship < records < reading < backend < client",
+    "launcher.commands": "convert data doctor launch plan runs schema spectrum validate < init",
+    "launcher.follow": "run_view < readers screen < follow status < attend",
+    "launcher.jobfile": "axolotl field_docs paths pattern_checks source_checks spec < load settle",
+    "launcher.plan": "data_facts gpu_memory gpus preemption unfrozen < host_memory throughput < history zero_stage < make < of_job view",
+    "trainer": "run < data supervise < model < engine < checkpoint export < rank sample",
+    "trainer.run": "exits patterns run_folder save_interval spec < evaluation_interval formats packages secret_file stores weights_index",
+    "trainer.supervise": "heartbeat parent_death signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
+}
+"""The import rules, a line a package: rooms that may know nothing of each other, and behind each `<` those that stand on them."""
 NODE_STACK = ("torch", "transformers", "deepspeed", "datasets", "safetensors", "numpy", "tokenizers")
 ONLY_IMPORTERS = {"sky": "launcher/backends/sky/client.py", "docker": "launcher/backends/docker"}
 """Prefix of the only files that may import a backend's library."""
@@ -115,26 +130,55 @@ def test_the_reader_of_imports_sees_lazy_and_nested_ones(tmp_path: Path) -> None
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     """In a circle nothing can be read, tested or moved alone. An import within a function counts, one for types does not."""
+    modules = modules_of("launcher") | modules_of("trainer")
     graph = {
-        module: {name for name, _ in imports_when_run(path) if (ROOT / f"{name.replace('.', '/')}.py").exists()}
-        for package in ("launcher", "trainer")
-        for path in sources(package)
-        for module in [str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")]
+        module: {name for name, _ in imports_when_run(path) if name in modules and name != module}
+        for module, path in modules.items()
     }
     assert sum(map(len, graph.values())) > 200, "the graph has lost its edges"
-    left = dict(graph)
-    while ends := [module for module, others in left.items() if not others & left.keys()]:
-        for module in ends:
-            del left[module]
-    assert sorted(left) == []
+    floors_of(graph)
 
 
-def imports_when_run(path: Path) -> Iterator[tuple[str, int]]:
-    """As `imports`, without those under `if TYPE_CHECKING`."""
-    for_types = {
-        line
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
-    }
-    return ((name, line) for name, line in imports(path) if line not in for_types)
+@pytest.mark.parametrize("package", sorted(FLOORS))
+def test_no_import_climbs(package: str) -> None:
+    """Each room imports from the floors below its own alone. A new room finds its floor in FLOORS, or belongs into another."""
+    stated = [floor.split() for floor in FLOORS[package].split("<")]
+    floor_of = {room: number for number, floor in enumerate(stated) for room in floor}
+    graph = rooms_of(package)
+    assert set(graph) == set(floor_of), "rooms that FLOORS does not know, or that are no more"
+    assert [
+        f"{package}.{room} imports {other}"
+        for room, others in graph.items()
+        for other in others
+        if floor_of[other] >= floor_of[room]
+    ] == []
+
+
+@pytest.mark.parametrize("package", ["launcher", "trainer"])
+def test_a_package_has_few_rooms_on_few_floors(package: str) -> None:
+    """What one reader keeps in mind."""
+    graph = rooms_of(package)
+    assert len(graph) <= 11
+    assert len(floors_of(graph)) <= 6
+
+
+def test_launcher_knows_of_the_trainer_only_the_contract() -> None:
+    """What both sides read is in trainer.run; the rest is started as a process, wherever it is installed."""
+    outside = offenders(
+        "launcher",
+        lambda name, _: is_within(name, "trainer") and name != "trainer" and not is_within(name, "trainer.run"),
+    )
+    assert outside == []
+
+
+def test_what_ships_alone_to_a_node_needs_nothing_that_a_node_may_lack() -> None:
+    """The relay runs in whatever Python a node has; the bucket's script runs in the trainer's."""
+    node = ROOT / "launcher" / "backends" / "sky" / "node"
+    allowed = {"relay": (), "bucket": ("trainer.run",)}
+    assert {path.stem for path in node.glob("*.py")} - {"__init__"} == set(allowed)
+    for module, packages in allowed.items():
+        for name, line in imports(node / f"{module}.py"):
+            known = name.split(".")[0] in sys.stdlib_module_names or any(
+                is_within(name, package) for package in packages
+            )
+            assert known, f"{module}.py:{line} imports {name}"
