@@ -12,18 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from launcher.runs.errors import BackendError, BadUsage, NoCapacity
+from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.states import RunState
 
 if TYPE_CHECKING:
+    from launcher.backends.findings import Finding
     from launcher.jobfile.spec import JobSpec
     from launcher.runs.ledger import RunRecord
     from trainer.run.spec import NodeJob
-
-__all__ = [
-    "BEGINNING", "Backend", "BackendError", "BackendStatus", "BadUsage", "Cursor", "DownReport", "Fetchable", "Handle",
-    "LogChunk", "NoCapacity", "NodeAttempt", "Offer", "Placement", "Submission", "get_backend", "BACKENDS",
-]  # fmt: skip
 
 Handle = dict[str, Any]
 """What a backend needs to find its run again, as JSON values without secrets; kept in the ledger."""
@@ -77,8 +73,8 @@ class Submission:
     record: RunRecord
     job: JobSpec
     train: NodeJob
-    env: Mapping[str, str] = field(default_factory=dict)
-    """The job's `env`."""
+    offers: tuple[Offer, ...] = ()
+    """Those of the plan that was shown; a backend asks anew only where there are none."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Name and value of the job's `secrets`: never written, logged or put into an argument."""
     tell: Callable[[str], None] = lambda line: None
@@ -139,6 +135,18 @@ class DownReport:
     price_usd: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a backend can do beyond the methods that all have. Commands ask this, and never for a backend's name."""
+
+    has_many_nodes: bool = False
+    """`resources.num_nodes` above 1."""
+    chooses_machine: bool = False
+    """It picks a machine among many, so that a launch asks for the host memory that its plan needs."""
+    options: frozenset[str] = frozenset()
+    """Options of `dolphin launch` that only it understands, as `yes_lose_progress`; kept in the record."""
+
+
 @runtime_checkable
 class Backend(Protocol):
     """A place where runs run. Every method may raise BackendError or NoCapacity, and nothing else on purpose.
@@ -148,6 +156,7 @@ class Backend(Protocol):
     """
 
     name: str
+    abilities: Abilities
     poll_s: float
     """How long a follower waits between two looks."""
 
@@ -193,25 +202,78 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: dict[str, tuple[str, str]] = {
-    "local": ("launcher.backends.home.local", "LocalBackend"),
-    "docker": ("launcher.backends.docker.backend", "DockerBackend"),
-    "sky": ("launcher.backends.sky.client", "SkyBackend"),
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """Where the parts of a backend are, as `module:name`. Each is imported when it is asked for, so that `--on local`
+    loads neither docker nor sky."""
+
+    backend: str
+    """The class that satisfies `Backend`."""
+    checks: str
+    """A function without arguments: what `dolphin doctor` finds. It works best where everything is broken."""
+    catalog: str | None = None
+    """A function of a job: its offers as far as they are known without the backend's library and without a network."""
+
+
+BACKENDS: dict[str, Registered] = {
+    "local": Registered("launcher.backends.home.local:LocalBackend", "launcher.backends.home.doctor:checks"),
+    "docker": Registered("launcher.backends.docker.backend:DockerBackend", "launcher.backends.docker.doctor:checks"),
+    "sky": Registered(
+        "launcher.backends.sky.client:SkyBackend",
+        "launcher.backends.sky.doctor:checks",
+        "launcher.backends.sky.catalog:offers_of_job",
+    ),
 }
-"""Name to module and class; imported when asked for, so that `--on local` loads neither docker nor sky."""
+
+
+def default_backend(job: JobSpec) -> str:
+    """Whose offers a plan shows where the command line names no backend."""
+    return "sky" if job.resources.gpu_name is not None else "local"
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of this name; BadUsage for a name there is not."""
-    if name not in BACKENDS:
-        raise BadUsage(f"--on {name}: there is no such backend; choose one of {', '.join(BACKENDS)}")
-    module, attribute = BACKENDS[name]
+    """The backend of this name; BadUsage for a name there is not, BackendError where its package is missing."""
+    backend: Backend = backend_class(name)()
+    return backend
+
+
+def backend_class(name: str) -> type[Backend]:
+    """As `get_backend`, without connecting to anything."""
+    entry = _registered(name)
     try:
-        backend: Backend = getattr(importlib.import_module(module), attribute)()
+        found: type[Backend] = _load(entry.backend)
     except ModuleNotFoundError as error:
-        if error.name == module:
+        if error.name == entry.backend.partition(":")[0]:
             raise BadUsage(f"--on {name}: is not part of this installation of dolphin") from None
         raise BackendError(
             f"--on {name}: needs the package {error.name}; pip install 'dolphin-launcher[{name}]'"
         ) from None
-    return backend
+    return found
+
+
+def able_backends(is_able: Callable[[Abilities], bool]) -> list[str]:
+    """Names of the backends that can do something, for an error about one that cannot."""
+    return [name for name in BACKENDS if is_able(backend_class(name).abilities)]
+
+
+def checks_of(name: str) -> list[Finding]:
+    """What `dolphin doctor` finds of a backend; it needs nothing that could be missing."""
+    found: list[Finding] = _load(_registered(name).checks)()
+    return found
+
+
+def catalog_of(name: str) -> Callable[[JobSpec], list[Offer]] | None:
+    """What tells a backend's offers without its library; None where it has no such thing."""
+    catalog = _registered(name).catalog
+    return None if catalog is None else _load(catalog)
+
+
+def _registered(name: str) -> Registered:
+    if name not in BACKENDS:
+        raise BadUsage(f"--on {name}: there is no such backend; choose one of {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

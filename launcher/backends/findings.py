@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import metadata
 
 
 class Health(StrEnum):
@@ -21,3 +22,11 @@ class Finding:
     health: Health
     found: str
     advice: str = ""
+
+
+def installed_version(package: str) -> str | None:
+    """By its metadata: nothing is imported, and a folder of the same name in the working directory does not count."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

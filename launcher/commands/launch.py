@@ -11,13 +11,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from launcher.backends.base import Backend, BackendStatus, Submission, get_backend
+from launcher.backends.base import Backend, BackendStatus, Offer, Submission, able_backends, get_backend
 from launcher.config.yaml_lines import write_yaml
 from launcher.follow import screen
 from launcher.follow.attend import follow_to_end, print_json, say_detached
@@ -27,7 +27,10 @@ from launcher.follow.status import observe, status_of, with_detail
 from launcher.jobfile.load import load_job
 from launcher.jobfile.settle import settle
 from launcher.jobfile.spec import JobSpec
+from launcher.plan.make import LaunchPlan
+from launcher.plan.of_job import plan_of, settled_zero, with_memory
 from launcher.plan.unfrozen import with_resolved_unfrozen
+from launcher.plan.view import summarise
 from launcher.runs import ledger
 from launcher.runs.errors import BadUsage, LauncherError
 from launcher.runs.ledger import RunRecord
@@ -50,22 +53,54 @@ class LaunchOptions:
     backend_options: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run about to be started: what was asked for once, and is read from here ever after."""
+
+    backend: Backend
+    job: JobSpec
+    """Its patterns resolved, the machine's memory asked for."""
+    offers: tuple[Offer, ...]
+    plan: LaunchPlan | None
+    """None where the model's shape is not known here: such a model can be trained, but not planned."""
+    why_no_plan: str
+    secrets: Mapping[str, str] = field(repr=False)
+    nproc: int | None
+
+    @classmethod
+    def of(cls, job: JobSpec, backend: Backend, nproc: int | None) -> Start:
+        secrets = collect_secrets(job)
+        job = with_resolved_unfrozen(job)
+        offers = tuple(backend.offers(job, nproc))
+        plan, why = None, ""
+        try:
+            plan = plan_of(job, offers, nproc=nproc)
+        except BadInput as unknown:
+            why = str(unknown)
+        return cls(backend, job, offers, plan, why, secrets, nproc)
+
+    def settled(self, run_id: str) -> tuple[JobSpec, NodeJob]:
+        """The job and the train.json of one run of it."""
+        job = self.job
+        place = self.backend.place(job, run_id, ledger.folder_of(run_id), self.nproc)
+        ranks = place.nproc * job.resources.num_nodes
+        zero = settled_zero(job, self.plan, ranks=ranks, device=place.device)
+        train = settle(
+            job, nproc=place.nproc, run_id=run_id, run_dir=place.run_dir, cache_dir=place.cache_dir,
+            device=place.device, zero=zero,
+        )  # fmt: skip
+        return with_memory(job, self.plan, place.device) if self.backend.abilities.chooses_machine else job, train
+
+
 def launch(path: Path, options: LaunchOptions) -> int:
     """Start a new run of the job and follow it; the exit code of the command."""
     job = load_job(path, options.overrides)
     backend = get_backend(options.on)
-    if options.backend_options and backend.name != "sky":
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in options.backend_options)
-        raise BadUsage(f"{flags}: means nothing --on {backend.name}; leave it out, or use --on sky")
-    if job.resources.num_nodes > 1 and backend.name != "sky":
-        raise BadUsage(f"resources.num_nodes: {job.resources.num_nodes}, but --on {backend.name} has one; use --on sky")
-    secrets = collect_secrets(job)
-    job = _with_patterns(job)
+    _refuse_unable(backend, job, options.backend_options)
+    start = Start.of(job, backend, options.nproc)
     run_id = ledger.new_id(job.name)
-    train = _settled(job, backend, run_id, options.nproc)
-    if backend.name == "sky":
-        job = with_memory(job, train)
-    _show_plan(job, backend, train, options)
+    job, train = start.settled(run_id)
+    _show_plan(start, train)
     _confirm(options)
     while True:
         try:
@@ -74,14 +109,14 @@ def launch(path: Path, options: LaunchOptions) -> int:
                 job.name,
                 backend.name,
                 options=options.backend_options,
-                secret_names=tuple(secrets),
+                secret_names=tuple(start.secrets),
                 launcher_version=version("dolphin-launcher"),
             )
             break
         except FileExistsError:
             run_id = ledger.new_id(job.name)
-            train = _settled(job, backend, run_id, options.nproc)
-    return _start(backend, record, job, train, secrets, options)
+            job, train = start.settled(run_id)
+    return _start(record, Submission(record, job, train, start.offers, start.secrets), backend, options)
 
 
 def resume(record: RunRecord, options: LaunchOptions) -> int:
@@ -94,18 +129,21 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     _refuse_active(record, status)
     if not record.files.job.exists():
         raise LauncherError(f"{record.run_id}: its launcher died before the job was written; launch it anew")
-    job = _with_patterns(load_job(record.files.job, options.overrides))
+    job = load_job(record.files.job, options.overrides)
     before = NodeJob.read(record.files.train_json) if record.files.train_json.exists() else None
-    train = before
-    if train is None or options.nproc is not None or options.overrides:
-        train = _settled(job, backend, record.run_id, options.nproc or (before.nproc if before else None))
+    start = Start.of(job, backend, options.nproc or (before.nproc if before else None))
+    if before is None or options.nproc is not None or options.overrides:
+        job, train = start.settled(record.run_id)
         if before is not None:
             _refuse_other_results(record, before, train)
+    else:
+        job, train = start.job, before
     screen.say(f"{record.run_id}: was {status.state.value}; starting it again")
     reader = ViewReader(backend, record)
     reader.read()  # what came before is told already
-    start = LogFrom(after=end_of_log(backend, record))
-    return _start(backend, record, job, train, collect_secrets(job), options, start, reader)
+    log_from = LogFrom(after=end_of_log(backend, record))
+    submission = Submission(record, job, train, start.offers, start.secrets)
+    return _start(record, submission, backend, options, log_from, reader)
 
 
 def collect_secrets(job: JobSpec) -> dict[str, str]:
@@ -118,59 +156,32 @@ def collect_secrets(job: JobSpec) -> dict[str, str]:
     return {name: os.environ[name] for name in job.secrets}
 
 
-def _with_patterns(job: JobSpec) -> JobSpec:
-    """The job with the layers that Spectrum chooses as plain patterns, which the node can read."""
-    resolved = with_resolved_unfrozen(job)
-    assert isinstance(resolved, JobSpec)
-    return resolved
-
-
-def with_memory(job: JobSpec, train: NodeJob) -> JobSpec:
-    """The job asking for the host memory that its plan needs, where it does not say: the smallest node would do for SkyPilot."""
-    from launcher.plan.of_job import needed_memory_gb
-
-    if job.resources.memory_gb is not None or job.resources.gpu_name is None or train.device == "cpu":
-        return job
-    needed = needed_memory_gb(job, train)
-    return job.model_copy(update={"resources": job.resources.model_copy(update={"memory_gb": needed})})
-
-
-def _settled(job: JobSpec, backend: Backend, run_id: str, nproc: int | None) -> NodeJob:
-    place = backend.place(job, run_id, ledger.folder_of(run_id), nproc)
-    return settle(
-        job,
-        nproc=place.nproc,
-        run_id=run_id,
-        run_dir=place.run_dir,
-        cache_dir=place.cache_dir,
-        device=place.device,
-        zero=_zero(job, backend, place.nproc * job.resources.num_nodes, place.device, nproc),
-    )
-
-
-def _zero(job: JobSpec, backend: Backend, ranks: int, device: Literal["cuda", "cpu"], nproc: int | None) -> int:
-    """The ZeRO stage of the job, or for `zero: auto` the plan's choice."""
-    from launcher.plan.of_job import settled_zero
-
-    offers = backend.offers(job, nproc) if job.train.zero == "auto" and device == "cuda" else []
-    return settled_zero(job, ranks=ranks, device=device, offers=offers)
+def _refuse_unable(backend: Backend, job: JobSpec, options: Mapping[str, Any]) -> None:
+    """BadUsage for what the backend cannot do, naming one that can."""
+    unknown = [name for name in options if name not in backend.abilities.options]
+    if unknown:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
+        able = " or ".join(able_backends(lambda abilities: abilities.options >= set(unknown)))
+        raise BadUsage(f"{flags}: means nothing --on {backend.name}; leave it out, or use --on {able}")
+    num_nodes = job.resources.num_nodes
+    if num_nodes > 1 and not backend.abilities.has_many_nodes:
+        able = " or ".join(able_backends(lambda abilities: abilities.has_many_nodes))
+        raise BadUsage(f"resources.num_nodes: {num_nodes}, but --on {backend.name} has one; use --on {able}")
 
 
 def _start(
-    backend: Backend,
     record: RunRecord,
-    job: JobSpec,
-    train: NodeJob,
-    secrets: dict[str, str],
+    submission: Submission,
+    backend: Backend,
     options: LaunchOptions,
-    start: LogFrom = LogFrom(),
+    log_from: LogFrom = LogFrom(),
     reader: ViewReader | None = None,
 ) -> int:
     """Submit a run that is in the ledger, then follow it or leave it."""
     try:
         with ledger.locked(record) as record:
             _refuse_active(record, status_of(backend, record))
-            record = _submit(backend, record, job, train, secrets)
+            record = _submit(record, submission, backend)
     except KeyboardInterrupt:
         record = ledger.load(record.folder)
         if record.handle is None:
@@ -180,15 +191,16 @@ def _start(
     screen.say(f"run {record.run_id}, in {record.folder}")
     if not options.is_detached:
         reader = reader or ViewReader(backend, record)
-        return follow_to_end(backend, record, start, reader, json_wanted=options.as_json)
+        return follow_to_end(backend, record, log_from, reader, json_wanted=options.as_json)
     say_detached(backend, record)
     if options.as_json:
         print_json(observe(backend, record), None)
     return 0
 
 
-def _submit(backend: Backend, record: RunRecord, job: JobSpec, train: NodeJob, secrets: dict[str, str]) -> RunRecord:
+def _submit(record: RunRecord, submission: Submission, backend: Backend) -> RunRecord:
     """Write, then start, then record. Ctrl-C waits until the record says what was started. The caller holds the lock."""
+    job, train = submission.job, submission.train
     text = write_yaml(job.model_dump(mode="json", exclude_unset=True))
     write_atomic(record.files.job, text)
     write_atomic(record.files.train_json, train.model_dump_json(indent=2) + "\n")
@@ -203,7 +215,7 @@ def _submit(backend: Backend, record: RunRecord, job: JobSpec, train: NodeJob, s
     )
     with _uninterrupted():
         try:
-            handle = backend.submit(Submission(record, job, train, dict(job.env), secrets, screen.say))
+            handle = backend.submit(replace(submission, record=record, tell=screen.say))
         except LauncherError as error:
             ledger.update(record, submit_error={"reason": error.reason.value, "message": str(error)})
             raise
@@ -215,19 +227,14 @@ def _refuse_active(record: RunRecord, status: BackendStatus) -> None:
         raise BadUsage(f"{record.run_id}: is {with_detail(status)}; `dolphin logs {record.run_id}` follows it")
 
 
-def _show_plan(job: JobSpec, backend: Backend, train: NodeJob, options: LaunchOptions) -> None:
-    from launcher.plan.of_job import plan_of
-    from launcher.plan.view import summarise
-
-    offers = backend.offers(job, options.nproc)
-    best = offers[0] if offers else None
-    hardware = "no offer"
-    if best is not None:
-        hardware = f"{best.count} x {best.accelerator or 'CPU rank'} at {best.infra}"
-    try:
-        summarise(plan_of(job, offers))
-    except BadInput as unknown:  # a model whose shape is not known here can be trained, but not planned
-        screen.say(f"{job.name}: {job.model.base} on {hardware}; no plan: {unknown}")
+def _show_plan(start: Start, train: NodeJob) -> None:
+    job = start.job
+    if start.plan is not None:
+        summarise(start.plan)
+    else:
+        best = start.offers[0] if start.offers else None
+        hardware = f"{best.count} x {best.accelerator or 'CPU rank'} at {best.infra}" if best else "no offer"
+        screen.say(f"{job.name}: {job.model.base} on {hardware}; no plan: {start.why_no_plan}")
     screen.say(
         f"  {train.world_size} ranks ({train.device}), ZeRO-{train.spec.train.zero}, {train.global_batch} sequences a step"
     )

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from launcher.backends.base import BEGINNING, Backend, BackendError, BackendStatus, Cursor, LogChunk
+from launcher.backends.base import BEGINNING, Backend, BackendStatus, Cursor, LogChunk
 from launcher.follow.readers import JsonLines, ViewReader
 from launcher.follow.run_view import RunView
 from launcher.follow.screen import Screen
-from launcher.runs.errors import BadUsage
+from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, is_over
 from launcher.units import parse_seconds, seconds

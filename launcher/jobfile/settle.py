@@ -41,10 +41,7 @@ def settle(
         raise SpecErrors(
             [LocatedProblem(f"--nproc {nproc}", None, key_name(f.where), f.message) for f in contradictions]
         )
-    stage = job.train.zero
-    if stage == "auto":
-        is_alone = nproc * num_nodes == 1 and device == "cpu" and job.train.offload == "none"
-        stage = 0 if is_alone else zero  # type: ignore[assignment]
+    stage = zero if job.train.zero == "auto" else job.train.zero
     train = job.train.model_copy(update={"global_batch": batch, "accumulation": None, "zero": stage})
     spec = job.train_spec().model_copy(update={"train": train})
     return NodeJob(

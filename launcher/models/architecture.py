@@ -6,6 +6,7 @@ from it, and reading names and shapes from safetensors headers. Refuses to load 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
@@ -95,6 +96,37 @@ def trainable(architecture: Architecture, patterns: Sequence[str] | None) -> fro
         )
     hit = {EMBEDDING if architecture.is_tied and name == HEAD else name for name in found.trainable}
     return frozenset(hit)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model and which of its parameters a job trains: what memory, arithmetic and traffic are counted from."""
+
+    architecture: Architecture
+    trained: frozenset[str]
+    """Names of parameters, at least one."""
+
+    @classmethod
+    def by_patterns(cls, architecture: Architecture, patterns: Sequence[str] | None) -> TrainedModel:
+        """What `train.unfrozen`, resolved, makes of the model. BadInput for a pattern that hits nothing."""
+        return cls(architecture, trainable(architecture, patterns))
+
+    @functools.cached_property
+    def num_parameters(self) -> int:
+        return self.architecture.num_parameters
+
+    @functools.cached_property
+    def num_trained(self) -> int:
+        return sum(self._sizes)
+
+    @functools.cached_property
+    def largest_trained(self) -> int:
+        """Elements of the largest trained parameter."""
+        return max(self._sizes)
+
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        return [count(self.architecture.shapes[name]) for name in self.trained]
 
 
 def find_architecture(base: str, revision: str | None = None) -> Architecture:

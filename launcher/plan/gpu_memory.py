@@ -10,11 +10,10 @@ c labelled tokens of a chunk of the loss, e bytes of an element in forward and b
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.models.architecture import Architecture, count
+from launcher.models.architecture import TrainedModel, count
 from launcher.units import MIB
 
 REDUCE_BUCKET = 500_000_000
@@ -91,9 +90,9 @@ class Memory:
         return sum(self.parts.values())
 
 
-def memory(architecture: Architecture, trained: Set[str], load: Workload, stage: Stage, on_gpu: bool = True) -> Memory:
+def memory(model: TrainedModel, load: Workload, stage: Stage, on_gpu: bool = True) -> Memory:
     """The peak of a step at ZeRO `stage`, with what surrounds the allocator where `on_gpu`."""
-    moments = moments_of(architecture, trained, load, stage)
+    moments = moments_of(model, load, stage)
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     parts = {name: int(moments[moment].get(name, 0)) for name in PARTS}
     if on_gpu:
@@ -108,63 +107,38 @@ def runs_as(stage: Stage, precision: str) -> Stage:
     return 1 if stage == 0 and precision == "bf16" else stage
 
 
-def moments_of(
-    architecture: Architecture, trained: Set[str], load: Workload, stage: Stage
-) -> dict[str, dict[str, float]]:
+def moments_of(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, dict[str, float]]:
     """Moment -> part -> bytes that PyTorch has allocated then."""
     stage = runs_as(stage, load.precision)
     if load.offloads and stage == 0:
         raise ValueError("stage 0 has no partition of the optimizer that could be in host memory")
-    sizes = _Sizes(architecture, trained)
-    state = _state(sizes, load, stage)
-    accumulated, in_step = _gradients(sizes, load, stage)
-    idle_buffers, busy_buffers = _buffers(sizes, load, stage)
-    kept, layer = activations(architecture, trained, load)
-    loss_kept, loss_peak = loss_memory(architecture, trained, load)
+    state = _state(model, load, stage)
+    accumulated, in_step = _gradients(model, load, stage)
+    idle_buffers, busy_buffers = _buffers(model, load, stage)
+    kept, layer = activations(model, load)
+    loss_kept, loss_peak = loss_memory(model, load)
     return {
         "loss": {
             **state, "gradients": accumulated, "activations": kept, "logits and loss": loss_peak, "buffers": idle_buffers,
         },
         "backward": {
-            **state, "gradients": max(accumulated, _first_gradients(sizes, load, stage)), "activations": kept + layer,
+            **state, "gradients": max(accumulated, _first_gradients(model, load, stage)), "activations": kept + layer,
             "buffers": busy_buffers,
         },
         "end of the backward": {
-            **state, "gradients": max(accumulated, _last_gradients(sizes, load, stage)), "activations": layer,
+            **state, "gradients": max(accumulated, _last_gradients(model, load, stage)), "activations": layer,
             "buffers": busy_buffers,
         },
-        "gathering": {**state, "gradients": accumulated, "buffers": idle_buffers + _gathering(sizes, load, stage)},
+        "gathering": {**state, "gradients": accumulated, "buffers": idle_buffers + _gathering(model, load, stage)},
         "end of the loss": {
             **state, "gradients": accumulated, "activations": kept,
-            "logits and loss": loss_kept, "buffers": busy_buffers + _oversized(sizes, load, stage),
+            "logits and loss": loss_kept, "buffers": busy_buffers + _oversized(model, load, stage),
         },
         "step": {**state, "gradients": in_step, "buffers": idle_buffers},
     }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
-    architecture: Architecture
-    trained: Set[str]
-
-    @property
-    def N(self) -> int:
-        return self.architecture.num_parameters
-
-    @property
-    def T(self) -> int:
-        return sum(count(self.architecture.shapes[name]) for name in self.trained)
-
-    @property
-    def largest(self) -> int:
-        return max(count(self.architecture.shapes[name]) for name in self.trained)
-
-    @property
-    def persistent(self) -> int:
-        return sum(size for size in map(count, self.architecture.shapes.values()) if size < PERSISTENT_BELOW)
-
-
-def _state(sizes: _Sizes, load: Workload, stage: Stage) -> dict[str, float]:
+def _state(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, float]:
     """Parameters, fp32 masters and Adam's two moments. Frozen parameters have the first alone.
 
     Stages 1 to 3 keep masters of their partition in fp32 training too (`single_partition_of_fp32_groups`); stage 0 in
@@ -172,16 +146,20 @@ def _state(sizes: _Sizes, load: Workload, stage: Stage) -> dict[str, float]:
     """
     e, share = load.element_bytes, 1 / load.ranks
     if stage == 0:
-        return {"parameters": e * sizes.N, "master weights": 0, "optimizer": 8 * sizes.T}
-    parameters: float = e * sizes.N
+        return {"parameters": e * model.num_parameters, "master weights": 0, "optimizer": 8 * model.num_trained}
+    parameters: float = e * model.num_parameters
     if stage == 3:
-        parameters = e * ((sizes.N - sizes.persistent) * share + sizes.persistent)
+        parameters = e * ((model.num_parameters - _persistent(model)) * share + _persistent(model))
     if load.offloads:
         return {"parameters": parameters, "master weights": 0, "optimizer": 0}
-    return {"parameters": parameters, "master weights": 4 * sizes.T * share, "optimizer": 8 * sizes.T * share}
+    return {
+        "parameters": parameters,
+        "master weights": 4 * model.num_trained * share,
+        "optimizer": 8 * model.num_trained * share,
+    }
 
 
-def _gradients(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, float]:
+def _gradients(model: TrainedModel, load: Workload, stage: Stage) -> tuple[float, float]:
     """(while micro batches accumulate, while the optimizer steps).
 
     Stage 1 accumulates whole gradients in the parameters' own precision; stages 2 and 3 their partition, in fp32. The
@@ -189,7 +167,7 @@ def _gradients(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, floa
     overflow with two temporary copies. That of stage 3 copies its partition. Offloaded, gradients leave as soon as they are
     complete; stage 2 accumulates them on the GPU all the same where it does so in more than their own precision.
     """
-    e, T, share = load.element_bytes, sizes.T, 1 / load.ranks
+    e, T, share = load.element_bytes, model.num_trained, 1 / load.ranks
     is_accumulating = load.micro_batches > 1
     if load.offloads:
         in_step = 4 * T * share if stage == 2 and e == 2 else 0
@@ -201,25 +179,25 @@ def _gradients(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, floa
         return (e * T if is_accumulating else 0), (e + 4) * T * share
     partition = 4 * T * share
     if stage == 2:
-        return (partition if is_accumulating else 0), partition + 8 * min(sizes.largest, T * share)
+        return (partition if is_accumulating else 0), partition + 8 * min(model.largest_trained, T * share)
     return partition, 2 * partition
 
 
-def _first_gradients(sizes: _Sizes, load: Workload, stage: Stage) -> float:
+def _first_gradients(model: TrainedModel, load: Workload, stage: Stage) -> float:
     """Gradients early in the backward pass of a step that has one micro batch only: there is nothing yet to add them to."""
     if stage in (0, 1) and not load.has_overlap:
-        return load.element_bytes * sizes.T
+        return load.element_bytes * model.num_trained
     if load.offloads and (stage != 2 or load.precision == "fp32"):
         return 0
-    return 4 * sizes.T / load.ranks if stage else load.element_bytes * sizes.T
+    return 4 * model.num_trained / load.ranks if stage else load.element_bytes * model.num_trained
 
 
-def _last_gradients(sizes: _Sizes, load: Workload, stage: Stage) -> float:
+def _last_gradients(model: TrainedModel, load: Workload, stage: Stage) -> float:
     """Gradients when the lowest layer's are computed. Stages 0 and 1 keep those of other ranks' partitions till the step."""
-    return load.element_bytes * sizes.T if stage in (0, 1) else _first_gradients(sizes, load, stage)
+    return load.element_bytes * model.num_trained if stage in (0, 1) else _first_gradients(model, load, stage)
 
 
-def _buffers(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, float]:
+def _buffers(model: TrainedModel, load: Workload, stage: Stage) -> tuple[float, float]:
     """(outside the backward pass, in it). Buckets have their full size whatever the model's.
 
     Stages 1 and 2 fill two buckets in turn where they overlap; stage 1 keeps them until the step is over. Stage 3 has one
@@ -227,38 +205,43 @@ def _buffers(sizes: _Sizes, load: Workload, stage: Stage) -> tuple[float, float]
     """
     bucket = load.element_bytes * load.reduce_bucket
     if stage == 0:
-        return 0, load.element_bytes * min(load.reduce_bucket, sizes.T)
+        return 0, load.element_bytes * min(load.reduce_bucket, model.num_trained)
     if stage == 3:
-        gathered = load.element_bytes * min(MAX_LIVE_PARAMETERS, sizes.N)
+        gathered = load.element_bytes * min(MAX_LIVE_PARAMETERS, model.num_parameters)
         return bucket + gathered, bucket + gathered
     both = bucket * (2 if load.has_overlap else 1)
-    passage = load.element_bytes * sizes.largest if load.offloads else 0
+    passage = load.element_bytes * model.largest_trained if load.offloads else 0
     """Through which gradients go to and from the host."""
     return (both if stage == 1 and load.micro_batches > 1 else 0) + passage, both + passage
 
 
-def _gathering(sizes: _Sizes, load: Workload, stage: Stage) -> float:
+def _gathering(model: TrainedModel, load: Workload, stage: Stage) -> float:
     """Stage 3 receives parameters in one row and copies each out of it, the last one twice, before it lets the row go."""
-    return load.element_bytes * (min(PREFETCH, sizes.N) + sizes.largest) if stage == 3 else 0
+    return load.element_bytes * (min(PREFETCH, model.num_parameters) + model.largest_trained) if stage == 3 else 0
 
 
-def _oversized(sizes: _Sizes, load: Workload, stage: Stage) -> float:
+def _oversized(model: TrainedModel, load: Workload, stage: Stage) -> float:
     """A parameter larger than a bucket is reduced on its own, through a copy of its gradient."""
-    return load.element_bytes * sizes.largest if stage in (1, 2) and sizes.largest > load.reduce_bucket else 0
+    return (
+        load.element_bytes * model.largest_trained
+        if stage in (1, 2) and model.largest_trained > load.reduce_bucket
+        else 0
+    )
 
 
-def activations(architecture: Architecture, trained: Set[str], load: Workload) -> tuple[float, float]:
+def activations(model: TrainedModel, load: Workload) -> tuple[float, float]:
     """(kept until the backward pass, needed besides while one layer's is run).
 
     With checkpointing each layer that gradients reach keeps its input, e n H, and is run again when its turn comes; without,
     it keeps everything. Below the lowest trained parameter nothing is kept. The last norm keeps its input in fp32 and
     its normalised output. Attention is flash attention over packed sequences: no matrix of n x n, but its output.
     """
+    architecture = model.architecture
     e, n = load.element_bytes, load.tokens
     H = architecture.hidden
     last_norm = n * H * (2 * e + (4 if e == 2 else 0))
-    reached = range(architecture.lowest_reached(trained), architecture.num_layers)
-    saved = [_saved_by_layer(architecture, trained, load, layer) for layer in reached] or [0.0]
+    reached = range(architecture.lowest_reached(model.trained), architecture.num_layers)
+    saved = [_saved_by_layer(model, load, layer) for layer in reached] or [0.0]
     if load.gradient_checkpointing:
         # the gradients of the two products of the MLP and of the layer's output live beside what was recomputed
         working = max(saved) + e * n * (2 * architecture.intermediate + H)
@@ -266,16 +249,17 @@ def activations(architecture: Architecture, trained: Set[str], load: Workload) -
     return sum(saved) + last_norm, e * n * (2 * architecture.intermediate + 2 * H)
 
 
-def _saved_by_layer(architecture: Architecture, trained: Set[str], load: Workload, layer: int) -> float:
+def _saved_by_layer(model: TrainedModel, load: Workload, layer: int) -> float:
     """What autograd keeps of one layer: of the MLP gate, its activation and up; of attention q, k, v, the output and its
     log-sum-exp; of both norms the fp32 input. What feeds a trained weight besides: the product for the MLP's last matrix,
     the scaled output of a norm for the matrices behind it, the normalised one for the norm. And the residual.
     """
+    architecture = model.architecture
     e, n = load.element_bytes, load.tokens
     H, I = architecture.hidden, architecture.intermediate  # noqa: E741
     query = architecture.num_heads * architecture.head_size
     key = architecture.num_kv_heads * architecture.head_size
-    ours = [name for name in architecture.layer_shapes(layer) if name in trained]
+    ours = [name for name in architecture.layer_shapes(layer) if name in model.trained]
     attention_inputs = any(part in name for name in ours for part in ("q_proj", "k_proj", "v_proj", "qkv_proj"))
     mlp_inputs = any(part in name for name in ours for part in ("gate_proj", "up_proj", "gate_up_proj"))
     num_norms = sum(part in name for name in ours for part in ("input_layernorm", "post_attention_layernorm"))
@@ -288,19 +272,25 @@ def _saved_by_layer(architecture: Architecture, trained: Set[str], load: Workloa
     )
 
 
-def loss_memory(architecture: Architecture, trained: Set[str], load: Workload) -> tuple[float, float]:
+def loss_memory(model: TrainedModel, load: Workload) -> tuple[float, float]:
     """(kept for the backward pass, at most while the loss is computed), besides the activations.
 
     The gradient of hidden states and output embedding is computed with the loss, chunk by chunk: logits of a chunk in e
     and in fp32, then their gradient in e; a trained embedding gathers its gradient in fp32.
     """
+    architecture = model.architecture
     e, labelled = load.element_bytes, int(load.tokens * load.labelled_share)
     V, H = architecture.vocabulary, architecture.hidden
     c = min(load.loss_chunk, labelled)
     logits = c * V * (4 + e if e == 2 else 4)
     hidden = e * labelled * H
-    if architecture.head_name not in trained:
+    if architecture.head_name not in model.trained:
         return hidden, 2 * hidden + logits
     weight = V * H
     in_chunks = max(logits, e * (weight + c * V))
     return hidden + e * weight, 2 * hidden + 4 * weight + max(in_chunks, e * weight)
+
+
+def _persistent(model: TrainedModel) -> int:
+    """Elements of all parameters that stage 3 leaves whole on every rank."""
+    return sum(size for size in map(count, model.architecture.shapes.values()) if size < PERSISTENT_BELOW)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import yaml
 
 from launcher.backends.sky.task import NO_SPOT, cloud_of
-from launcher.models.architecture import Architecture, trainable
+from launcher.models.architecture import Architecture, TrainedModel
 from launcher.plan.data_facts import DataFacts, from_plan_event
 from launcher.plan.gpus import Card, find_card
 from launcher.plan.throughput import step_flops
@@ -79,8 +79,7 @@ def measured_utilisation(
         if (unfrozen is not None and not isinstance(unfrozen, tuple)) or theirs.train.offload != spec.train.offload:
             continue
         flops = step_flops(
-            architecture,
-            trainable(architecture, unfrozen),
+            TrainedModel.by_patterns(architecture, unfrozen),
             tokens=run.tokens_per_s,
             labelled=run.tokens_per_s * (run.data.labelled_share if run.data else 1.0),
             attention_span=attention_span(theirs, run.data),

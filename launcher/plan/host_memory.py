@@ -7,9 +7,9 @@ all ranks. Held against PyTorch's own accounting by tests/process/test_memory_fo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 
-from launcher.models.architecture import Architecture, count
+from launcher.models.architecture import TrainedModel
 from launcher.plan.gpu_memory import Stage, Workload, runs_as
 from launcher.units import GIB
 
@@ -25,27 +25,24 @@ def node_gib(parts: Mapping[str, int]) -> int:
     return math.ceil(sum(parts.values()) / (1 - RESERVE) / GIB)
 
 
-def host_memory(
-    architecture: Architecture, trained: Set[str], load: Workload, stage: Stage, num_nodes: int = 1
-) -> dict[str, int]:
+def host_memory(model: TrainedModel, load: Workload, stage: Stage, num_nodes: int = 1) -> dict[str, int]:
     """Bytes by part on the node that needs most, which is the first: it also gathers the finished model to write it.
 
     The base model is not counted: it is read through the page cache, which gives way. A save of an offloaded optimizer
     needs no copy: it is written from where it is.
     """
     ranks = -(-load.ranks // num_nodes)
-    T = sum(count(architecture.shapes[name]) for name in trained)
     parts = {
-        "copies for saves": 0 if load.offloads else 12 * T / num_nodes,
-        "finished model": 2 * architecture.num_parameters,  # written in bf16, whatever it was trained in
+        "copies for saves": 0 if load.offloads else 12 * model.num_trained / num_nodes,
+        "finished model": 2 * model.num_parameters,  # written in bf16, whatever it was trained in
         "processes": ranks * PROCESS,
     }
     if load.offloads:
-        parts |= {name: ranks * size for name, size in offloaded(architecture, trained, load, stage).items()}
+        parts |= {name: ranks * size for name, size in offloaded(model, load, stage).items()}
     return {name: int(size) for name, size in parts.items() if size}
 
 
-def offloaded(architecture: Architecture, trained: Set[str], load: Workload, stage: Stage) -> dict[str, float]:
+def offloaded(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, float]:
     """Of one rank: masters and moments of its partition, their fp32 gradients, and what goes to and from the GPU.
 
     Stage 3 has the gradients twice, as they accumulate and as the update takes them. Stages 1 and 2 have the updated
@@ -53,13 +50,12 @@ def offloaded(architecture: Architecture, trained: Set[str], load: Workload, sta
     partition touches, at most its size and one parameter more.
     """
     stage = runs_as(stage, load.precision)
-    sizes = [count(architecture.shapes[name]) for name in trained]
-    e, partition = load.element_bytes, sum(sizes) / load.ranks
+    e, partition = load.element_bytes, model.num_trained / load.ranks
     parts = {"master weights": 4 * partition, "optimizer": 8 * partition, "gradients": 4 * partition}
     if stage == 3:
         parts["gradients"] *= 2
         return parts
-    parts["passage"] = e * (partition + max(sizes))
+    parts["passage"] = e * (partition + model.largest_trained)
     if stage == 2 and e == 4 and load.micro_batches > 1:
-        parts["gradients"] += e * (partition + max(sizes))
+        parts["gradients"] += e * (partition + model.largest_trained)
     return parts

@@ -1,7 +1,7 @@
 """Know before you pay: a job, its data and the offers -> LaunchPlan. Pure: reads no file, asks nobody, prints nothing.
 
 Owns the steps, the choice of the ZeRO stage, what to change where memory lacks, hours and prices. The counting itself is
-in memory, throughput and preemption.
+in `gpu_memory`, `host_memory`, `throughput` and `preemption`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.backends.base import Offer
 from launcher.jobfile.settle import global_batch_of
 from launcher.jobfile.spec import JobSpec
-from launcher.models.architecture import Architecture, count
+from launcher.models.architecture import TrainedModel
 from launcher.plan import preemption
 from launcher.plan.data_facts import DataFacts, held_out_sequences
 from launcher.plan.gpu_memory import Workload, runs_as
@@ -30,12 +30,34 @@ from trainer.run.evaluation_interval import evaluation_interval
 from trainer.run.save_interval import optimal_interval_s, preemptions_per_day, save_interval_s
 from trainer.run.spec import SaveEvery
 
+_spot_hours = functools.lru_cache(maxsize=256)(preemption.with_preemptions)
+"""Many offers are of one machine."""
 START_S = 600.0
 """Assumed time from the submit to the first step: a node, its image, the model's download."""
 HOST_GB_PER_S = 10.0
 """Assumed rate at which a GPU's state is copied to the host, which is what blocks training in a save."""
 STORE_GB_PER_S = 1.0
 """Assumed rate of one node writing to its store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a plan is made of, besides the offers."""
+
+    job: JobSpec
+    """With `train.unfrozen` resolved to patterns."""
+    model: TrainedModel
+    data: DataFacts | None = None
+    """None where nothing is known of the data."""
+    history: Sequence[PastRun] = ()
+    """Newest first."""
+
+    @property
+    def preemptions_per_day(self) -> float:
+        """On spot: the job's own figure, moved by what earlier spot runs saw."""
+        spot = [run for run in self.history if run.is_on_spot]
+        stated = self.job.checkpoint.preemptions_per_day
+        return preemptions_per_day(stated, sum(run.preemptions for run in spot), sum(run.observed_s for run in spot))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +130,9 @@ class LaunchPlan:
     notes: tuple[str, ...]
 
     @property
-    def machine(self) -> Machine | None:
+    def machine(self) -> Machine:
         """That of the best row; the first where there is none."""
-        return self.machines[0] if self.machines else None
+        return self.machines[0]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; infinite hours are null."""
@@ -118,55 +140,41 @@ class LaunchPlan:
 
 
 def make_plan(
-    job: JobSpec,
-    *,
-    offers: Sequence[Offer],
-    data_facts: DataFacts | None,
-    architecture: Architecture,
-    trained: Set[str],
-    history: Sequence[PastRun] = (),
-    deadline_h: float | None = None,
+    subject: Subject, offers: Sequence[Offer], *, nproc: int | None = None, deadline_h: float | None = None
 ) -> LaunchPlan:
-    """`trained` are the names that `train.unfrozen` hits (all where it is not set), resolved."""
-    num_trained = sum(count(architecture.shapes[name]) for name in trained)
-    per_day = _preemption_rate(job, history)
-    machines: dict[tuple[str | None, int], Machine] = {}
-    kinds = dict.fromkeys(map(_kind, offers))
-    if not kinds:
-        kinds = dict.fromkeys([(job.resources.gpu_name, job.resources.ranks or 1)])
-    shown = {_kind(offer): offer.accelerator_memory_mib for offer in offers}
-    for accelerator, ranks in kinds:
-        machines[accelerator, ranks] = _machine(
-            job,
-            architecture,
-            trained,
-            data_facts,
-            history,
-            accelerator,
-            ranks,
-            shown.get((accelerator, ranks)),
-            per_day,
-        )
+    """`nproc` are the ranks on a node, where the command line says so."""
+    job, model, data = subject.job, subject.model, subject.data
+
+    def kind(offer: Offer) -> Kind:
+        return offer.accelerator, _ranks_on(offer, job, nproc) * offer.num_nodes
+
+    shown = {kind(offer): offer.accelerator_memory_mib for offer in offers}
+    kinds = list(shown) or [(job.resources.gpu_name, job.resources.ranks or 1)]
+    machines = {each: _machine(subject, each, shown.get(each)) for each in kinds}
     first = next(iter(machines.values()))
-    steps = plan_steps(job, data_facts, first.count)
-    spot_hours = functools.cache(preemption.with_preemptions)  # many offers are of one machine
-    rows = [
-        _row(offer, machines[_kind(offer)], job, steps, data_facts, per_day, deadline_h, spot_hours) for offer in offers
-    ]
+    steps = plan_steps(job, data, first.count)
+    rows = [_row(offer, machines[kind(offer)], subject, steps, deadline_h) for offer in offers]
     rows.sort(key=lambda row: (not row.is_possible, row.price_usd[1] if row.price_usd else math.inf))
-    best = _kind(rows[0].offer) if rows else next(iter(machines))
+    best = kind(rows[0].offer) if rows else kinds[0]
     ordered = [machines[best], *(machine for key, machine in machines.items() if key != best)]
     return LaunchPlan(
-        name=job.name, base=job.model.base, architecture_source=architecture.source,
-        num_parameters=architecture.num_parameters, num_trained=num_trained, data=data_facts, steps=steps,
-        machines=tuple(ordered), rows=tuple(rows), checkpoint_bytes=12 * num_trained, preemptions_per_day=per_day,
-        deadline_h=deadline_h, notes=tuple(_notes(job, data_facts, steps, ordered[0], rows)),
+        name=job.name, base=job.model.base, architecture_source=model.architecture.source,
+        num_parameters=model.num_parameters, num_trained=model.num_trained, data=data, steps=steps,
+        machines=tuple(ordered), rows=tuple(rows), checkpoint_bytes=12 * model.num_trained,
+        preemptions_per_day=subject.preemptions_per_day, deadline_h=deadline_h,
+        notes=tuple(_notes(job, data, steps, ordered[0], rows)),
     )  # fmt: skip
 
 
-def _kind(offer: Offer) -> tuple[str | None, int]:
-    """What offers of one machine have in common: the accelerator, and how many of it over all nodes."""
-    return offer.accelerator, offer.count * offer.num_nodes
+Kind = tuple[str | None, int]
+"""What offers of one machine have in common: the accelerator, and how many ranks work on it over all nodes."""
+
+
+def _ranks_on(offer: Offer, job: JobSpec, nproc: int | None) -> int:
+    """On one node. An offer without accelerators counts ranks already."""
+    if offer.accelerator is None:
+        return offer.count
+    return min(offer.count, nproc or job.resources.ranks_per_node or offer.count)
 
 
 def plan_steps(job: JobSpec, data: DataFacts | None, ranks: int) -> Steps:
@@ -186,21 +194,20 @@ def plan_steps(job: JobSpec, data: DataFacts | None, ranks: int) -> Steps:
     )
 
 
-def _machine(
-    job: JobSpec, architecture: Architecture, trained: Set[str], data: DataFacts | None, history: Sequence[PastRun],
-    accelerator: str | None, ranks: int, memory_mib: int | None, per_day: float,
-) -> Machine:  # fmt: skip
+def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
+    job, model, data, history = subject.job, subject.model, subject.data, subject.history
+    accelerator, ranks = kind
     card = find_card(accelerator) if accelerator else None
     load = workload(job, ranks, accelerator is not None)
     labelled, span = data.labelled_share if data else 1.0, attention_span(job, data)
-    measured = measured_utilisation(history, job, architecture, card) if card else None
+    measured = measured_utilisation(history, job, model.architecture, card) if card else None
     shown_mib = memory_mib or (card.memory_mib if card else None)
     memory_bytes = shown_mib * MIB if shown_mib else None
     pace = Pace(card, measured and measured[0], labelled, span, load.offloads) if card else None
-    chosen, options = choose_zero(architecture, trained, load, memory_bytes, pace)
+    chosen, options = choose_zero(model, load, memory_bytes, pace)
     if job.train.zero != "auto":
         stated = runs_as(job.train.zero, job.train.precision)
-        chosen = next(option for option in options if option.stage == stated)
+        chosen = next((option for option in options if option.stage == stated), chosen)
     step_s, source = chosen.time.total_s if chosen.time else None, "no figures for this machine"
     if card is not None:
         source = f"{card.utilisation:.0%} of {card.bf16_tflops:g} TFLOP/s assumed"
@@ -211,51 +218,49 @@ def _machine(
         if speed:
             tokens = load.ranks * load.micro_batches * load.tokens
             step_s, source = tokens / speed[0], f"{speed[0]:,.0f} tokens/s, measured by {speed[1]}"
-    blocked, whole = _save_cost(job, architecture, trained, history, ranks, step_s or 0.0)
+    blocked, whole = _save_cost(subject, ranks, step_s or 0.0)
     num_nodes = job.resources.num_nodes
     return Machine(
         accelerator=accelerator, count=ranks, memory_bytes=memory_bytes, options=options, chosen=chosen,
-        choices=choices(architecture, trained, load, memory_bytes, pace, num_nodes) if chosen.fits is False else (),
-        without_offload=_without_offload(architecture, trained, load, memory_bytes, pace),
-        host=host_memory(architecture, trained, load, chosen.stage, num_nodes),
-        flops=flops_of(architecture, trained, load, labelled, span), step_s=step_s, speed_source=source, save_s=blocked,
-        save_interval_s=_interval(job, data, step_s, blocked, whole, per_day),
+        choices=choices(model, load, memory_bytes, pace, num_nodes) if chosen.fits is False else (),
+        without_offload=_without_offload(model, load, memory_bytes, pace),
+        host=host_memory(model, load, chosen.stage, num_nodes),
+        flops=flops_of(model, load, labelled, span), step_s=step_s, speed_source=source, save_s=blocked,
+        save_interval_s=_interval(subject, step_s, blocked, whole),
     )  # fmt: skip
 
 
 def _without_offload(
-    architecture: Architecture, trained: Set[str], load: Workload, memory_bytes: int | None, pace: Pace | None
+    model: TrainedModel, load: Workload, memory_bytes: int | None, pace: Pace | None
 ) -> StageOption | None:
     if not load.offloads:
         return None
-    option, _ = choose_zero(architecture, trained, dataclasses.replace(load, offloads=False), memory_bytes, pace)
+    option, _ = choose_zero(model, dataclasses.replace(load, offloads=False), memory_bytes, pace)
     return option if option.fits else None
 
 
-def _save_cost(
-    job: JobSpec, architecture: Architecture, trained: Set[str], history: Sequence[PastRun], ranks: int, step_s: float
-) -> tuple[float, float]:
+def _save_cost(subject: Subject, ranks: int, step_s: float) -> tuple[float, float]:
     """(seconds that a save blocks training, seconds until it is committed): measured by the same model, else assumed.
 
     The state is copied to host memory beside the next step, or written from there where the optimizer is offloaded; only
     what of that is longer than the step blocks.
     """
-    for run in history:
+    job = subject.job
+    for run in subject.history:
         theirs = run.job.spec.train
         alike = run.job.spec.model.base == job.model.base
         alike = alike and (theirs.unfrozen, theirs.offload) == (job.train.unfrozen, job.train.offload)
         if alike and run.save_blocked_s is not None and run.save_whole_s is not None:
             return run.save_blocked_s, run.save_whole_s
-    size_gb = 12 * sum(count(architecture.shapes[name]) for name in trained) / 1e9
+    size_gb = 12 * subject.model.num_trained / 1e9
     whole = size_gb / STORE_GB_PER_S
     held = whole / job.resources.num_nodes if job.train.offload == "optimizer" else size_gb / ranks / HOST_GB_PER_S
     return max(0.0, held - step_s), whole
 
 
-def _interval(
-    job: JobSpec, data: DataFacts | None, step_s: float | None, blocked_s: float, whole_s: float, per_day: float
-) -> float:
+def _interval(subject: Subject, step_s: float | None, blocked_s: float, whole_s: float) -> float:
     """Seconds of training between saves."""
+    job, data, per_day = subject.job, subject.data, subject.preemptions_per_day
     every = job.checkpoint.every
     automatic = save_interval_s(blocked_s, whole_s, per_day)
     if not isinstance(every, SaveEvery):
@@ -270,30 +275,19 @@ def _interval(
     return min(stated, default=automatic)
 
 
-def _preemption_rate(job: JobSpec, history: Sequence[PastRun]) -> float:
-    """Per day on spot: the job's, moved by what earlier spot runs saw."""
-    spot = [run for run in history if run.is_on_spot]
-    stated = job.checkpoint.preemptions_per_day
-    return preemptions_per_day(stated, sum(run.preemptions for run in spot), sum(run.observed_s for run in spot))
-
-
-def _row(
-    offer: Offer, machine: Machine, job: JobSpec, steps: Steps, data: DataFacts | None, per_day: float,
-    deadline_h: float | None, spot_hours: Callable[[float, float, float, float], preemption.Hours],
-) -> Row:  # fmt: skip
+def _row(offer: Offer, machine: Machine, subject: Subject, steps: Steps, deadline_h: float | None) -> Row:
     why_not = ""
     if machine.chosen.fits is False:
         lacks = -(machine.chosen.spare_bytes or 0) + SAFETY * (machine.memory_bytes or 0)
         why_not = f"lacks {lacks / 1e9:.1f} GB of memory"
-    elif (
-        offer.host_memory_gib is not None and offer.accelerator is not None and offer.host_memory_gib < machine.host_gib
-    ):
+    elif _has_small_host(offer, machine):
         why_not = f"has {offer.host_memory_gib:,.0f} GiB of host memory, needs {machine.host_gib:,}"
     if steps.total is None or machine.step_s is None:
         return Row(offer, not why_not, why_not, None, None, None)
-    work_s = steps.total * machine.step_s + _evaluation_s(job, steps, machine, data)
+    work_s = steps.total * machine.step_s + _evaluation_s(subject.job, steps, machine, subject.data)
     if offer.spot:
-        hours = spot_hours(work_s, machine.save_s, machine.save_interval_s, per_day)
+        per_day = subject.preemptions_per_day
+        hours = _spot_hours(work_s, machine.save_s, machine.save_interval_s, per_day)
     else:
         hours = preemption.without_preemption(work_s, machine.save_s, machine.save_interval_s)
     start = START_S / 3600 if offer.price_usd_per_hour else 0.0

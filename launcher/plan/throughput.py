@@ -5,10 +5,9 @@ Owns the counting. Refuses to know prices, preemptions and where measured figure
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass
 
-from launcher.models.architecture import Architecture, count
+from launcher.models.architecture import TrainedModel, count
 from launcher.plan.gpus import Card
 
 LINK_EFFICIENCY = {True: 0.75, False: 0.5}
@@ -48,8 +47,7 @@ class StepFlops:
 
 
 def step_flops(
-    architecture: Architecture,
-    trained: Set[str],
+    model: TrainedModel,
     *,
     tokens: float,
     labelled: float,
@@ -64,6 +62,7 @@ def step_flops(
     that is one conversation): scores and values cost 4 x span x heads x head size forward, 2.5 times that backward
     (flash attention recomputes the scores; Dao 2022).
     """
+    architecture, trained = model.architecture, model.trained
     lowest = architecture.lowest_reached(trained)
     forward = recomputation = by_input = by_weight = attention = 0.0
     head = architecture.shapes[architecture.head_name]

@@ -28,9 +28,8 @@ def summarise(plan: LaunchPlan, console: Console | None = None) -> None:
     """The few lines that stand before a confirmation."""
     console = console or _console()
     _head(plan, console)
-    if plan.machine is not None:
-        _verdict(plan.machine, console)
-        _hours(plan, console)
+    _verdict(plan.machine, console)
+    _hours(plan, console)
     for note in plan.notes:
         console.print(f"  note: {note}")
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from launcher.jobfile.settle import global_batch_of
 from launcher.jobfile.spec import JobSpec
-from launcher.models.architecture import Architecture, count
+from launcher.models.architecture import TrainedModel
 from launcher.plan.gpu_memory import Memory, Stage, Workload, memory, runs_as
 from launcher.plan.gpus import Card
 from launcher.plan.host_memory import host_memory, node_gib
@@ -61,51 +61,49 @@ class Pace:
     offloads: bool
     """Whether the job offloads its optimizer."""
 
-    def flops(self, architecture: Architecture, trained: Set[str], load: Workload) -> StepFlops:
-        return flops_of(architecture, trained, load, self.labelled_share, self.attention_span)
+    def flops(self, model: TrainedModel, load: Workload) -> StepFlops:
+        return flops_of(model, load, self.labelled_share, self.attention_span)
 
-    def step(self, architecture: Architecture, trained: Set[str], load: Workload, stage: Stage) -> StepTime:
+    def step(self, model: TrainedModel, load: Workload, stage: Stage) -> StepTime:
         utilisation = self.utilisation if load.offloads == self.offloads else None
         offload = None
         if load.offloads and utilisation is None:
             offload = offload_cost(
-                stage=stage, ranks=load.ranks, trained=_num_elements(architecture, trained),
+                stage=stage, ranks=load.ranks, trained=model.num_trained,
                 micro_batches=load.micro_batches, bytes_per_element=load.element_bytes,
             )  # fmt: skip
-        flops, traffic = self.flops(architecture, trained, load), traffic_of(architecture, trained, load, stage)
+        flops, traffic = self.flops(model, load), traffic_of(model, load, stage)
         return step_time(flops, traffic, self.card, load.ranks, utilisation, offload)
 
 
-def flops_of(
-    architecture: Architecture, trained: Set[str], load: Workload, labelled_share: float, attention_span: float
-) -> StepFlops:
+def flops_of(model: TrainedModel, load: Workload, labelled_share: float, attention_span: float) -> StepFlops:
     """Of an optimizer step over all GPUs."""
     tokens = load.ranks * load.micro_batches * load.tokens
     return step_flops(
-        architecture, trained, tokens=tokens, labelled=tokens * labelled_share, attention_span=attention_span,
+        model, tokens=tokens, labelled=tokens * labelled_share, attention_span=attention_span,
         gradient_checkpointing=load.gradient_checkpointing,
     )  # fmt: skip
 
 
-def traffic_of(architecture: Architecture, trained: Set[str], load: Workload, stage: Stage) -> Traffic:
+def traffic_of(model: TrainedModel, load: Workload, stage: Stage) -> Traffic:
     return step_traffic(
-        stage=stage, ranks=load.ranks, parameters=architecture.num_parameters,
-        trained=_num_elements(architecture, trained), micro_batches=load.micro_batches,
+        stage=stage, ranks=load.ranks, parameters=model.num_parameters,
+        trained=model.num_trained, micro_batches=load.micro_batches,
         bytes_per_element=load.element_bytes,
     )  # fmt: skip
 
 
 def choose_zero(
-    architecture: Architecture, trained: Set[str], load: Workload, memory_bytes: int | None, pace: Pace | None = None
+    model: TrainedModel, load: Workload, memory_bytes: int | None, pace: Pace | None = None
 ) -> tuple[StageOption, tuple[StageOption, ...]]:
     """(the stage that sends the fewest bytes among those that fit, every stage). The smallest where none fits."""
     options = []
     for stage in stages_of(load):
-        used = memory(architecture, trained, load, stage, on_gpu=memory_bytes is not None or pace is not None)
+        used = memory(model, load, stage, on_gpu=memory_bytes is not None or pace is not None)
         spare = None if memory_bytes is None else memory_bytes - used.total
         fits = None if spare is None or memory_bytes is None else spare >= SAFETY * memory_bytes
-        time = pace.step(architecture, trained, load, stage) if pace is not None else None
-        options.append(StageOption(stage, used, traffic_of(architecture, trained, load, stage), time, fits, spare))
+        time = pace.step(model, load, stage) if pace is not None else None
+        options.append(StageOption(stage, used, traffic_of(model, load, stage), time, fits, spare))
     fitting = [option for option in options if option.fits is not False]
     if fitting:
         return min(fitting, key=lambda option: (option.traffic.total_bytes, option.stage)), tuple(options)
@@ -113,9 +111,19 @@ def choose_zero(
 
 
 def stages_of(load: Workload) -> tuple[Stage, ...]:
-    """Stages that differ: 0 in bf16 is run as 1, and has no partition of the optimizer to offload."""
+    """Stages that differ: 0 in bf16 is run as 1, and has no partition of the optimizer to offload. A single rank on a CPU
+    has nothing to partition and nobody to send to."""
+    if load.ranks == 1 and not load.has_overlap and not load.offloads:
+        return (0,)
     stages: tuple[Stage, ...] = (0, 1, 2, 3)
     return tuple(s for s in stages if runs_as(s, load.precision) == s and not (s == 0 and load.offloads))
+
+
+def safe_stage(ranks: int, on_gpu: bool, offloads: bool) -> Stage:
+    """The stage where the model's shape or the card's memory is not known: on GPUs the one that needs least."""
+    if ranks == 1 and not offloads:
+        return 0
+    return 3 if on_gpu else 1
 
 
 def workload(job: JobSpec, ranks: int, on_gpu: bool) -> Workload:
@@ -129,7 +137,7 @@ def workload(job: JobSpec, ranks: int, on_gpu: bool) -> Workload:
 
 
 def choices(
-    architecture: Architecture, trained: Set[str], load: Workload, memory_bytes: int | None, pace: Pace | None = None,
+    model: TrainedModel, load: Workload, memory_bytes: int | None, pace: Pace | None = None,
     num_nodes: int = 1,
 ) -> tuple[Choice, ...]:  # fmt: skip
     """What fits with no change more than it takes, the fewest changes first and of those the fastest; then what each
@@ -140,9 +148,9 @@ def choices(
     for changed, said in _variants(load):
         found = []
         for stage in stages_of(changed):
-            total = memory(architecture, trained, changed, stage).total
-            step_s = pace.step(architecture, trained, changed, stage).total_s if pace is not None else None
-            host = node_gib(host_memory(architecture, trained, changed, stage, num_nodes)) if changed.offloads else None
+            total = memory(model, changed, stage).total
+            step_s = pace.step(model, changed, stage).total_s if pace is not None else None
+            host = node_gib(host_memory(model, changed, stage, num_nodes)) if changed.offloads else None
             change = ", ".join([f"zero: {stage}", *said])
             found.append(Choice(change, total, memory_bytes - total >= SAFETY * memory_bytes, step_s, host))
         fitting = [choice for choice in found if choice.fits]
@@ -178,7 +186,3 @@ def _variants(load: Workload) -> Iterator[tuple[Workload, list[str]]]:
             ),
             said,
         )  # fmt: skip
-
-
-def _num_elements(architecture: Architecture, trained: Set[str]) -> int:
-    return sum(count(architecture.shapes[name]) for name in trained)

@@ -15,14 +15,26 @@ from typing import Any
 import psutil
 import pytest
 from dolphin_cli import FAKE_TRAINER, wait_until, write_job
+from typer.main import get_command
 
-from launcher.backends.base import BACKENDS, Backend, BackendError, Submission, get_backend
+from launcher.backends.base import (
+    BACKENDS,
+    Abilities,
+    Backend,
+    Submission,
+    able_backends,
+    backend_class,
+    checks_of,
+    get_backend,
+)
+from launcher.backends.findings import Finding
 from launcher.backends.home import processes
+from launcher.cli import app
 from launcher.jobfile.load import load_job
 from launcher.jobfile.settle import settle
 from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger
-from launcher.runs.errors import BadUsage
+from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, is_over
 from trainer.run.run_folder import write_atomic
@@ -54,9 +66,8 @@ class Bench:
         train = record.files.train_json.read_text()
         from trainer.run.spec import NodeJob
 
-        submission = Submission(
-            record, self.job, NodeJob.model_validate_json(train), {"FAKE": json.dumps(wish)}, {"FAKE_TOKEN": SECRET}
-        )
+        job = self.job.model_copy(update={"env": {**self.job.env, "FAKE": json.dumps(wish)}})
+        submission = Submission(record, job, NodeJob.model_validate_json(train), secrets={"FAKE_TOKEN": SECRET})
         handle = self.backend.submit(submission)
         import dataclasses
 
@@ -290,3 +301,16 @@ def test_more_ranks_than_gpus_is_refused(bench, monkeypatch):
     assert bench.backend.place(bench.job, "r", Path("/r"), None).device == "cuda"
     with pytest.raises(BadUsage, match="1 GPUs"):
         bench.backend.place(bench.job, "r", Path("/r"), 2)
+
+
+def test_every_backend_says_what_it_can_do_without_being_reached() -> None:
+    """A command must be able to refuse, and to name who could, where engine, cloud and libraries are absent."""
+    for name in BACKENDS:
+        found = backend_class(name)
+        assert found.name == name
+        assert isinstance(found.abilities, Abilities)
+        assert all(isinstance(finding, Finding) and finding.backend == name for finding in checks_of(name))
+    assert able_backends(lambda abilities: abilities.has_many_nodes)
+    stated = {option for name in BACKENDS for option in backend_class(name).abilities.options}
+    offered = {parameter.name for parameter in get_command(app).commands["launch"].params}  # type: ignore[attr-defined]
+    assert stated <= offered, "an option of a backend that the command line does not have"

@@ -165,8 +165,8 @@ def local_hub(tmp_path: Path) -> Iterator[str]:
 SCRIPT = """
 import json, sys
 from trainer.data import hub
-from trainer.exits import BadInput
-from trainer.spec import SourceSpec
+from trainer.run.exits import BadInput
+from trainer.run.spec import SourceSpec
 try:
     files = hub.files_of(SourceSpec(path=sys.argv[1]), "data.sources[0]")
     rows = [row for block in hub.blocks(files[0]) for row in block.read()]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launcher.jobfile.load import load_job
-from launcher.models.architecture import count, from_config, trainable
+from launcher.models.architecture import TrainedModel, count, from_config
 from launcher.plan.gpu_memory import REDUCE_BUCKET, Workload, moments_of
 from launcher.plan.host_memory import offloaded
 
@@ -108,7 +108,7 @@ def test_the_planned_peak_is_within_ten_per_cent(name: str, measured: dict[str, 
     case = CASES[name]
     architecture = from_config({"model_type": "llama", **case["config"]}, "x")
     load = _workload(case)
-    moments = moments_of(architecture, trainable(architecture, case["patterns"]), load, case["stage"])
+    moments = moments_of(TrainedModel.by_patterns(architecture, case["patterns"]), load, case["stage"])
     planned = max(sum(parts.values()) for parts in moments.values())
     seen = max(measured[name][moment] for moment in ("loss", "backward", "step"))
     assert planned == pytest.approx(seen, rel=TOLERANCE)
@@ -120,15 +120,15 @@ def test_what_lasts_between_steps_is_planned_exactly(name: str, measured: dict[s
     case = CASES[name]
     architecture = from_config({"model_type": "llama", **case["config"]}, "x")
     load = _workload(case)
-    trained = trainable(architecture, case["patterns"])
-    step = moments_of(architecture, trained, load, case["stage"])["step"]
+    model = TrainedModel.by_patterns(architecture, case["patterns"])
+    step = moments_of(model, load, case["stage"])["step"]
     lasting = sum(step[part] for part in ("parameters", "master weights", "optimizer"))
     if case["stage"] == 3:  # gradients of the partition and one bucket are there from the start
         lasting += step["gradients"] / 2 + load.element_bytes * case["reduce_bucket"]
         assert 0.98 * lasting < measured[name]["rest"] < lasting + step["buffers"]  # some parameters stay gathered
         return
     if load.offloads:  # the passage of the largest gradient
-        lasting += load.element_bytes * max(count(architecture.shapes[name]) for name in trained)
+        lasting += load.element_bytes * max(count(architecture.shapes[name]) for name in model.trained)
     assert measured[name]["rest"] == pytest.approx(lasting, rel=0.02)
 
 
@@ -139,8 +139,8 @@ def test_what_an_offloaded_optimizer_keeps_on_the_host_is_planned(
     """Stage 2 in fp32 accumulates whole gradients of what a rank's partition touches, which the plan can only bound."""
     case = CASES[name]
     architecture = from_config({"model_type": "llama", **case["config"]}, "x")
-    trained = trainable(architecture, case["patterns"])
-    planned = sum(offloaded(architecture, trained, _workload(case), case["stage"]).values())
+    model = TrainedModel.by_patterns(architecture, case["patterns"])
+    planned = sum(offloaded(model, _workload(case), case["stage"]).values())
     assert 0.998 * planned < measured[name]["host"] < 1.002 * planned or (
         case["precision"] == "fp32" and 0.85 * planned < measured[name]["host"] < planned
     )

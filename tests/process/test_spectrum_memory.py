@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_scan_needs_less_than_three_times_the_largest_matrix(model: Path, tmp_path: Path) -> None:
     script = (
         "import resource, sys, torch\n"
-        "from trainer import spectrum\n"
+        "from trainer.model import spectrum\n"
         "torch.linalg.eigvalsh(torch.eye(8, dtype=torch.float64))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"spectrum.main([{str(model)!r}, '--out', {str(tmp_path / 'snr.json')!r}])\n"

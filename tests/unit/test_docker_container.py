@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.base import BackendError
 from launcher.backends.docker import container
 from launcher.jobfile.spec import JobSpec
+from launcher.runs.errors import BackendError
 from trainer.run.spec import NodeJob
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.backends.base import BackendError, BadUsage
 from launcher.backends.docker import engine, image
+from launcher.runs.errors import BackendError, BadUsage
 
 
 @pytest.fixture

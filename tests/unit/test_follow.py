@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.base import BackendError, BackendStatus, LogChunk
+from launcher.backends.base import BackendStatus, LogChunk
 from launcher.follow.follow import LogFrom, follow, parse_age, show_log
 from launcher.follow.readers import JsonLines, ViewReader
 from launcher.follow.run_view import RunView
-from launcher.runs.errors import BadUsage
+from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
 from trainer.run.run_folder import EventKind

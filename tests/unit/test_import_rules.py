@@ -19,7 +19,7 @@ FLOORS = {
     "launcher": "config models runs units < jobfile < backends < follow plan < commands < cli",
     "launcher.backends": "base findings < home < docker sky",
     "launcher.backends.docker": "container engine < image < backend doctor",
-    "launcher.backends.sky": "bucket_copy catalog errors node reach status task < log offers ship < records < reading < backend < client",
+    "launcher.backends.sky": "bucket_copy catalog doctor errors node reach status task < log offers ship < records < reading < backend < client",
     "launcher.commands": "convert data doctor launch plan runs schema spectrum validate < init",
     "launcher.follow": "run_view < readers screen < follow status < attend",
     "launcher.jobfile": "axolotl field_docs paths pattern_checks source_checks spec < load settle",

@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from launcher.backends import base
-from launcher.backends.base import BackendError, BadUsage, get_backend
+from launcher.backends.base import get_backend
 from launcher.backends.home.machine import local_gpus
 from launcher.runs.copying import copy_folder
+from launcher.runs.errors import BackendError, BadUsage
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ def test_a_copy_never_mixes_with_what_is_there(tmp_path):
 def test_a_backend_that_lacks_its_package_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "needy_backend.py").write_text("import surely_not_installed\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(base.BACKENDS, "needy", ("needy_backend", "Needy"))
-    monkeypatch.setitem(base.BACKENDS, "absent", ("launcher.backends.absent_backend", "Absent"))
+    monkeypatch.setitem(base.BACKENDS, "needy", base.Registered("needy_backend:Needy", "x:checks"))
+    monkeypatch.setitem(base.BACKENDS, "absent", base.Registered("launcher.backends.absent_backend:Absent", "x:checks"))
     with pytest.raises(BackendError, match="needs the package surely_not_installed"):
         get_backend("needy")
     with pytest.raises(BadUsage, match="not part of this installation"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.models.architecture import count, find_architecture, from_config, trainable
+from launcher.models.architecture import TrainedModel, count, find_architecture, from_config, trainable
 from launcher.plan.gpus import find_card
 from launcher.plan.history import known_data, measured_utilisation, past_runs
 from launcher.plan.preemption import RESTART_S, with_preemptions, without_preemption
@@ -72,17 +72,21 @@ def test_a_tied_head_trains_the_embedding() -> None:
 def test_training_all_costs_six_flops_a_parameter_and_token() -> None:
     model = find_architecture("meta-llama/Meta-Llama-3.1-8B")
     everything = trainable(model, None)
-    flops = step_flops(model, everything, tokens=1, labelled=1, attention_span=0, gradient_checkpointing=False)
+    flops = step_flops(
+        TrainedModel(model, everything), tokens=1, labelled=1, attention_span=0, gradient_checkpointing=False
+    )
     matrices = sum(count(shape) for name, shape in model.shapes.items() if len(shape) == 2 and "embed" not in name)
     assert flops.total == 6 * matrices
-    again = step_flops(model, everything, tokens=1, labelled=1, attention_span=0, gradient_checkpointing=True)
+    again = step_flops(
+        TrainedModel(model, everything), tokens=1, labelled=1, attention_span=0, gradient_checkpointing=True
+    )
     assert again.recomputation == 2 * (matrices - count(model.shapes["lm_head.weight"]))
 
 
 def test_frozen_weights_have_no_gradient_of_their_own_and_nothing_is_done_below_the_lowest_trained() -> None:
     model = find_architecture("meta-llama/Meta-Llama-3.1-8B")
     top = trainable(model, [r"layers\.31\.mlp\.down_proj"])
-    flops = step_flops(model, top, tokens=1, labelled=0, attention_span=0, gradient_checkpointing=True)
+    flops = step_flops(TrainedModel(model, top), tokens=1, labelled=0, attention_span=0, gradient_checkpointing=True)
     assert flops.weight_gradients == 2 * 4096 * 14336
     layer = 2 * sum(count(shape) for shape in model.layer_shapes(31).values() if len(shape) == 2)
     assert (flops.activation_gradients, flops.recomputation) == (layer, layer)
@@ -106,7 +110,7 @@ def test_an_optimizer_on_the_host_costs_the_bus_and_the_host() -> None:
     model, card = find_architecture("Qwen/Qwen2.5-0.5B"), find_card("H100")
     assert card is not None
     flops = step_flops(
-        model, trainable(model, None), tokens=8, labelled=8, attention_span=4, gradient_checkpointing=False
+        TrainedModel.by_patterns(model, None), tokens=8, labelled=8, attention_span=4, gradient_checkpointing=False
     )
     traffic = step_traffic(stage=1, ranks=8, parameters=800, trained=800, micro_batches=1, bytes_per_element=2)
     with_it, without = (step_time(flops, traffic, card, 8, offload=cost) for cost in (once, None))
@@ -118,7 +122,11 @@ def test_a_slow_link_shows_and_a_fast_one_hides() -> None:
     model = find_architecture("Qwen/Qwen2.5-0.5B")
     everything = trainable(model, None)
     flops = step_flops(
-        model, everything, tokens=8 * 512, labelled=8 * 512, attention_span=256, gradient_checkpointing=False
+        TrainedModel(model, everything),
+        tokens=8 * 512,
+        labelled=8 * 512,
+        attention_span=256,
+        gradient_checkpointing=False,
     )
     traffic = step_traffic(
         stage=3,

@@ -6,25 +6,22 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from launcher.backends.base import Offer
 from launcher.backends.sky.catalog import catalog_folder, catalog_offers
-from launcher.commands import launch
 from launcher.commands.plan import deadline_hours, plan_command
 from launcher.config.problems import SpecErrors
 from launcher.jobfile.load import load_job
-from launcher.jobfile.settle import settle
 from launcher.jobfile.spec import JobSpec, ResourcesSpec
-from launcher.models.architecture import find_architecture, trainable
+from launcher.models.architecture import TrainedModel, find_architecture
 from launcher.plan.data_facts import DataFacts, estimated, stated
-from launcher.plan.make import LaunchPlan, make_plan
-from launcher.plan.of_job import needed_memory_gb, settled_zero
+from launcher.plan.make import LaunchPlan, Subject, make_plan
+from launcher.plan.of_job import settled_zero, with_memory
 from launcher.plan.view import show, summarise
 from launcher.runs.errors import BadUsage
-from trainer.run.spec import DataSpec, ModelSpec, SourceSpec
+from trainer.run.spec import DataSpec, SourceSpec
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dolphin-2.9.4-llama3.1-8b.yaml"
 CATALOGS = os.environ.get("DOLPHIN_SKY_CATALOGS")
@@ -46,12 +43,12 @@ def job_of(*overrides: str) -> JobSpec:
 def plan_for(
     job: JobSpec, offers: list[Offer], data: DataFacts | None = None, deadline_h: float | None = None
 ) -> LaunchPlan:
-    architecture = find_architecture(job.model.base)
+    return make_plan(Subject(job, model_of(job), data or stated(SEQUENCES)), offers, deadline_h=deadline_h)
+
+
+def model_of(job: JobSpec) -> TrainedModel:
     assert isinstance(job.train.unfrozen, tuple)
-    return make_plan(
-        job, offers=offers, data_facts=data or stated(SEQUENCES), architecture=architecture,
-        trained=trainable(architecture, job.train.unfrozen), deadline_h=deadline_h,
-    )  # fmt: skip
+    return TrainedModel.by_patterns(find_architecture(job.model.base), job.train.unfrozen)
 
 
 def test_the_reference_jobs_steps_batch_and_parameters() -> None:
@@ -144,23 +141,21 @@ def test_a_node_with_too_little_memory_of_its_own_is_not_possible() -> None:
 
 def test_a_launch_asks_for_the_host_memory_that_the_plan_needs() -> None:
     job = job_of("train.offload=optimizer", "train.zero=auto")
-    place: dict[str, Any] = {"run_id": "r", "run_dir": "/r", "cache_dir": "/c", "device": "cuda"}
-    zero = settled_zero(job, ranks=8, device="cuda", offers=[SPOT])
-    train = settle(job, nproc=8, zero=zero, **place)
-    machine = plan_for(job, [SPOT]).machines[0]
-    assert needed_memory_gb(job, train) == machine.host_gib
-    assert launch.with_memory(job, train).resources.memory_gb == machine.host_gib
+    plan = plan_for(job, [SPOT])
+    needed = plan.machine.host_gib
+    assert needed > 64
+    assert with_memory(job, plan, "cuda").resources.memory_gb == needed
     stated = job_of("train.offload=optimizer", "resources.memory_gb=64")
-    assert launch.with_memory(stated, train).resources.memory_gb == 64
-    on_cpu = train.model_copy(update={"device": "cpu"})
-    assert launch.with_memory(job, on_cpu).resources.memory_gb is None
-    assert needed_memory_gb(job.model_copy(update={"model": ModelSpec(base="somebody/unheard-of")}), train) is None
+    assert with_memory(stated, plan, "cuda").resources.memory_gb == 64
+    assert with_memory(job, plan, "cpu").resources.memory_gb is None
+    assert with_memory(job, None, "cuda").resources.memory_gb is None, "a model whose shape is not known"
 
 
 def test_stage_0_has_nothing_to_offload() -> None:
     job = job_of("train.offload=optimizer", "train.zero=auto", "train.precision=fp32", "resources.accelerators=H200:1")
-    assert settled_zero(job, ranks=1, device="cuda") in (1, 2, 3)
-    assert settled_zero(job, ranks=1, device="cpu") == 1
+    gpu, cpu = Offer("x", "x", "H200", 1, accelerator_memory_mib=143_771), Offer("x", "x", None, 1)
+    assert settled_zero(job, plan_for(job, [gpu]), ranks=1, device="cuda") in (1, 2, 3)
+    assert settled_zero(job, plan_for(job, [cpu]), ranks=1, device="cpu") == 1
     with pytest.raises(SpecErrors, match=r"train\.offload: contradicts train\.zero 0"):
         job_of("train.offload=optimizer", "train.zero=0")
 
@@ -192,15 +187,7 @@ def test_fewer_labels_never_make_a_plan_slower() -> None:
 
 def test_without_data_the_steps_are_unknown_and_said_so(capsys: pytest.CaptureFixture[str]) -> None:
     job = job_of()
-    architecture = find_architecture(job.model.base)
-    assert isinstance(job.train.unfrozen, tuple)
-    plan = make_plan(
-        job,
-        offers=[SPOT],
-        data_facts=None,
-        architecture=architecture,
-        trained=trainable(architecture, job.train.unfrozen),
-    )
+    plan = make_plan(Subject(job, model_of(job)), [SPOT])
     assert plan.steps.total is None
     summarise(plan)
     assert "--sequences" in capsys.readouterr().err
@@ -221,9 +208,29 @@ def test_the_same_plan_twice() -> None:
 
 
 def test_launch_settles_the_stage_that_the_plan_shows() -> None:
-    assert settled_zero(job_of("train.zero=auto"), ranks=8, device="cuda", offers=[SPOT]) == 1
-    assert settled_zero(job_of("train.zero=2"), ranks=8, device="cuda", offers=[SPOT]) == 2
-    assert settled_zero(job_of("train.zero=auto"), ranks=1, device="cpu") == 0
+    auto, stated = job_of("train.zero=auto"), job_of("train.zero=2")
+    assert settled_zero(auto, plan_for(auto, [SPOT]), ranks=8, device="cuda") == 1
+    assert settled_zero(stated, plan_for(stated, [SPOT]), ranks=8, device="cuda") == 2
+    assert settled_zero(auto, plan_for(auto, [Offer("x", "x", None, 1)]), ranks=1, device="cpu") == 0
+
+
+def test_a_model_of_unknown_shape_takes_the_stage_that_needs_least() -> None:
+    auto, offloaded = job_of("train.zero=auto"), job_of("train.zero=auto", "train.offload=optimizer")
+    assert settled_zero(auto, None, ranks=8, device="cuda") == 3
+    assert settled_zero(auto, None, ranks=2, device="cpu") == 1
+    assert settled_zero(auto, None, ranks=1, device="cpu") == 0
+    assert settled_zero(offloaded, None, ranks=1, device="cuda") == 3
+    assert settled_zero(offloaded, None, ranks=1, device="cpu") == 1, "stage 0 has nothing to offload"
+
+
+def test_fewer_ranks_than_gpus_are_planned_as_such() -> None:
+    """Half of the ranks hold twice the share of what ZeRO partitions: a plan for eight would fit where four do not."""
+    job = job_of("train.zero=3", "train.global_batch=256")
+    eight, four = (
+        make_plan(Subject(job, model_of(job), stated(SEQUENCES)), [SPOT], nproc=n).machine for n in (None, 4)
+    )
+    assert (eight.count, four.count) == (8, 4)
+    assert four.chosen.memory.total > eight.chosen.memory.total
 
 
 def test_the_screen_shows_bars_stages_and_offers(capsys: pytest.CaptureFixture[str]) -> None:

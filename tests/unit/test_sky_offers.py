@@ -26,7 +26,7 @@ g6e.4xlarge,L40S,1.0,16.0,,"{'Gpus': [{'Name': 'L40S', 'MemoryInfo': {'SizeInMiB
 """
 ASK = """
 import dataclasses, json
-from launcher.backends.skypilot import SkyClient
+from launcher.backends.sky.client import SkyClient
 print("offers", json.dumps([dataclasses.asdict(offer) for offer in SkyClient().offers("L40S", 1, "aws")]))
 """
 

@@ -46,7 +46,7 @@ def test_a_batch_that_does_not_divide_on_these_ranks_is_found_before_the_start()
 
 @pytest.mark.parametrize(
     ("stated", "nproc", "device", "planned", "stage"),
-    [("auto", 1, "cpu", 3, 0), ("auto", 2, "cpu", 3, 3), ("auto", 1, "cuda", 2, 2), (1, 1, "cpu", 3, 1), (3, 8, "cuda", 2, 3)],
+    [("auto", 1, "cpu", 0, 0), ("auto", 2, "cpu", 3, 3), ("auto", 1, "cuda", 2, 2), (1, 1, "cpu", 3, 1), (3, 8, "cuda", 2, 3)],
 )  # fmt: skip
 def test_the_stage_is_settled_once(stated: Any, nproc: int, device: str, planned: int, stage: int) -> None:
     spec = job({"zero": stated, "global_batch": 8})

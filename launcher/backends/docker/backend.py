@@ -12,19 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import (
-    BackendError,
-    BackendStatus,
-    DownReport,
-    Handle,
-    Submission,
-)
+from launcher.backends.base import Abilities, BackendStatus, DownReport, Handle, Submission
 from launcher.backends.docker import container as parts
 from launcher.backends.docker import engine, image
 from launcher.backends.home import processes
 from launcher.backends.home.machine import memory_bytes
 from launcher.backends.home.run_folder import HomeBackend, read_outcome
 from launcher.runs import ledger
+from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, after_down, state_of_exit_code
 from trainer.run import secret_file
@@ -39,6 +34,7 @@ class DockerBackend(HomeBackend):
     """Satisfies `launcher.backends.base.Backend`."""
 
     name = "docker"
+    abilities = Abilities()
     poll_s = 1.0
 
     def submit(self, submission: Submission) -> Handle:
@@ -89,7 +85,7 @@ class DockerBackend(HomeBackend):
             "user": f"{os.getuid()}:{os.getgid()}",
             "working_dir": train.run_dir,
             "environment": parts.environment_of(
-                submission.env,
+                submission.job.env,
                 train,
                 run_marker=processes.RUN_MARKER,
                 has_secrets=bool(submission.secrets),

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.backends.base import BackendError
 from launcher.jobfile.spec import JobSpec
+from launcher.runs.errors import BackendError
 from trainer.run.spec import NodeJob, UnfrozenSpec
 
 RUN_LABEL = "dolphin.run"

@@ -1,4 +1,4 @@
-"""What `dolphin doctor` asks of an engine that answers: GPUs for containers, room for the image, the image itself.
+"""What `dolphin doctor` finds for containers: the SDK, an engine that answers, GPUs for it, room for the image, the image.
 
 Changes nothing. Refuses to know runs.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 
-from launcher.backends.base import BackendError
 from launcher.backends.docker import engine, image
-from launcher.backends.findings import Finding, Health
+from launcher.backends.findings import Finding, Health, installed_version
 from launcher.backends.home.machine import local_gpus
-from launcher.runs.errors import LauncherError
+from launcher.runs.errors import BackendError, LauncherError
 from launcher.units import size
 
 BACKEND = "docker"
@@ -20,7 +20,37 @@ NEEDED_BYTES = {"cpu": 8_000_000_000, "cuda": 60_000_000_000}
 """To build dolphin's image by variant: the image and the stages that it is built from."""
 
 
-def findings() -> list[Finding]:
+def checks() -> list[Finding]:
+    """The SDK, an engine that answers, and what that engine has."""
+    sdk = installed_version("docker")
+    findings = [
+        Finding("docker", "docker SDK", Health.OK, sdk)
+        if sdk
+        else Finding("docker", "docker SDK", Health.MISSING, "not installed", "pip install 'dolphin-launcher[docker]'")
+    ]
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if not host.startswith("unix://"):
+        return [
+            *findings,
+            Finding(
+                "docker",
+                "daemon",
+                Health.MISSING,
+                host,
+                "not a local engine, which --on docker needs; unset DOCKER_HOST",
+            ),
+        ]
+    path = host.removeprefix("unix://")
+    problem = _ping_problem(path)
+    if problem is not None:
+        return [*findings, Finding("docker", "daemon", Health.MISSING, path, problem)]
+    findings.append(Finding("docker", "daemon", Health.OK, path))
+    if sdk is None:
+        return findings
+    return [*findings, *_of_engine()]
+
+
+def _of_engine() -> list[Finding]:
     """One finding a check; a missing one where the engine refuses to be asked."""
     gpus = local_gpus()
     variant = "cuda" if gpus else "cpu"
@@ -61,3 +91,20 @@ def _disk(client, variant: str) -> Finding:  # type: ignore[no-untyped-def]
         advice = f"building the image needs {size(NEEDED_BYTES[variant])}; `docker system prune` frees some"
         return Finding(BACKEND, "disk", Health.NOTE, found, advice)
     return Finding(BACKEND, "disk", Health.OK, found)
+
+
+def _ping_problem(path: str) -> str | None:
+    """Why nobody answers on a docker socket; None where somebody does."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(3)
+            connection.connect(path)
+            connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+            answer = connection.recv(64)
+    except FileNotFoundError:
+        return "no such socket: install Docker Engine (Debian: apt-get install docker.io) and start it"
+    except PermissionError:
+        return "not allowed: add yourself to the group `docker` and log in again"
+    except OSError as error:
+        return f"does not answer ({error.strerror or error}): start it (systemctl start docker)"
+    return None if b" 200 " in answer else f"answers {answer[:40]!r}: restart it"

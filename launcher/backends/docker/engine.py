@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from launcher.backends.base import BackendError
+from launcher.runs.errors import BackendError
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 ANSWER_TIMEOUT_S = 60

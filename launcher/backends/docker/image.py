@@ -17,8 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-from launcher.backends.base import BackendError, BadUsage
 from launcher.backends.docker.engine import explain, explained
+from launcher.runs.errors import BackendError, BadUsage
 
 ROOT = Path(__file__).parents[3]
 REPOSITORY = "dolphin"

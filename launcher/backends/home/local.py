@@ -14,16 +14,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.backends.base import (
-    BackendError,
-    BackendStatus,
-    DownReport,
-    Handle,
-    Submission,
-)
+from launcher.backends.base import Abilities, BackendStatus, DownReport, Handle, Submission
 from launcher.backends.home import processes
 from launcher.backends.home.run_folder import HomeBackend, read_outcome
 from launcher.runs import ledger
+from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, after_down, state_of_exit_code
 
@@ -32,6 +27,7 @@ class LocalBackend(HomeBackend):
     """Satisfies `launcher.backends.base.Backend`."""
 
     name = "local"
+    abilities = Abilities()
     poll_s = 0.5
 
     def submit(self, submission: Submission) -> Handle:
@@ -46,7 +42,7 @@ class LocalBackend(HomeBackend):
             )
         files = record.files
         files.outcome.unlink(missing_ok=True)  # of an earlier attempt: it must not speak for this one
-        environment = {**os.environ, **submission.env, **submission.secrets}
+        environment = {**os.environ, **submission.job.env, **submission.secrets}
         environment[processes.RUN_MARKER] = record.run_id
         environment["PYTHONUNBUFFERED"] = "1"
         # DeepSpeed looks for ninja on the PATH, where a virtual environment that is not activated is missing.

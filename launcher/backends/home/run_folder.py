@@ -12,20 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.backends.base import (
-    BEGINNING,
-    BackendError,
-    BackendStatus,
-    BadUsage,
-    Cursor,
-    Fetchable,
-    LogChunk,
-    Offer,
-    Placement,
-)  # fmt: skip
+from launcher.backends.base import BEGINNING, BackendStatus, Cursor, Fetchable, LogChunk, Offer, Placement
 from launcher.backends.home import machine
 from launcher.runs import ledger
 from launcher.runs.copying import copy_folder
+from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import is_over
 from launcher.units import GIB

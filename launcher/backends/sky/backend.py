@@ -17,21 +17,20 @@ from typing import Any
 
 from launcher.backends.base import (
     BEGINNING,
-    BackendError,
+    Abilities,
     BackendStatus,
-    BadUsage,
     Cursor,
     DownReport,
     Fetchable,
     Handle,
     LogChunk,
-    NoCapacity,
     Offer,
     Placement,
     Submission,
 )
 from launcher.backends.home.run_folder import read_from
 from launcher.backends.sky import status as sky_status
+from launcher.backends.sky.catalog import has_memory
 from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress, tried
 from launcher.backends.sky.reading import Reading
 from launcher.backends.sky.records import (
@@ -49,7 +48,7 @@ from launcher.backends.sky.task import IDLE_MINUTES, build_task, folder_store, p
 from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger
 from launcher.runs.copying import copy_folder
-from launcher.runs.errors import LauncherError
+from launcher.runs.errors import BackendError, BadUsage, LauncherError, NoCapacity
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, after_down, is_over
 from trainer.run.run_folder import SAVE_FILE, write_atomic
@@ -65,6 +64,9 @@ _RUN_ID_TAIL = r"-\d{6}-\d{6}-[a-z0-9]{4}"
 
 class SkyRuns:
     name = "sky"
+    abilities = Abilities(
+        has_many_nodes=True, chooses_machine=True, options=frozenset({"cluster", "yes_lose_progress"})
+    )
     poll_s = 5.0
 
     def __init__(self, client: Any) -> None:
@@ -86,7 +88,9 @@ class SkyRuns:
         refuse_losing_progress(job, record.options)
         self._refuse_twins(record)
         places = places_of(job, job.resources.infra or self._client.enabled())
-        offers = offers_of(self._client, job, train.nproc)
+        # The plan's offers, less the nodes that are too small for the memory that the job asks for by now.
+        offers = [offer for offer in submission.offers if has_memory(job.resources, offer.host_memory_gib)]
+        offers = offers or offers_of(self._client, job, train.nproc)
         places = priced(job, places, offers)
         prices = [[offer.infra, offer.spot, offer.price_usd_per_hour] for offer in offers]
         write_atomic(record.folder / PRICES_FILE, json.dumps(prices))

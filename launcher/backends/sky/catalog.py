@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.backends.base import Offer
-from launcher.jobfile.spec import ResourcesSpec
+from launcher.jobfile.spec import JobSpec, ResourcesSpec
 
 CATALOG_VERSIONS = ("v8", "v7", "v6", "v5")
 
@@ -22,6 +22,11 @@ def catalog_folder() -> Path | None:
     stated = os.environ.get("DOLPHIN_CATALOGS")
     root = Path(stated) if stated else Path.home() / ".sky" / "catalogs"
     return next((root / version for version in CATALOG_VERSIONS if (root / version).is_dir()), None)
+
+
+def offers_of_job(job: JobSpec) -> list[Offer]:
+    """What the cached catalog offers a job, cheapest first; none where nothing is cached."""
+    return catalog_offers(job.resources, catalog_folder())
 
 
 def catalog_offers(resources: ResourcesSpec, folder: Path | None) -> list[Offer]:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from launcher.backends.base import BackendError, Offer
+from launcher.backends.base import Offer
 from launcher.backends.sky import errors
 from launcher.backends.sky.backend import SkyRuns
-from launcher.runs.errors import LauncherError
+from launcher.runs.errors import BackendError, LauncherError
 
 _JOB_FIELDS = (
     "job_id", "task_id", "job_name", "status", "recovery_count", "failure_reason", "details", "submitted_at", "start_at",

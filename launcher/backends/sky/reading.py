@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launcher.backends.base import BackendError, LogChunk
+from launcher.backends.base import LogChunk
 from launcher.backends.sky.log.feed import Feed
 from launcher.backends.sky.log.mirror import Mirror
 from launcher.backends.sky.records import reach_of, run_dir_of
+from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 
 BEFORE_A_LOG = {"PENDING", "SUBMITTED", "STARTING", "RECOVERING", "INIT", "SETTING_UP"}

@@ -9,11 +9,12 @@ import contextlib
 import json
 from typing import Any
 
-from launcher.backends.base import BackendError, NodeAttempt
+from launcher.backends.base import NodeAttempt
 from launcher.backends.sky import status
 from launcher.backends.sky.log.mirror import Mirror
 from launcher.backends.sky.offers import price_at
 from launcher.backends.sky.reach import Reach, reach
+from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
 from trainer.run.run_folder import read_lines
