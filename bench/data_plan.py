@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.data.batch import Share
 from trainer.data.plan import DataPlan
 from trainer.data.prepared import VERSION, Prepared
 
@@ -64,15 +65,15 @@ def main() -> None:
         plan = DataPlan(data, SEQUENCE_LENGTH, True, 42, GLOBAL_BATCH, 2.0, None, 0)
         sequences = plan.num_sequences
         marks.append(time.process_time())
-        plan.batch(0, 0, 8, 2, 0)
+        plan.batch(0, Share(0, 8, 2), 0)
         marks.append(time.process_time())
-        plan.batch(plan.steps_per_epoch + 3, 0, 8, 2, 0)
+        plan.batch(plan.steps_per_epoch + 3, Share(0, 8, 2), 0)
         marks.append(time.process_time())
         for index in range(16):
-            plan.batch(plan.steps_per_epoch + 3, 0, 8, 2, index)
+            plan.batch(plan.steps_per_epoch + 3, Share(0, 8, 2), index)
         warm = time.process_time()
         for index in range(16):
-            plan.batch(plan.steps_per_epoch + 3, 0, 8, 2, index)
+            plan.batch(plan.steps_per_epoch + 3, Share(0, 8, 2), index)
         batch_s = (time.process_time() - warm) / 16
         steps = [round(later - earlier, 4) for earlier, later in pairwise(marks)]
         names = ("map_s", "pack_s", "first_batch_of_epoch_0_s", "first_batch_of_epoch_1_s")

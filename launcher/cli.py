@@ -129,9 +129,9 @@ def plan(
     json_: Json = False,
 ) -> int:
     """Say what a job takes, before anything is paid: steps, memory, hours, price."""
-    from launcher.commands.plan import plan_command
+    from launcher.commands.plan import PlanOptions, plan_command
 
-    return plan_command(job, set_ or (), json_, sequences, deadline, offline, on, nproc)
+    return plan_command(job, PlanOptions(set_ or (), json_, sequences, deadline, offline, on, nproc))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from launcher.runs.states import RunState
 
 if TYPE_CHECKING:
     from launcher.backends.findings import Finding
+    from launcher.jobfile.settle import Placement
     from launcher.jobfile.spec import JobSpec
     from launcher.runs.ledger import RunRecord
     from trainer.run.spec import NodeJob
@@ -51,17 +52,6 @@ class Offer:
     num_nodes: int = 1
     host_memory_gib: float | None = None
     """Of one node."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a run will live, as the node sees it."""
-
-    run_dir: str
-    cache_dir: str
-    nproc: int
-    """Ranks on each node."""
-    device: Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True, slots=True)

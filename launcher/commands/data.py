@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.jobfile.load import load_job
-from launcher.jobfile.settle import settle
+from launcher.jobfile.settle import Placement, settle
 from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger
 from launcher.runs.errors import BadUsage
@@ -48,15 +48,8 @@ def data_command(path: Path, overrides: Sequence[str], show: int, json_wanted: b
         raise BadUsage("dolphin data needs the trainer's packages: pip install 'dolphin-launcher[train]'")
     folder = ledger.cache_dir() / "data-checks" / job.name
     folder.mkdir(parents=True, exist_ok=True)
-    train = settle(
-        job,
-        nproc=job.resources.ranks or 1,
-        run_id=f"{job.name}-data",
-        run_dir=str(folder),
-        cache_dir=str(ledger.cache_dir()),
-        device="cpu",
-        zero=0,
-    )
+    place = Placement(str(folder), str(ledger.cache_dir()), job.resources.ranks or 1, "cpu")
+    train = settle(job, place, run_id=f"{job.name}-data", zero=0)
     train_json = folder / "train.json"
     train_json.write_text(train.model_dump_json(), encoding="utf-8")
     report_path = folder / "data_report.json"

@@ -85,10 +85,7 @@ class Start:
         place = self.backend.place(job, run_id, ledger.folder_of(run_id), self.nproc)
         ranks = place.nproc * job.resources.num_nodes
         zero = settled_zero(job, self.plan, ranks=ranks, device=place.device)
-        train = settle(
-            job, nproc=place.nproc, run_id=run_id, run_dir=place.run_dir, cache_dir=place.cache_dir,
-            device=place.device, zero=zero,
-        )  # fmt: skip
+        train = settle(job, place, run_id=run_id, zero=zero)
         return with_memory(job, self.plan, place.device) if self.backend.abilities.chooses_machine else job, train
 
 

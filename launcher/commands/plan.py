@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.jobfile.load import load_job
@@ -13,23 +14,27 @@ from launcher.runs.errors import BadUsage
 from launcher.units import parse_seconds
 
 
-def plan_command(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    as_json: bool = False,
-    sequences: int | None = None,
-    deadline: str | None = None,
-    offline: bool = False,
-    on: str | None = None,
-    nproc: int | None = None,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """The command line of `plan`."""
+
+    overrides: Sequence[str] = ()
+    as_json: bool = False
+    sequences: int | None = None
+    """Packed sequences of an epoch, stated."""
+    deadline: str | None = None
+    offline: bool = False
+    on: str | None = None
+    nproc: int | None = None
+
+
+def plan_command(path: str | Path, options: PlanOptions = PlanOptions()) -> int:
     """Show the plan of a job (standard error), or print it as JSON (standard output). Starts and pays nothing."""
-    job = with_resolved_unfrozen(load_job(path, overrides))
-    deadline_h = None if deadline is None else deadline_hours(deadline)
-    plan = plan_of(
-        job, offers_for(job, offline=offline, on=on, nproc=nproc), sequences=sequences, deadline_h=deadline_h
-    )
-    if as_json:
+    job = with_resolved_unfrozen(load_job(path, options.overrides))
+    deadline_h = None if options.deadline is None else deadline_hours(options.deadline)
+    offers = offers_for(job, offline=options.offline, on=options.on, nproc=options.nproc)
+    plan = plan_of(job, offers, nproc=options.nproc, sequences=options.sequences, deadline_h=deadline_h)
+    if options.as_json:
         print(json.dumps(plan.to_json(), ensure_ascii=False))
     else:
         from launcher.plan.view import show

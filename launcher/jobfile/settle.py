@@ -5,11 +5,28 @@ Owns the batch that a job means on those ranks. Refuses to know where the ranks 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from launcher.config.problems import LocatedProblem, SpecErrors, key_name
 from launcher.jobfile.spec import JobSpec, indivisible
 from trainer.run.spec import NodeJob
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a run will live, as the node sees it. ValueError for a folder that is not absolute."""
+
+    run_dir: str
+    cache_dir: str
+    nproc: int
+    """Ranks on each node."""
+    device: Literal["cuda", "cpu"]
+
+    def __post_init__(self) -> None:
+        for name, folder in (("run_dir", self.run_dir), ("cache_dir", self.cache_dir)):
+            if not folder.startswith("/"):
+                raise ValueError(f"{name} must be absolute: {folder}")
 
 
 def global_batch_of(job: JobSpec, world_size: int) -> int:
@@ -24,17 +41,13 @@ def global_batch_of(job: JobSpec, world_size: int) -> int:
     return t.micro_batch * (t.accumulation or 1) * ranks
 
 
-def settle(
-    job: JobSpec, *, nproc: int, run_id: str, run_dir: str, cache_dir: str, device: Literal["cuda", "cpu"], zero: int
-) -> NodeJob:
-    """The facts of `train.json` for `nproc` ranks on each node; `zero` is the planned stage, for `zero: auto`.
+def settle(job: JobSpec, place: Placement, *, run_id: str, zero: int) -> NodeJob:
+    """The facts of `train.json` for a run at this place; `zero` is the planned stage, for `zero: auto`.
 
-    `run_dir` and `cache_dir` are absolute, as the node sees them. Raises SpecErrors where the batch does not divide.
+    Raises SpecErrors where the batch does not divide by its ranks.
     """
-    for name, folder in (("run_dir", run_dir), ("cache_dir", cache_dir)):
-        if not folder.startswith("/"):
-            raise ValueError(f"{name} must be absolute: {folder}")
     num_nodes = job.resources.num_nodes
+    nproc = place.nproc
     batch = global_batch_of(job, nproc * num_nodes)
     contradictions = indivisible(batch, job.train.micro_batch, nproc * num_nodes, "as launched")
     if contradictions:
@@ -45,5 +58,6 @@ def settle(
     train = job.train.model_copy(update={"global_batch": batch, "accumulation": None, "zero": stage})
     spec = job.train_spec().model_copy(update={"train": train})
     return NodeJob(
-        run_id=run_id, run_dir=run_dir, cache_dir=cache_dir, nproc=nproc, num_nodes=num_nodes, device=device, spec=spec
-    )
+        run_id=run_id, run_dir=place.run_dir, cache_dir=place.cache_dir, nproc=nproc, num_nodes=num_nodes,
+        device=place.device, spec=spec,
+    )  # fmt: skip

@@ -49,8 +49,7 @@ class Bench:
         """A run in the ledger that nothing was submitted of."""
         record = ledger.create(ledger.new_id("contract"), "contract", self.backend.name)
         place = self.backend.place(self.job, record.run_id, record.folder, 1)
-        train = settle(self.job, nproc=place.nproc, run_id=record.run_id, run_dir=place.run_dir, cache_dir=place.cache_dir,
-                       device=place.device, zero=0)  # fmt: skip
+        train = settle(self.job, place, run_id=record.run_id, zero=0)
         write_atomic(record.files.train_json, train.model_dump_json())
         return record
 

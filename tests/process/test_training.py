@@ -71,7 +71,7 @@ def test_the_outcome_says_what_happened(finished):
 def test_transformers_loads_the_model_folder_and_it_has_the_loss_that_was_reported(finished):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from trainer.data.batch import IGNORE
+    from trainer.data.batch import IGNORE, Share
     from trainer.data.plan import DataPlan
     from trainer.run.spec import NodeJob
 
@@ -89,8 +89,8 @@ def test_transformers_loads_the_model_folder_and_it_has_the_loss_that_was_report
     plan = DataPlan.open(NodeJob.read(finished.train_json))
     total = weight = 0.0
     with torch.no_grad():
-        for index in range(plan.eval_num_micro_batches(1, 1)):
-            batch = plan.eval_batch(0, 1, 1, index)
+        for index in range(plan.eval_num_micro_batches(Share(0, 1, 1))):
+            batch = plan.eval_batch(Share(0, 1, 1), index)
             for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
                 part = slice(start, end)
                 logits = model.float()(input_ids=batch.ids_BT[:, part]).logits[0]

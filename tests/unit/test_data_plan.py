@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.data_job import chat, data_job, write_rows
-from trainer.data.batch import IGNORE, Batch
+from trainer.data.batch import IGNORE, Batch, Share
 from trainer.data.packing import by_falling_length, deal, one_a_row, pack, row_order
 from trainer.data.plan import DataPlan
 from trainer.data.prepare import prepare
@@ -58,8 +58,8 @@ def step_contents(plan: DataPlan, step: int, world_size: int, micro_batch: int) 
     return sorted(
         conversation
         for rank in range(world_size)
-        for index in range(plan.num_micro_batches(world_size, micro_batch))
-        for conversation in conversations_of(plan.batch(step, rank, world_size, micro_batch, index))
+        for index in range(plan.num_micro_batches(Share(0, world_size, micro_batch)))
+        for conversation in conversations_of(plan.batch(step, Share(rank, world_size, micro_batch), index))
     )
 
 
@@ -80,9 +80,9 @@ def test_a_step_holds_the_same_at_any_number_of_ranks(root: Path, world_size: in
     for step in range(plan.steps_per_epoch + 1):
         assert step_contents(plan, step, world_size, micro_batch) == step_contents(plan, step, 1, 1)
         batches = [
-            plan.batch(step, rank, world_size, micro_batch, index)
+            plan.batch(step, Share(rank, world_size, micro_batch), index)
             for rank in range(world_size)
-            for index in range(plan.num_micro_batches(world_size, micro_batch))
+            for index in range(plan.num_micro_batches(Share(0, world_size, micro_batch)))
         ]
         assert sum(float(batch.weights_BT.sum()) for batch in batches) == pytest.approx(plan.step_weight(step))
         assert sum(int((batch.labels_BT != IGNORE).sum()) for batch in batches) == plan.step_trained_tokens(step)
@@ -92,14 +92,14 @@ def test_any_step_can_be_the_first(root: Path) -> None:
     walked, jumped = open_plan(root, "walked"), open_plan(root, "jumped")
     step = 2 * walked.steps_per_epoch + 1
     for earlier in range(step):
-        walked.batch(earlier, 0, 1, 2, 0)
-    assert torch.equal(walked.batch(step, 0, 1, 2, 0).ids_BT, jumped.batch(step, 0, 1, 2, 0).ids_BT)
+        walked.batch(earlier, Share(0, 1, 2), 0)
+    assert torch.equal(walked.batch(step, Share(0, 1, 2), 0).ids_BT, jumped.batch(step, Share(0, 1, 2), 0).ids_BT)
     assert walked.conversations(step) == jumped.conversations(step)
 
 
 def test_labels_are_shifted_and_never_cross_into_the_next_conversation(root: Path) -> None:
     plan = open_plan(root)
-    batch = plan.batch(0, 0, 1, GLOBAL_BATCH, 0)
+    batch = plan.batch(0, Share(0, 1, GLOBAL_BATCH), 0)
     ids, labels, weights = batch.ids_BT.flatten(), batch.labels_BT.flatten(), batch.weights_BT.flatten()
     cuts = batch.cu_seqlens.tolist()
     assert cuts[0] == 0
@@ -119,7 +119,7 @@ def test_the_last_short_step_is_padded_with_rows_that_train_nothing(root: Path) 
     assert plan.num_sequences % GLOBAL_BATCH, "the data of this test must not divide"
     last = plan.steps_per_epoch - 1
     rows = plan.num_sequences - last * GLOBAL_BATCH
-    whole = plan.batch(last, 0, 1, GLOBAL_BATCH, 0)
+    whole = plan.batch(last, Share(0, 1, GLOBAL_BATCH), 0)
     assert (whole.weights_BT[:rows].sum(dim=1) > 0).all()
     assert not whole.weights_BT[rows:].any()
     assert (whole.ids_BT[rows:] == plan.pad_token).all()
@@ -138,7 +138,7 @@ def test_total_steps(root: Path, train: dict[str, Any], steps: Callable[[int], i
     plan = open_plan(root, train=train)
     assert plan.total_steps == steps(plan.steps_per_epoch)
     assert plan.epoch_of(plan.steps_per_epoch) == 1.0
-    plan.batch(99, 0, 1, 1, 0)
+    plan.batch(99, Share(0, 1, 1), 0)
 
 
 def test_the_same_data_is_planned_in_another_order_with_another_seed_only(root: Path) -> None:
@@ -157,8 +157,8 @@ def test_evaluation_sees_each_held_out_conversation_once_at_any_number_of_ranks(
         seen = [
             conversation
             for rank in range(world_size)
-            for index in range(plan.eval_num_micro_batches(world_size, micro_batch))
-            for conversation in conversations_of(plan.eval_batch(rank, world_size, micro_batch, index))
+            for index in range(plan.eval_num_micro_batches(Share(0, world_size, micro_batch)))
+            for conversation in conversations_of(plan.eval_batch(Share(rank, world_size, micro_batch), index))
         ]
         assert sorted(seen) == held_out
 
@@ -167,9 +167,11 @@ def test_conversations_of_a_step_are_named_for_the_error_that_needs_them(root: P
     plan = open_plan(root)
     names = plan.conversations(0)
     assert all(name.startswith(str(root / "data.jsonl:")) for name in names)
-    shares = [plan.conversations(0, rank, 2, 1) for rank in range(2)]
+    shares = [plan.conversations(0, Share(rank, 2, 1)) for rank in range(2)]
     assert sorted(shares[0] + shares[1]) == sorted(names)
-    by_micro_batch = [plan.conversations(0, 0, 2, 1, index) for index in range(plan.num_micro_batches(2, 1))]
+    by_micro_batch = [
+        plan.conversations(0, Share(0, 2, 1), index) for index in range(plan.num_micro_batches(Share(0, 2, 1)))
+    ]
     assert [name for names in by_micro_batch for name in names] == shares[0]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.backends.base import Offer
 from launcher.backends.sky.catalog import catalog_folder, catalog_offers
-from launcher.commands.plan import deadline_hours, plan_command
+from launcher.commands.plan import PlanOptions, deadline_hours, plan_command
 from launcher.config.problems import SpecErrors
 from launcher.jobfile.load import load_job
 from launcher.jobfile.spec import JobSpec, ResourcesSpec
@@ -268,10 +268,7 @@ def test_the_real_catalogs_prices(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert cheapest[True].infra.startswith("aws/eu-south-2/")
     assert round(cheapest[True].price_usd_per_hour, 2) == 3.41
     assert cheapest[True].accelerator_memory_mib == 45_776
-    assert (
-        plan_command(EXAMPLE, ("train.zero=auto",), as_json=True, sequences=SEQUENCES, deadline="72h", offline=True)
-        == 0
-    )
+    assert plan_command(EXAMPLE, PlanOptions(("train.zero=auto",), True, SEQUENCES, "72h", offline=True)) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["steps"]["total"] == 3420
     assert record["rows"][0]["offer"]["infra"].startswith("aws/eu-south-2/")

@@ -20,7 +20,7 @@ from launcher.backends.sky.task import (
     requirements,
     ship,
 )
-from launcher.jobfile.settle import settle
+from launcher.jobfile.settle import Placement, settle
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
 from tests.support.require import needs_skypilot
@@ -42,8 +42,8 @@ def job_of(**resources: Any) -> JobSpec:
 
 
 def train_of(job: JobSpec) -> NodeJob:
-    return settle(job, nproc=8, run_id="demo-261123-101010-abcd", run_dir="/tmp/dolphin/demo", cache_dir="/tmp/dolphin/cache",
-                  device="cuda", zero=3)  # fmt: skip
+    place = Placement("/tmp/dolphin/demo", "/tmp/dolphin/cache", 8, "cuda")
+    return settle(job, place, run_id="demo-261123-101010-abcd", zero=3)
 
 
 def task_of(job: JobSpec, **more: Any) -> dict[str, Any]:

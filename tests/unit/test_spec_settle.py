@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.config.problems import SpecErrors
-from launcher.jobfile.settle import settle
+from launcher.jobfile.settle import Placement, settle
 from launcher.jobfile.spec import JobSpec
 from trainer.run.spec import NodeJob, TrainSpec, problems
 
@@ -19,7 +19,7 @@ def job(train: dict[str, Any] | None = None, **groups: Any) -> JobSpec:
 
 
 def settled(spec: JobSpec, nproc: int = 2, device: Any = "cpu", zero: int = 3) -> NodeJob:
-    return settle(spec, nproc=nproc, run_id="r1", run_dir="/run", cache_dir="/cache", device=device, zero=zero)
+    return settle(spec, Placement("/run", "/cache", nproc, device), run_id="r1", zero=zero)
 
 
 def test_accumulation_counts_the_gpus_of_the_job_and_not_those_it_happens_to_run_on() -> None:
@@ -77,4 +77,4 @@ def test_train_json_read_back_contradicts_itself_only_where_the_job_did(tmp_path
 
 def test_a_relative_folder_is_refused_because_the_node_has_another_working_directory() -> None:
     with pytest.raises(ValueError, match="run_dir must be absolute"):
-        settle(job(), nproc=1, run_id="r", run_dir="run", cache_dir="/c", device="cpu", zero=0)
+        settle(job(), Placement("run", "/c", 1, "cpu"), run_id="r", zero=0)

@@ -11,6 +11,31 @@ IGNORE = -100
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """What of every global step is one rank's: its rows are dealt by these three numbers alone."""
+
+    rank: int
+    world_size: int
+    micro_batch: int
+    """Packed sequences at once."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rank < self.world_size and self.micro_batch > 0):
+            raise ValueError(
+                f"rank {self.rank} of {self.world_size} with micro batches of {self.micro_batch}: no share"
+            )
+
+    def num_micro_batches(self, num_rows: int) -> int:
+        """Micro batches that every rank has, so that all ranks together have these rows."""
+        return -(-num_rows // (self.world_size * self.micro_batch))
+
+    def rows(self, micro_index: int, num_rows: int) -> range:
+        """Rows of micro batch `micro_index`, of `num_rows`; the last ones may lack some or all."""
+        first = (micro_index * self.world_size + self.rank) * self.micro_batch
+        return range(min(first, num_rows), min(first + self.micro_batch, num_rows))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One micro batch of packed sequences on one rank.
 

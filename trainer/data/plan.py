@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from trainer.data.batch import IGNORE, Batch
+from trainer.data.batch import IGNORE, Batch, Share
 from trainer.data.packing import Layout, by_falling_length, deal, one_a_row, pack, row_order
 from trainer.data.prepared import Prepared
 from trainer.run.exits import BadInput
@@ -124,47 +124,37 @@ class DataPlan:
     def step_trained_tokens(self, step: int) -> int:
         return int(self.data.trained[self._step_sequences(step)].sum())
 
-    def num_micro_batches(self, world_size: int, micro_batch: int) -> int:
+    def num_micro_batches(self, share: Share) -> int:
         """Micro batches of every step on every rank."""
-        return -(-self.global_batch // (world_size * micro_batch))
+        return share.num_micro_batches(self.global_batch)
 
-    def batch(self, step: int, rank: int, world_size: int, micro_batch: int, micro_index: int) -> Batch:
-        """Micro batch `micro_index` of `step` on `rank`; any step costs the same."""
-        rows = self._micro_rows(step, rank, world_size, micro_batch, micro_index)
-        return self._assemble([self._row_sequences(step, row) for row in rows], micro_batch)
+    def batch(self, step: int, share: Share, micro_index: int) -> Batch:
+        """Micro batch `micro_index` of a rank's share of `step`; any step costs the same."""
+        rows = self._micro_rows(step, share, micro_index)
+        return self._assemble([self._row_sequences(step, row) for row in rows], share.micro_batch)
 
-    def conversations(
-        self,
-        step: int,
-        rank: int | None = None,
-        world_size: int = 1,
-        micro_batch: int = 1,
-        micro_index: int | None = None,
-    ) -> list[str]:
-        """`file:row` of the conversations of a step; with `rank`, of that rank's share, or of one micro batch of it."""
-        if rank is None:
+    def conversations(self, step: int, share: Share | None = None, micro_index: int | None = None) -> list[str]:
+        """`file:row` of the conversations of a step; of a rank's share of it, or of one micro batch of that."""
+        if share is None:
             sequences = self._step_sequences(step)
         else:
-            micro_batches = range(self.num_micro_batches(world_size, micro_batch))
-            chosen = micro_batches if micro_index is None else [micro_index]
-            rows = [row for index in chosen for row in self._micro_rows(step, rank, world_size, micro_batch, index)]
+            chosen = range(self.num_micro_batches(share)) if micro_index is None else [micro_index]
+            rows = [row for index in chosen for row in self._micro_rows(step, share, index)]
             sequences = np.concatenate([self._row_sequences(step, row) for row in rows] or [np.zeros(0, np.int64)])
         return [self.data.name_of(int(sequence)) for sequence in sequences]
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def eval_num_micro_batches(self, world_size: int, micro_batch: int) -> int:
+    def eval_num_micro_batches(self, share: Share) -> int:
         """Micro batches of an evaluation on every rank."""
-        return -(-self._validation_layout.num_rows // (world_size * micro_batch))
+        return share.num_micro_batches(self._validation_layout.num_rows)
 
-    def eval_batch(self, rank: int, world_size: int, micro_batch: int, micro_index: int) -> Batch:
+    def eval_batch(self, share: Share, micro_index: int) -> Batch:
         """A micro batch of the held-out conversations, always packed and dealt in the same way."""
-        layout = self._validation_layout
-        first = (micro_index * world_size + rank) * micro_batch
-        rows = range(min(first, layout.num_rows), min(first + micro_batch, layout.num_rows))
-        order = self._validation_order
+        layout, order = self._validation_layout, self._validation_order
+        rows = share.rows(micro_index, layout.num_rows)
         return self._assemble(
-            [order[layout.slots[layout.starts[row] : layout.starts[row + 1]]] for row in rows], micro_batch
+            [order[layout.slots[layout.starts[row] : layout.starts[row + 1]]] for row in rows], share.micro_batch
         )
 
     # -- within -------------------------------------------------------------------------------------------------------
@@ -215,12 +205,10 @@ class DataPlan:
     def _step_sequences(self, step: int) -> np.ndarray:
         return np.concatenate([self._row_sequences(step, row) for row in range(self._rows_in_step(step))])
 
-    def _micro_rows(self, step: int, rank: int, world_size: int, micro_batch: int, micro_index: int) -> range:
-        if not (0 <= rank < world_size and 0 <= micro_index < self.num_micro_batches(world_size, micro_batch)):
-            raise IndexError(f"no micro batch {micro_index} on rank {rank} of {world_size}")
-        first = (micro_index * world_size + rank) * micro_batch
-        end = self._rows_in_step(step)
-        return range(min(first, end), min(first + micro_batch, end))
+    def _micro_rows(self, step: int, share: Share, micro_index: int) -> range:
+        if not 0 <= micro_index < self.num_micro_batches(share):
+            raise IndexError(f"no micro batch {micro_index} on rank {share.rank} of {share.world_size}")
+        return share.rows(micro_index, self._rows_in_step(step))
 
     def _assemble(self, rows: list[np.ndarray], micro_batch: int) -> Batch:
         """Lay the sequences of each row behind one another; rows that are missing are padding."""

@@ -6,20 +6,21 @@ import math
 
 import torch
 
+from trainer.data.batch import Share
 from trainer.data.plan import DataPlan
 from trainer.engine.engine import Engine, sum_over_ranks
 from trainer.run.exits import TrainingFailed
 
 
-def validation_loss(engine: Engine, plan: DataPlan, rank: int, world_size: int, micro_batch: int) -> float:
+def validation_loss(engine: Engine, plan: DataPlan, share: Share) -> float:
     """Sum of weight x cross-entropy over the held-out conversations, divided by the sum of weights. All ranks call it.
 
     Raises TrainingFailed where the result is not finite.
     """
     loss = torch.zeros((), dtype=torch.float64, device=engine.device)
     weight = torch.zeros((), dtype=torch.float64, device=engine.device)
-    for index in range(plan.eval_num_micro_batches(world_size, micro_batch)):
-        batch = plan.eval_batch(rank, world_size, micro_batch, index)
+    for index in range(plan.eval_num_micro_batches(share)):
+        batch = plan.eval_batch(share, index)
         loss += engine.evaluate(batch).double()
         weight += batch.weights_BT.sum(dtype=torch.float64).to(engine.device)
     total_loss, total_weight = sum_over_ranks(loss, weight, device=engine.device)

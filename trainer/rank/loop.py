@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.trainer_state import TrainerState
+from trainer.data.batch import Share
 from trainer.data.plan import DataPlan
 from trainer.engine import optimizer
 from trainer.engine.engine import Engine, sum_over_ranks
@@ -39,8 +40,7 @@ class Training:
     checkpoints: CheckpointManager
     state: TrainerState
     hand: Rank
-    rank: int
-    world_size: int
+    share: Share
     metrics: MetricsWriter | None
     """On rank 0 only."""
     emit: Callable[..., None] | None
@@ -91,9 +91,8 @@ class Training:
             )
 
     def micro_batches(self, step: int) -> Any:
-        micro_batch = self.job.spec.train.micro_batch
-        for index in range(self.plan.num_micro_batches(self.world_size, micro_batch)):
-            yield self.plan.batch(step, self.rank, self.world_size, micro_batch, index)
+        for index in range(self.plan.num_micro_batches(self.share)):
+            yield self.plan.batch(step, self.share, index)
 
     def is_evaluation_due(self) -> bool:
         settings, plan = self.job.spec.train, self.plan
@@ -103,7 +102,7 @@ class Training:
         if not self.plan.has_validation:
             return
         with self.hand.heartbeat.busy("evaluating"):
-            loss = validation_loss(self.engine, self.plan, self.rank, self.world_size, self.job.spec.train.micro_batch)
+            loss = validation_loss(self.engine, self.plan, self.share)
         best = self.state.best_eval_loss
         self.state.last_eval_loss = loss
         self.state.best_eval_loss = loss if best is None else min(best, loss)
@@ -116,7 +115,7 @@ class Training:
     def save_or_stop(self) -> None:
         """At a step's boundary: what any rank was asked for, all of them do."""
         stop = self.hand.stop.requested
-        due = self.rank == 0 and self.checkpoints.local_due(self.state)
+        due = self.share.rank == 0 and self.checkpoints.local_due(self.state)
         asked_stop, asked_save, interval_due = sum_over_ranks(
             stop is not None, self.hand.stop.save_requested, due, device=self.engine.device
         )
@@ -142,12 +141,11 @@ class Training:
 
     def name_the_culprits(self, step: int, losses: list[torch.Tensor], loss: float) -> str:
         """The same sentence on every rank: which conversations were in the micro batches whose loss is not finite."""
-        micro_batch = self.job.spec.train.micro_batch
         here: list[str] = []
         for index, value in enumerate(losses):
             if not torch.isfinite(value):
-                here += self.plan.conversations(step, self.rank, self.world_size, micro_batch, index)
-        everywhere: list[list[str]] = [[] for _ in range(self.world_size)]
+                here += self.plan.conversations(step, self.share, index)
+        everywhere: list[list[str]] = [[] for _ in range(self.share.world_size)]
         dist.all_gather_object(everywhere, here)
         names = [name for part in everywhere for name in part]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -36,6 +36,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
 
     from trainer.checkpoint.manager import CheckpointManager, probe_store
     from trainer.checkpoint.trainer_state import TrainerState
+    from trainer.data.batch import Share
     from trainer.data.plan import DataPlan
     from trainer.data.tokenizer import load_tokenizer
     from trainer.engine import out_of_memory
@@ -59,6 +60,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     if is_first:
         probe_store(job)
     rank, world_size, device = initialize_distributed(job.device)
+    share = Share(rank, world_size, job.spec.train.micro_batch)
     plan = DataPlan.open(job)
     tokenizer = load_tokenizer(job.spec.model)
     base = build.build(job, tokenizer)
@@ -77,7 +79,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
             trained_parameters=report.num_trainable,
         )
     with out_of_memory.explained(job, lambda: 0):
-        engine = Engine(job, base, plan.num_micro_batches(world_size, job.spec.train.micro_batch), device)
+        engine = Engine(job, base, plan.num_micro_batches(share), device)
         torch.manual_seed(job.spec.train.seed + rank)
 
         enter(Phase.RESTORING)
@@ -98,7 +100,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     enter(Phase.TRAINING)
     metrics = MetricsWriter(job, attempt, total_steps=plan.total_steps) if is_first else None
     with out_of_memory.explained(job, lambda: state.step):
-        Training(job, plan, engine, checkpoints, state, hand, rank, world_size, metrics, emit).run()
+        Training(job, plan, engine, checkpoints, state, hand, share, metrics, emit).run()
 
     enter(Phase.EXPORTING)
     with hand.heartbeat.busy("exporting"):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.backends.base import BEGINNING, BackendStatus, Cursor, Fetchable, LogChunk, Offer, Placement
+from launcher.backends.base import BEGINNING, BackendStatus, Cursor, Fetchable, LogChunk, Offer
 from launcher.backends.home import machine
 from launcher.runs import ledger
 from launcher.runs.copying import copy_folder
@@ -22,6 +22,7 @@ from launcher.runs.states import is_over
 from launcher.units import GIB
 
 if TYPE_CHECKING:
+    from launcher.jobfile.settle import Placement
     from launcher.jobfile.spec import JobSpec
 
 _CHUNK_BYTES = 1 << 18
@@ -52,6 +53,8 @@ class HomeBackend(ABC):
                       host_memory_gib=machine.memory_bytes() / GIB)]  # fmt: skip
 
     def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
+        from launcher.jobfile.settle import Placement  # with pydantic, which reading a log does without
+
         gpus = machine.local_gpus()
         if gpus and nproc is not None and nproc > len(gpus):
             raise BadUsage(f"--nproc {nproc}: this machine has {len(gpus)} GPUs; ask for at most that many")

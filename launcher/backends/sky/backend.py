@@ -25,7 +25,6 @@ from launcher.backends.base import (
     Handle,
     LogChunk,
     Offer,
-    Placement,
     Submission,
 )
 from launcher.backends.home.run_folder import read_from
@@ -45,6 +44,7 @@ from launcher.backends.sky.records import (
 )
 from launcher.backends.sky.ship import pack
 from launcher.backends.sky.task import IDLE_MINUTES, build_task, folder_store, places_of, ship
+from launcher.jobfile.settle import Placement
 from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger
 from launcher.runs.copying import copy_folder

@@ -12,7 +12,7 @@ from dolphin_cli import FAKE_TRAINER, write_job
 
 from launcher.backends.base import get_backend
 from launcher.jobfile.load import load_job
-from launcher.jobfile.settle import settle
+from launcher.jobfile.settle import Placement, settle
 from launcher.runs import ledger
 from tests.contract.test_backend import *  # noqa: F403
 from tests.contract.test_backend import Bench
@@ -70,8 +70,8 @@ def test_a_name_that_is_taken_says_so(bench, engine, fake_image):
 
 def test_a_gpu_that_the_engine_cannot_give_says_what_to_install(bench, fake_image):
     record = bench.record()
-    train = settle(bench.job, nproc=1, run_id=record.run_id, run_dir=str(record.folder), cache_dir=str(ledger.cache_dir()),
-                   device="cuda", zero=0)  # fmt: skip
+    place = Placement(str(record.folder), str(ledger.cache_dir()), 1, "cuda")
+    train = settle(bench.job, place, run_id=record.run_id, zero=0)
     write_atomic(record.files.train_json, train.model_dump_json())
     with pytest.raises(BackendError, match="nvidia-container-toolkit"):  # noqa: F405
         bench.submit(record, steps=1)
