@@ -132,7 +132,7 @@ _LIMITS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def _expected(error: Any) -> str:
-    text = _SHAPES.get(error["type"], error["msg"])
+    text: str = _SHAPES.get(error["type"], error["msg"])
     return text.format(expected=error.get("ctx", {}).get("expected", "")).replace("one of 'auto'", "auto")
 
 
@@ -153,7 +153,8 @@ def _say(error: Any, where: Where) -> str:
         return f"does not have the right form{_not(value, where)}"
     if kind in _SHAPES:
         return f"must be {_expected(error)}{_not(value, where)}{_advice(kind, value, context, where)}"
-    return error["msg"][:1].lower() + error["msg"][1:]
+    said: str = error["msg"]
+    return said[:1].lower() + said[1:]
 
 
 def _not(value: Any, where: Where) -> str:

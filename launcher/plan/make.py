@@ -136,7 +136,8 @@ class LaunchPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; infinite hours are null."""
-        return _plain(dataclasses.asdict(self))
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return plain
 
 
 def make_plan(

@@ -123,7 +123,8 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 def _marker(process: psutil.Process) -> str | None:
     try:
-        return process.environ().get(RUN_MARKER)
+        environment: dict[str, str] = process.environ()
+        return environment.get(RUN_MARKER)
     except (psutil.Error, OSError):
         return None  # another user's, or it has just ended
 

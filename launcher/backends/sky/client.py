@@ -134,7 +134,7 @@ class SkyClient:
             for request in self._sdk().api_status(all_status=False):
                 body = f"{request.request_body}{request.entrypoint}{request.cluster_name}"
                 if request.name in ("jobs.launch", "sky.jobs.launch", "launch", "sky.launch") and run_id in body:
-                    return request.request_id
+                    return str(request.request_id)
         return None
 
     def launch_managed(self, task: dict[str, Any], name: str, asked: Callable[[str], None]) -> int:

@@ -60,7 +60,7 @@ def priced(job: JobSpec, places: list[Place], offers: list[Offer]) -> list[Place
             if offer.spot == place.spot and (offer.infra == place.infra or offer.infra.startswith(f"{place.infra}/"))
         ]
         if prices or job.resources.gpu_name is None:
-            found.append(Place(place.infra, place.spot, min(prices, default=None)))  # type: ignore[type-var]
+            found.append(Place(place.infra, place.spot, min(prices) if prices else None))
     return found
 
 

@@ -148,7 +148,7 @@ class Mirror:
             with contextlib.suppress(FileNotFoundError):
                 state = json.loads(path.read_bytes())
             for kind, name in FILES.items():
-                size = state["sizes"].get(kind, 0)  # type: ignore[union-attr, attr-defined]
+                size = state["sizes"].get(kind, 0)  # type: ignore[attr-defined]
                 file = self._folder / name
                 if file.exists() and file.stat().st_size > size:
                     os.truncate(file, size)
