@@ -5,6 +5,7 @@ enough for the same server: Google's client is checked up to the wire, not again
 """
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -193,6 +194,20 @@ def test_a_store_that_stays_away_ends_in_an_error_that_says_so(make, proxy, monk
         store.put("name", b"data")
     assert not isinstance(caught.value, NotInStore)
     assert len(str(caught.value)) < 600
+
+
+def test_a_client_that_waits_to_be_asked_for_the_body_is_asked(proxy):
+    """As Amazon's does before each put. One that is not asked sends the body a second later: slow, and no test fails."""
+    with socket.create_connection(("127.0.0.1", int(proxy.url.rpartition(":")[2])), timeout=60) as client:
+        answers = client.makefile("rb")
+        client.sendall(
+            b"PUT /bucket/asked HTTP/1.1\r\nHost: bucket\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert answers.readline() == b"HTTP/1.1 100 Continue\r\n"
+        assert answers.readline() == b"\r\n"
+        client.sendall(b"body")
+        assert answers.readline().startswith(b"HTTP/1.1 200 ")
+    assert open_store("s3://bucket").get("asked") == b"body"
 
 
 def test_a_writer_that_dies_leaves_nothing_that_could_be_taken_for_a_file(tmp_path):

@@ -80,8 +80,10 @@ class FaultProxy:
             self._closing.wait()
             return False
         if fault == "cut-request":
+            self._ask_for_body(client, named)
             incoming.read(length // 2)
             return False
+        self._ask_for_body(client, named)
         body = incoming.read(length)
         if fault in ("503", "403"):
             reason = {"503": "Slow Down", "403": "Forbidden"}[fault]
@@ -100,6 +102,12 @@ class FaultProxy:
             return False
         client.sendall(answer)
         return True
+
+    @staticmethod
+    def _ask_for_body(client: socket.socket, headers: dict[bytes, bytes]) -> None:
+        """Amazon's client sends the headers of a put alone, and waits a second for this before it sends the body anyway."""
+        if headers.get(b"expect", b"").lower() == b"100-continue":
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _forward(self, line: bytes, headers: list[bytes], body: bytes) -> bytes:
         dropped = (b"connection:", b"expect:", b"authorization: bearer")
