@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -11,6 +12,17 @@ TIERS = ("unit", "contract", "process", "lab", "gpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")
+gc.disable()  # until everything is imported: half a million objects to look through again and again, and none to free
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays to the end: a collection looks at what the tests made
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    gc.freeze()  # the process ends: nothing is worth looking for
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
