@@ -1,7 +1,6 @@
 """Every place that keeps checkpoints keeps the same promises: a folder, S3 over real HTTP, Google's API over real HTTP.
 
-The two object stores are moto's server behind a proxy that can be told to misbehave. Google's XML API and S3's are close
-enough for the same server: Google's client is checked up to the wire, not against Google's own emulator.
+The two object stores are one server (tests/support/object_stores.py) behind a proxy that can be told to misbehave.
 """
 
 import os
@@ -11,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.support import object_stores
 from tests.support.fault_proxy import FaultProxy
 from trainer.run.exits import BadInput
 from trainer.run.stores import object_store
@@ -20,33 +20,17 @@ from trainer.run.stores.opening import open_store, probe
 KINDS = ("folder", "s3", "gcs")
 OBJECT_STORES = ("s3", "gcs")
 MEGABYTE = 1 << 20
-PART, SIZE = 5 * MEGABYTE, 12 * MEGABYTE
-
-
-@pytest.fixture(scope="module")
-def server():
-    from moto.server import ThreadedMotoServer
-
-    found = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    found.start()
-    yield found.get_host_and_port()
-    found.stop()
+PART = 5 * MEGABYTE
+"""The least that S3 takes; large enough to be cut off while it is sent."""
+SIZE = 2 * PART + MEGABYTE // 8
 
 
 @pytest.fixture
-def proxy(server, monkeypatch):
-    with FaultProxy(*server) as found:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", found.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-        monkeypatch.setenv("DOLPHIN_STORE_RETRY_S", "20")
+def proxy(object_server, monkeypatch):
+    with FaultProxy(*object_server) as found:
+        for name, value in object_stores.environment(found.url, retry_s=20).items():
+            monkeypatch.setenv(name, value)
         monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-        import boto3
-
-        boto3.client("s3", region_name="us-east-1", endpoint_url=found.url).create_bucket(Bucket="bucket")
-        found.requests.clear()
         yield found
 
 
@@ -63,13 +47,18 @@ def make(request, tmp_path, proxy):
     return build
 
 
-@pytest.fixture
-def large(tmp_path, monkeypatch):
-    """Three parts of an upload."""
-    monkeypatch.setattr(object_store, "PART_BYTES", PART)
-    path = tmp_path / "large.bin"
+@pytest.fixture(scope="module")
+def random_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("random") / "large.bin"
     path.write_bytes(os.urandom(SIZE))
     return path
+
+
+@pytest.fixture
+def large(random_file, monkeypatch):
+    """Three parts of an upload."""
+    monkeypatch.setattr(object_store, "PART_BYTES", PART)
+    return random_file
 
 
 def after(count, fault, wanted):

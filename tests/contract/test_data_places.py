@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support import object_stores
 from tests.support.data_job import chat, data_job, write_rows
 from tests.support.fault_proxy import FaultProxy
 from trainer.data import hub
@@ -26,24 +27,14 @@ ROWS = [chat(f"question {i}", f"answer {i} ça va 🐬") for i in range(30)]
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
+def bucket(object_server: tuple[str, int]) -> Iterator[Any]:
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with FaultProxy(*server.get_host_and_port()) as proxy, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        patch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "word")
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("DOLPHIN_STORE_RETRY_S", "5")
+    with FaultProxy(*object_server) as proxy, pytest.MonkeyPatch.context() as patch:
+        for name, value in object_stores.environment(proxy.url, retry_s=5).items():
+            patch.setenv(name, value)
         patch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-        client = boto3.client("s3", region_name="us-east-1", endpoint_url=proxy.url)
-        client.create_bucket(Bucket="bucket")
-        yield client
-    server.stop()
+        yield boto3.client("s3", region_name="us-east-1", endpoint_url=proxy.url)
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])

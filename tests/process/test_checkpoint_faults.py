@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from tests.support import object_stores
 from tests.support.checkpoint_runs import do_phases
 from tests.support.fault_proxy import FaultProxy
 from trainer.checkpoint.manifest import MANIFEST, REFUSED_MANIFEST
@@ -86,19 +87,8 @@ OTHER_JOBS = {
 
 @pytest.fixture(scope="module")
 def s3():
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with FaultProxy(*server.get_host_and_port()) as proxy:
-        import boto3
-
-        client = boto3.client(
-            "s3", endpoint_url=proxy.url, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
-        )
-        client.create_bucket(Bucket="bucket")
+    with object_stores.serving() as address, FaultProxy(*address) as proxy:
         yield proxy
-    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +112,7 @@ def results(root, s3):
         return None
 
     s3.rule = misbehave
-    environment = {
-        "AWS_ENDPOINT_URL": s3.url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1",
-        "DOLPHIN_STORE_RETRY_S": "60",
-    }  # fmt: skip
+    environment = object_stores.environment(s3.url, retry_s=60)
     remote = {"store": "s3://bucket/runs"}
     whole = run_of(root, "whole", save_at=[2, 4])
     first = [whole, run_of(root, "remote", save_at=[2, 4], **remote)]
