@@ -38,7 +38,7 @@ class ResourcesSpec(SpecModel):
     regions: OneOrMore = ()
     """Regions to look in; all of them where not given."""
     image: str | None = None
-    """Container image with dolphin in it. Where not given, `--on docker` builds one, and a cluster's node installs the trainer."""
+    """Container image with dolphin in it. Where not given, a release takes its own; in a checkout docker builds one, and a cluster's node installs the trainer."""
     container: Literal["auto", "image", "docker", "none"] = "auto"
     """How the image runs: as the node itself (`image`), in docker on the node (`docker`), not at all (`none`); `auto` chooses."""
     disk_gb: PositiveInt = 512

@@ -14,12 +14,12 @@ from dolphin_cli import wait_until
 
 from launcher.backends.sky.log.mirror import Mirror, frames_in
 from launcher.backends.sky.node import bucket, relay
-from launcher.backends.sky.task import template_path
+from launcher.backends.sky.task import template_text
 from tests.support import tiny_job
 from trainer.run.run_folder import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN = yaml.safe_load(template_path().read_text())["run"]
+RUN = yaml.safe_load(template_text())["run"]
 
 
 def node(home: Path, rank: int, port: int, run: RunDir) -> subprocess.Popen[str]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.backends.sky.task import template_path
+from launcher.backends.sky.task import template_text
 
-SETUP = yaml.safe_load(template_path().read_text())["setup"]
+SETUP = yaml.safe_load(template_text())["setup"]
 
 
 def node(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.backends import release
 from launcher.backends.docker import engine, image
 from launcher.runs.errors import BackendError, BadUsage
 
@@ -52,6 +53,20 @@ def test_build_arguments_come_from_the_environment(monkeypatch):
     monkeypatch.setenv(image.BUILD_ARGS, "BASE_IMAGE")
     with pytest.raises(BadUsage, match="NAME=VALUE"):
         image.build_arguments("cpu")
+
+
+def test_a_release_pulls_its_own_image_and_a_checkout_builds_one(monkeypatch, tmp_path):
+    monkeypatch.delenv(image.BUILD_ARGS, raising=False)
+    assert image.to_pull(None, "cpu") is None, "a checkout has no images"
+    (tmp_path / "images.json").write_text(
+        '{"cpu": "r.example/dolphin@sha256:00", "cuda": "r.example/dolphin@sha256:01"}'
+    )
+    monkeypatch.setattr(release, "FILE", str(tmp_path / "images.json"))
+    assert image.to_pull(None, "cpu") == "r.example/dolphin@sha256:00"
+    assert image.to_pull(None, "cuda") == "r.example/dolphin@sha256:01"
+    assert image.to_pull("mine:1", "cuda") == "mine:1"
+    monkeypatch.setenv(image.BUILD_ARGS, "EXTRAS=train")
+    assert image.to_pull(None, "cuda") is None, "build arguments would be ignored"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from launcher.backends import release
 from launcher.backends.sky.ship import pack
 from launcher.backends.sky.task import (
     NO_DOCKER_IMAGE,
@@ -15,6 +16,7 @@ from launcher.backends.sky.task import (
     Place,
     build_task,
     folder_store,
+    image_of,
     places_of,
     relay_config,
     requirements,
@@ -127,6 +129,28 @@ def test_without_an_image_the_node_installs_the_trainer_and_none_that_nobody_pub
     assert (task["envs"]["DOLPHIN_CONTAINER"], task["envs"]["DOLPHIN_IMAGE"]) == ("none", "")
     with pytest.raises(BadUsage, match=r"no resources\.image; build one"):
         task_of(job_of(container="docker", image=None, infra="aws"))
+
+
+def test_a_release_trains_in_its_own_image_unless_the_job_brings_an_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = {"cpu": f"r.example/dolphin@sha256:{'a' * 64}", "cuda": f"r.example/dolphin@sha256:{'b' * 64}"}
+    (tmp_path / "images.json").write_text(json.dumps(images))
+    monkeypatch.setattr(release, "FILE", str(tmp_path / "images.json"))
+    job = job_of(image=None, infra=["aws", "oci"])
+    task, train = task_of(job), train_of(job)
+    assert [entry.get("image_id") for entry in entries(task)].count(f"docker:{images['cuda']}") == 2, (
+        "spot and not, on AWS"
+    )
+    assert (task["envs"]["DOLPHIN_CONTAINER"], task["envs"]["DOLPHIN_IMAGE"]) == ("auto", images["cuda"])
+    assert relay_config(job, train, [])["image"] == images["cuda"]
+    assert image_of(job, train.model_copy(update={"device": "cpu"})) == images["cpu"]
+    assert image_of(job_of(infra="aws"), train) == IMAGE
+    assert image_of(job_of(image=None, container="none"), train) is None
+    for name in ("DOLPHIN_PYTHON", "DOLPHIN_TORCH_INDEX"):
+        own = job.model_copy(update={"env": {name: "x"}})
+        assert image_of(own, train) is None, f"{name} would be ignored in an image"
+        assert task_of(own)["envs"]["DOLPHIN_CONTAINER"] == "none"
 
 
 def test_a_secret_s_value_is_in_the_secrets_alone(tmp_path: Path) -> None:

@@ -6,11 +6,8 @@ The forbidden phrases are put together here, so that this file does not hold the
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-import sys
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -53,19 +50,6 @@ def test_only_launcher_and_trainer_are_packed() -> None:
     folders = {path.parent for package in ("launcher", "trainer") for path in (ROOT / package).rglob("*.py")}
     missing = {".".join(folder.relative_to(ROOT).parts) for folder in folders} - set(packages)
     assert missing == set(), "a folder of modules without __init__.py would be left out of the wheel"
-
-
-def test_an_installed_wheel_has_the_template_that_a_launch_needs(tmp_path: Path) -> None:
-    """From a checkout it is found beside the packages, so that only a real wheel shows that it is missing."""
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path]
-    source = tmp_path / "source"
-    for path in tracked():
-        if path.relative_to(ROOT).parts[0] in ("launcher", "trainer", "sky", "pyproject.toml", "README.md"):
-            (source / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, source / path.relative_to(ROOT))
-    subprocess.run([*command, source], check=True, capture_output=True)
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert [name for name in names if name.endswith("data/share/dolphin-launcher/sky/task.yaml")]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The image that a run is started from: the one that the job names, or dolphin's own, built where it is not there yet.
+"""The image that a run is started from: the one that the job names, the release's, or one built from the checkout.
 
 Owns the tag of the own image (version, variant and a hash of everything that goes into it, so that another trainer is
 another image) and its build. Refuses to know runs.
@@ -15,9 +15,10 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from launcher.backends.docker.engine import explain, explained
+from launcher.backends.release import image_of_release
 from launcher.runs.errors import BackendError, BadUsage
 
 ROOT = Path(__file__).parents[3]
@@ -30,11 +31,14 @@ _PARTS = ("Dockerfile", "constraints.txt", "pyproject.toml", "trainer", "wheels"
 """What .dockerignore lets through."""
 
 
-def ensure(client, wanted: str | None, device: str, log: Path, tell: Callable[[str], None]) -> str:  # type: ignore[no-untyped-def]
-    """The name of an image that is there now: `wanted` (pulled where it is not), or dolphin's own (built where it is not).
+def ensure(  # type: ignore[no-untyped-def]
+    client, wanted: str | None, device: Literal["cuda", "cpu"], log: Path, tell: Callable[[str], None]
+) -> str:
+    """The name of an image that is there now: the one to pull (`wanted`, else the release's), or one built here.
 
     The build's output goes to `log`. Raises BackendError.
     """
+    wanted = to_pull(wanted, device)
     if wanted is not None:
         if not is_there(client, wanted):
             tell(f"pulling {wanted}")
@@ -47,6 +51,11 @@ def ensure(client, wanted: str | None, device: str, log: Path, tell: Callable[[s
         tell(f"building {name} (the first time takes minutes; {log})")
         build(client, ROOT, name, arguments, log, tell)
     return name
+
+
+def to_pull(stated: str | None, device: Literal["cuda", "cpu"]) -> str | None:
+    """The job's image, else this release's; None where one is built: in a checkout, and where build arguments are given."""
+    return stated or (None if os.environ.get(BUILD_ARGS) else image_of_release(device))
 
 
 def is_there(client, name: str) -> bool:  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""A run as a SkyPilot task dictionary. Pure: no sky, no network, no clock; reads the template and nothing else.
+"""A run as a SkyPilot task dictionary. Pure: no sky, no network, no clock; reads files of dolphin and nothing else.
 
 Owns which SkyPilot keys a job becomes, which clouds lack spot instances or docker images, and which local files travel.
 Refuses to know requests, clusters and prices' sources.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from launcher.backends.release import image_of_release
 from launcher.config.names import HUB_ID, URL
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
@@ -37,6 +38,8 @@ DATA = "~/dolphin-data"
 IDLE_MINUTES = 15
 """Autostop: a node whose run is over and that nobody tore down costs at most this long."""
 RECOVER_EXIT_CODE = 75
+OWN_ENVIRONMENT = ("DOLPHIN_PYTHON", "DOLPHIN_TORCH_INDEX")
+"""Variables of a job's `env` by which it brings the trainer's environment to the node itself."""
 _ALIASES = {"k8s": "kubernetes"}
 
 
@@ -97,21 +100,22 @@ def build_task(
     secrets: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The task as SkyPilot's own parser takes it. `staging` is the folder here that becomes INPUTS on the node."""
-    template = yaml.safe_load(template_path().read_text())
+    template = yaml.safe_load(template_text())
     installed = requirements() + job.env.get("DOLPHIN_TORCH_INDEX", "")
     venv = f"venv-{hashlib.sha256(installed.encode()).hexdigest()[:12]}"
+    image = image_of(job, train)
     envs = {
         **job.env,
         "DOLPHIN_RUN_ID": train.run_id,
-        "DOLPHIN_CONTAINER": _container(job, places),
-        "DOLPHIN_IMAGE": job.resources.image or "",
+        "DOLPHIN_CONTAINER": _container(job, places, image),
+        "DOLPHIN_IMAGE": image or "",
         "DOLPHIN_VENVS": folder_store(job) or "~/.dolphin",
         "DOLPHIN_VENV": venv,
     }
     task = {
         "name": train.run_id,
         "num_nodes": job.resources.num_nodes,
-        "resources": _resources(job, places, is_managed),
+        "resources": _resources(job, places, is_managed, image),
         "envs": envs,
         "file_mounts": {INPUTS: str(staging), **shipment.file_mounts},
         "setup": template["setup"],
@@ -167,7 +171,7 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str]) -> d
     return {
         "run_id": train.run_id,
         "run_dir": train.run_dir,
-        "image": job.resources.image or "",
+        "image": image_of(job, train) or "",
         "env": names,
         "mounts": mounts,
         "bucket": f"{bucket.rstrip('/')}/{train.run_id}" if bucket else None,
@@ -190,17 +194,25 @@ def folder_store(job: JobSpec) -> str | None:
     return store.rstrip("/") if store and not URL.match(store) else None
 
 
-def template_path() -> Path:
-    """sky/task.yaml beside the package, or where an installed wheel keeps it."""
-    beside = Path(__file__).resolve().parents[3] / "sky" / "task.yaml"
-    if beside.exists():
-        return beside
-    return Path(sysconfig.get_path("data")) / "share" / "dolphin-launcher" / "sky" / "task.yaml"
+def template_text() -> str:
+    """sky/task.yaml: beside this module in an installed wheel, at the top of a checkout."""
+    packed = resources.files("launcher.backends.sky") / "task.yaml"
+    if packed.is_file():
+        return packed.read_text(encoding="utf-8")
+    return (Path(__file__).resolve().parents[3] / "sky" / "task.yaml").read_text(encoding="utf-8")
 
 
-def _container(job: JobSpec, places: Sequence[Place]) -> str:
+def image_of(job: JobSpec, train: NodeJob) -> str | None:
+    """The job's image, else this release's where the job does not say how the trainer comes to the node; None: it is installed."""
+    r = job.resources
+    if r.image is not None or r.container == "none" or not job.env.keys().isdisjoint(OWN_ENVIRONMENT):
+        return r.image
+    return image_of_release(train.device)
+
+
+def _container(job: JobSpec, places: Sequence[Place], image: str | None) -> str:
     """What the node is told: settled here where every place agrees, decided there where they differ."""
-    container, image = job.resources.container, job.resources.image
+    container = job.resources.container
     if container in ("image", "docker") and image is None:
         raise BadUsage(
             f"resources.container: {container}, but no resources.image; build one (`docker build` with dolphin's Dockerfile), "
@@ -211,7 +223,7 @@ def _container(job: JobSpec, places: Sequence[Place]) -> str:
     return "none" if image is None or all(place.cloud == "slurm" for place in places) else "auto"
 
 
-def _resources(job: JobSpec, places: Sequence[Place], is_managed: bool) -> dict[str, Any]:
+def _resources(job: JobSpec, places: Sequence[Place], is_managed: bool, image: str | None) -> dict[str, Any]:
     r = job.resources
     common: dict[str, Any] = {}
     if r.accelerators:
@@ -222,23 +234,23 @@ def _resources(job: JobSpec, places: Sequence[Place], is_managed: bool) -> dict[
         common["max_hourly_cost"] = r.max_hourly_cost
     if is_managed:
         common["job_recovery"] = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [RECOVER_EXIT_CODE]}
-    entries = [_entry(job, place) | common for place in _by_price(places)]
+    entries = [_entry(job, place, image) | common for place in _by_price(places)]
     return entries[0] if len(entries) == 1 else {"any_of": entries}
 
 
-def _entry(job: JobSpec, place: Place) -> dict[str, Any]:
+def _entry(job: JobSpec, place: Place, image: str | None) -> dict[str, Any]:
     r = job.resources
     entry: dict[str, Any] = {"use_spot": place.spot}
     if place.infra:
         entry["infra"] = place.infra
-    can_be_image = r.container == "auto" and r.image is not None and place.cloud not in NO_DOCKER_IMAGE
+    can_be_image = r.container == "auto" and image is not None and place.cloud not in NO_DOCKER_IMAGE
     wants_image = r.container == "image" or can_be_image
     if wants_image:
         if place.cloud in NO_DOCKER_IMAGE - {"slurm"}:
             raise BadUsage(
                 f"resources.container: image, but {place.infra} runs no docker images as nodes; use auto or docker"
             )
-        entry["image_id"] = f"docker:{r.image}"
+        entry["image_id"] = f"docker:{image}"
     if place.cloud not in NO_DISK_SIZE:
         entry["disk_size"] = r.disk_gb
     if place.cloud not in NO_AUTOSTOP:
