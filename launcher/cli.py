@@ -19,7 +19,6 @@ app = typer.Typer(
     help="One file in, a fine-tuned language model out: on spot GPUs, in docker, or on a CPU.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     no_args_is_help=True,
 )
 spectrum = typer.Typer(
@@ -128,7 +127,7 @@ def plan(
     set_: Set = None,
     json_: Json = False,
 ) -> int:
-    """Say what a job takes, before anything is paid: steps, memory, hours, price."""
+    """Steps, memory, hours and price, before anything is paid."""
     from launcher.commands.plan import PlanOptions, plan_command
 
     return plan_command(job, PlanOptions(set_ or (), json_, sequences, deadline, offline, on, nproc))

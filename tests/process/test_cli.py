@@ -47,6 +47,28 @@ def test_help_loads_next_to_nothing():
     assert peak_kib - int(bare.stdout) < 30 * 1024
 
 
+def test_bash_completes_commands_and_options_without_loading_more(tmp_path):
+    """Typed letters are answered by the command itself, at every Tab."""
+    dolphin = Path(sys.executable).with_name("dolphin")
+    shown = subprocess.run(
+        ["bash", "-c", f"{dolphin} --show-completion"], capture_output=True, text=True, check=True
+    ).stdout
+    script = tmp_path / "completion.bash"
+    script.write_text(
+        f"PATH={dolphin.parent}:$PATH\n{shown}\n"
+        'answer() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _dolphin_completion dolphin; echo "${COMPREPLY[@]}"; }\n'
+        "answer dolphin la\nanswer dolphin spectrum s\nanswer dolphin launch --np\n"
+    )
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["launch", "scan select", "--nproc"]
+    assert done.stderr == ""
+
+
+def test_python_finds_the_command_where_the_path_does_not(dolphin):
+    done = subprocess.run([sys.executable, "-m", "launcher", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout == dolphin.run("--help").stdout
+
+
 @pytest.mark.parametrize("command", ["status", "logs", "down", "doctor"])
 def test_no_command_loads_a_training_or_cloud_stack(command, tmp_path, monkeypatch):
     monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path))
@@ -60,6 +82,8 @@ def test_every_command_is_listed_and_explained(dolphin):
         "init",
         "validate",
         "schema",
+        "data",
+        "plan",
         "launch",
         "logs",
         "status",
