@@ -82,8 +82,16 @@ def validate(job: Job, set_: Set = None, json_: Json = False) -> int:
 
 
 @app.command()
-def schema() -> int:
+def schema(
+    keys: Annotated[
+        bool, typer.Option("--keys", help="A page for people instead: type, default, meaning, example of each key.")
+    ] = False,
+) -> int:
     """Print a JSON Schema of job.yaml, for editors."""
+    if keys:
+        from launcher.commands.reference import keys_command
+
+        return keys_command()
     from launcher.commands.schema import schema_command
 
     return schema_command()

@@ -16,9 +16,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from launcher.commands.reference import EXAMPLES
 from launcher.config.key_hints import groups_in
 from launcher.config.problems import LocatedProblem, SpecErrors
-from launcher.config.yaml_lines import write_yaml
+from launcher.config.yaml_lines import inline_yaml
 from launcher.jobfile.field_docs import explanations
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
@@ -44,12 +45,8 @@ HEADER = """\
 #   dolphin launch FILE       plan, confirm, train       dolphin schema        completion for your editor
 """
 
-SHOWN_FOR_OPTIONAL: dict[str, str] = {
-    "track.wandb": "{project: my-model}",
-    "track.mlflow": "{tracking_uri: file:///tmp/mlflow}",
-    "secrets": "[HF_TOKEN]",
-    "env": "{TOKENIZERS_PARALLELISM: 'false'}",
-}
+SHOWN_BY_EXAMPLE = ("track.wandb", "track.mlflow", "secrets", "env")
+"""Without a default that would say what may stand there."""
 
 
 def init_command(output: str = "job.yaml", from_axolotl: str | None = None, overrides: Sequence[str] = ()) -> int:
@@ -111,8 +108,9 @@ def _entry(name: str, field: FieldInfo, explanation: str, indent: str, dotted: s
         is_list = field.annotation is not groups[0]
         return f"{lead}{comment}{indent}{name}:\n{_group(groups[0], indent + '  ', dotted, is_list)}"
     if dotted in START:
-        return f"{lead}{comment}{indent}{name}: {_value(START[dotted])}\n"
-    return f"{lead}{comment}{indent}# {name}: {SHOWN_FOR_OPTIONAL.get(dotted) or _value(_default(field))}\n"
+        return f"{lead}{comment}{indent}{name}: {inline_yaml(START[dotted])}\n"
+    shown = EXAMPLES[dotted] if dotted in SHOWN_BY_EXAMPLE else inline_yaml(_default(field))
+    return f"{lead}{comment}{indent}# {name}: {shown}\n"
 
 
 def _group(model: type[BaseModel], indent: str, dotted: str, is_list: bool) -> str:
@@ -131,12 +129,3 @@ def _default(field: FieldInfo) -> Any:
     if isinstance(default, BaseModel):
         return default.model_dump(mode="json")
     return None if default is PydanticUndefined else default
-
-
-def _value(value: Any) -> str:
-    """One line of YAML."""
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.items()) + "}"
-    return write_yaml(value).removesuffix("\n").removesuffix("\n...")

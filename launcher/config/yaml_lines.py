@@ -76,6 +76,15 @@ def write_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def inline_yaml(value: Any) -> str:
+    """`value` on one line, as it may stand behind a key."""
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(inline_yaml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {inline_yaml(item)}" for key, item in value.items()) + "}"
+    return write_yaml(value).removesuffix("\n").removesuffix("\n...")
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own protocol: replaced per class)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+from pydantic import BaseModel
 
 from launcher.commands.init import init_command, new_job_text
+from launcher.commands.reference import EXAMPLES as EXAMPLES_OF_KEYS
+from launcher.commands.reference import example_of, keys_text
 from launcher.commands.schema import job_schema, schema_text
 from launcher.commands.validate import validate_command
 from launcher.config.key_hints import all_keys, groups_in
@@ -65,6 +69,48 @@ def test_the_schema_on_disk_is_the_one_of_the_models() -> None:
     assert (ROOT / "docs" / "job.schema.json").read_text() == schema_text(), (
         "run: dolphin schema > docs/job.schema.json"
     )
+
+
+def test_the_page_of_keys_on_disk_is_the_one_of_the_models() -> None:
+    assert (ROOT / "docs" / "job.md").read_text() == keys_text(), "run: dolphin schema --keys > docs/job.md"
+
+
+def groups_of_a_job() -> list[tuple[str, type[BaseModel], dict[str, Any]]]:
+    """Dotted prefix, model and schema of each group of keys, the top first."""
+    schema = job_schema()
+    found: list[tuple[str, type[BaseModel], dict[str, Any]]] = [("", JobSpec, schema["properties"])]
+    for prefix, model, _ in found:
+        for name, field in model.model_fields.items():
+            for group in groups_in(field.annotation):
+                found.append((f"{prefix}{name}.", group, schema["$defs"][group.__name__]["properties"]))
+    return found
+
+
+def test_every_key_has_a_line_on_the_page_of_keys() -> None:
+    sections = keys_text().split("\n## ")[1:]
+    for prefix, model, _ in groups_of_a_job():
+        title = f"`{prefix[:-1]}`" if prefix else "At the top"
+        (section,) = [text for text in sections if text.partition("\n")[0] == title]
+        for key in model.model_fields:
+            (line,) = [line for line in section.splitlines() if line.startswith(f"| `{key}` |")]
+            assert line.count(" | ") == 4, f"five cells: {line}"
+
+
+def test_every_example_on_the_page_of_keys_loads_and_shows_another_value_than_the_default() -> None:
+    seen = set()
+    for prefix, model, settings in groups_of_a_job():
+        examples = {key: example_of(f"{prefix}{key}", setting) for key, setting in settings.items()}
+        required = [key for key, field in model.model_fields.items() if field.is_required() and examples[key]]
+        for key, example in examples.items():
+            seen.add(f"{prefix}{key}")
+            if example is None:
+                continue
+            value = read_yaml("\n".join(f"{name}: {examples[name]}" for name in {*required, key})).data
+            if model is JobSpec:
+                value |= {"model": {"base": "x"}, "data": {"sources": [{"path": "x"}]}}
+            loaded = getattr(model.model_validate_json(json.dumps(value), strict=True), key)
+            assert "const" in settings[key] or loaded != model.model_fields[key].get_default(), f"{prefix}{key}"
+    assert EXAMPLES_OF_KEYS.keys() <= seen, "an example of a key that is no more"
 
 
 def test_the_schema_finds_a_typo_and_explains_every_setting() -> None:
