@@ -1,6 +1,6 @@
 # make demo   install into .venv and run the quickstart job to its end
-# make test   install into .venv and run every check: ruff, mypy, pytest
-# make lint   ruff and mypy alone
+# make test   install into .venv and run every check: ruff, mypy, vulture, pytest
+# make lint   ruff, mypy and vulture alone
 # make venv   install alone
 #
 # PYTHON=python3.12       another Python, 3.11 or newer
@@ -43,6 +43,7 @@ lint: venv
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/vulture
 
 venv: tools $(INSTALLED)
 

@@ -76,7 +76,7 @@ def from_pydantic(errors: Iterable[Any], data: Any) -> list[Finding]:
         if deep:
             plain += [Finding(where, _say(error, where)) for where, error in min(deep, key=len)]
         else:
-            ranged = [e for found in branches.values() for w, e in found if e["type"] not in _SHAPES]
+            ranged = [e for found in branches.values() for _, e in found if e["type"] not in _SHAPES]
             if ranged and all(e["type"] in _SHAPES or e in ranged for f in branches.values() for _, e in f):
                 plain.append(Finding(union_at, _say(ranged[0], union_at)))
                 continue

@@ -33,7 +33,6 @@ class RunView:
     saved_step: int | None = None
     model: str | None = None
     sample: dict[str, Any] | None = None
-    finish_reason: str | None = None
     story: list[str] = field(default_factory=list)
     _recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
 
@@ -112,11 +111,8 @@ class RunView:
                 self.model = get("model")
                 self.sample = get("sample") or self.sample
                 return f"{prefix}model written to {get('model')}"
-            case EventKind.FINISHED:
-                self.finish_reason = get("reason")
-                return None
             case _:
-                return None  # an event of a newer trainer: `dolphin logs` shows its log all the same
+                return None  # the end, which the status tells; an event of a newer trainer, whose log is shown all the same
 
 
 def _ranks(nproc: int | None, device: str | None) -> str:

@@ -26,7 +26,6 @@ Shapes = dict[str, tuple[int, ...]]
 class Architecture:
     """A decoder-only transformer. Counts are of the whole model; tied embeddings count once, under the input's name."""
 
-    model_type: str
     hidden: int
     intermediate: int
     num_layers: int
@@ -158,7 +157,7 @@ def from_config(config: dict[str, Any], source: str) -> Architecture:
     if family not in FAMILIES:
         raise BadInput(
             f"{source}: model_type {family!r} is not one that dolphin can plan ({', '.join(FAMILIES)}); "
-            "launch with `--no-plan`, or plan with a base of the same shape"
+            "`dolphin launch` trains it without a plan"
         )
     try:
         heads = config["num_attention_heads"]
@@ -176,9 +175,7 @@ def from_config(config: dict[str, Any], source: str) -> Architecture:
     window = (
         config.get("sliding_window") if config.get("use_sliding_window", family not in ("qwen2", "qwen3")) else None
     )
-    return Architecture(
-        model_type=family, **sizes, sliding_window=window, source=source, shapes=_shapes(family, config, sizes)
-    )
+    return Architecture(**sizes, sliding_window=window, source=source, shapes=_shapes(family, config, sizes))
 
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "smollm3")

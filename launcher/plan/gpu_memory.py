@@ -81,11 +81,6 @@ class Memory:
     moment: str
 
     @property
-    def allocated(self) -> int:
-        """What PyTorch's allocator has given out."""
-        return sum(size for name, size in self.parts.items() if name not in ("CUDA and NCCL", "fragmentation"))
-
-    @property
     def total(self) -> int:
         return sum(self.parts.values())
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-PCIE_3 = 15.75
 PCIE_4 = 31.5
 PCIE_5 = 63.0
-"""GB/s in one direction over 16 lanes (PCI-SIG: 8, 16, 32 GT/s a lane with 128b/130b coding)."""
+"""GB/s in one direction over 16 lanes (PCI-SIG: 16, 32 GT/s a lane with 128b/130b coding)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,8 +61,3 @@ def with_preemptions(
         walls.append(wall / 3600)
     walls.sort()
     return Hours(walls[RUNS // 10], sum(walls) / RUNS, walls[RUNS * 9 // 10], losses / RUNS)
-
-
-def best_interval(save_s: float, per_day: float) -> float:
-    """Seconds between saves that lose least: sqrt(2 x cost of a save x mean time between preemptions) (Young 1974, Daly 2006)."""
-    return math.sqrt(2 * max(save_s, 0.01) * 86_400 / per_day)

@@ -155,7 +155,6 @@ class StepTime:
     compute_s: float
     communication_s: float
     """What is left of it in nobody's shadow."""
-    is_measured: bool
     offload_s: float = 0.0
     """Copies to and from the host, and the update there; none of it is taken to be hidden."""
 
@@ -176,4 +175,4 @@ def step_time(
     if offload is not None:
         offload_s = offload.bus_bytes / (card.host_gb_per_s * 1e9 * BUS_EFFICIENCY)
         offload_s += offload.update_bytes / (UPDATE_GB_PER_S * 1e9)
-    return StepTime(compute, hidden + traffic.exposed_bytes / rate, is_measured=False, offload_s=offload_s)
+    return StepTime(compute, hidden + traffic.exposed_bytes / rate, offload_s=offload_s)

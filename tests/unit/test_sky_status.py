@@ -6,7 +6,6 @@ import pytest
 
 from launcher.backends.sky.status import (
     CLUSTER_JOB_STATES,
-    CLUSTER_STATES,
     MANAGED_JOB_STATES,
     cluster_job_state,
     managed_state,
@@ -27,11 +26,9 @@ def test_a_state_of_a_newer_skypilot_is_lost_and_never_pending() -> None:
 def test_every_state_of_the_installed_skypilot_is_mapped() -> None:
     from sky.jobs.state import ManagedJobStatus
     from sky.skylet.job_lib import JobStatus
-    from sky.utils.status_lib import ClusterStatus
 
     assert {member.value for member in ManagedJobStatus} == set(MANAGED_JOB_STATES)
     assert {member.value for member in JobStatus} == set(CLUSTER_JOB_STATES)
-    assert {member.value for member in ClusterStatus} == set(CLUSTER_STATES)
     for status in ManagedJobStatus:
         assert is_over(MANAGED_JOB_STATES[status.value]) == status.is_terminal(), status
 

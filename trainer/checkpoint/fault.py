@@ -13,6 +13,10 @@ from typing import BinaryIO
 VARIABLE = "DOLPHIN_FAULT"
 POINTS = ("before-first-byte", "mid-shard", "after-shards", "mid-manifest", "after-manifest")
 _ASKED = os.environ.get(VARIABLE)
+if _ASKED is not None and _ASKED.partition("@")[0] not in POINTS:
+    raise ValueError(
+        f"{VARIABLE}={_ASKED}: no save comes to such a point, so nothing would die; there are {', '.join(POINTS)}"
+    )
 
 
 def is_asked() -> bool:

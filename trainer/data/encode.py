@@ -54,19 +54,6 @@ class Encoder:
         self._tokenizer.post_processor = None
         self._token_bytes, self._needs_nfc = _byte_lengths(self._tokenizer, json.loads(description))
 
-    def pieces(self, tokens: np.ndarray) -> list[str]:
-        """The text of each token; one that is part of a character is shown where the character ends."""
-        out, pending = [], []
-        for token in tokens.tolist():
-            pending.append(token)
-            text = self._tokenizer.decode(pending, skip_special_tokens=False)
-            if text.endswith("\ufffd") and len(pending) < 4:
-                out.append("")
-                continue
-            out.append(text)
-            pending = []
-        return out
-
     @property
     def knows_bytes(self) -> bool:
         """Whether offsets follow from the ids."""

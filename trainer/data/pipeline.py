@@ -18,7 +18,7 @@ from trainer.data.minhash import signature
 from trainer.data.prepared import Sequences
 from trainer.data.render import Rendered, Renderer
 from trainer.run.formats.base import DatasetFormat
-from trainer.run.formats.conversation import BadRow, Conversation, Reason, check
+from trainer.run.formats.conversation import BadRow, Reason, check
 from trainer.run.spec import DataSpec
 
 if TYPE_CHECKING:
@@ -88,11 +88,6 @@ class Pipeline:
         fate.num_rows, fate.bad, fate.num_filtered = num_rows, bad, num_filtered
         fate.tools_in_system = tools_in_system
         return fate
-
-    def preview(self, conversation: Conversation) -> tuple[list[str], list[float]]:
-        """Text and weight of each token, for people."""
-        encoded = self._encoder.encode([self._renderer.render(conversation)], [conversation.text is not None])
-        return self._encoder.pieces(encoded.tokens), encoded.weights.tolist()
 
     def _cut(self, encoded: Encoded, rows: np.ndarray) -> Fate:
         """Apply `over_long`; leave out what has nothing to train."""

@@ -114,12 +114,6 @@ def trainable_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
     return {name: _whole_shape(p) for name, p in _named_parameters(engine) if p.requires_grad}
 
 
-def load_shards(engine: Any, read: ReadRange, optimizer_step: int) -> None:
-    """Replace masters and moments by what `read` gives, and the parameters of the forward pass with them. All ranks."""
-    fill_shards(engine, read, optimizer_step)
-    refresh_parameters(engine)
-
-
 @torch.no_grad()
 def fill_shards(engine: Any, read: ReadRange, optimizer_step: int) -> None:
     """Replace this rank's masters and moments by what `read` gives; no collective, before or after any number of steps.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,7 +45,6 @@ class Training:
     """On rank 0 only."""
     emit: Callable[..., None] | None
     """On rank 0 only: emit(EventKind, **fields)."""
-    evaluated_at: int = field(default=-1)
 
     def run(self) -> None:
         """Train from `state.step` to the end of the plan, and leave the final step committed.

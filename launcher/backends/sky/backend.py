@@ -130,7 +130,7 @@ class SkyRuns:
             return BackendStatus(after_down(state) if record.down_requested_at else state, detail, exit_code)
         is_managed = self._kind(record) == "managed"
         table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
-        state = table.get(job.status, RunState.LOST)
+        state = sky_status.managed_state(job.status) if is_managed else sky_status.cluster_job_state(job.status)
         if is_over(state):
             self._reading.complete(record)
         step = last_step(record)

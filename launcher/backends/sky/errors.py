@@ -69,11 +69,6 @@ def refused(error: BaseException) -> BadUsage:
     return BadUsage(f"SkyPilot refuses the job's resources: {first_line(clean(error))}")
 
 
-def image_reason(text: str) -> bool:
-    """Whether a failure's reason speaks of the image."""
-    return bool(_IMAGE.search(text))
-
-
 def unknown_gpu(name: str, known: Sequence[str]) -> BadUsage:
     """For `L41S`: did you mean L40S?"""
     near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.5)

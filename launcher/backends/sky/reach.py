@@ -1,4 +1,4 @@
-"""Reaching a run's folder in its store from home: over ssh to a Slurm cluster's login node, or where it is mounted here.
+"""Reaching a run's folder in its store from home: over ssh to a Slurm cluster's login node.
 
 Owns the copying of what is on the other side; refuses to know runs' states and SkyPilot's API. SkyPilot's own ssh
 configuration for Slurm (~/.slurm/config) names the login nodes.
@@ -6,7 +6,6 @@ configuration for Slurm (~/.slurm/config) names the login nodes.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -15,7 +14,6 @@ import tarfile
 from pathlib import Path
 from typing import Protocol
 
-from launcher.runs.copying import copy_folder
 from launcher.runs.errors import BackendError
 
 _TIMEOUT_S = 60
@@ -36,28 +34,11 @@ class Reach(Protocol):
 
 
 def reach(infra: str | None) -> Reach | None:
-    """How to reach a folder store of this infra; None where there is no way but a mount."""
+    """How to reach a folder store of this infra; None where there is no way."""
     parts = (infra or "").split("/")
     if parts[0].lower() == "slurm" and len(parts) > 1 and Path(SLURM_CONFIG).expanduser().exists():
         return OverSsh(parts[1])
     return None
-
-
-class Mounted:
-    """The store is a folder of this machine."""
-
-    def read(self, path: str, offset: int = 0) -> bytes | None:
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            with open(path, "rb") as handle:
-                handle.seek(offset)
-                return handle.read()
-        return None
-
-    def touch(self, path: str) -> None:
-        Path(path).touch()
-
-    def copy(self, path: str, target: Path) -> Path:
-        return copy_folder(Path(path), target)
 
 
 class OverSsh:

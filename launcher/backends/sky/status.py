@@ -43,15 +43,6 @@ CLUSTER_JOB_STATES: dict[str, RunState] = {
 }
 """sky.JobStatus: a job on a cluster of one's own (`--cluster`)."""
 
-CLUSTER_STATES: dict[str, RunState] = {
-    "INIT": RunState.PROVISIONING,
-    "UP": RunState.RUNNING,
-    "STOPPED": RunState.PREEMPTED,
-    "AUTOSTOPPING": RunState.STOPPING,
-    "PENDING": RunState.QUEUED,
-}
-"""sky.ClusterStatus, where the cluster's jobs cannot be asked."""
-
 _DETAILS = {
     "PENDING": "waits for SkyPilot's jobs controller",
     "STARTING": "looking for a node, and making it ready",

@@ -86,7 +86,7 @@ class Relay:
         self._marks: list[tuple[str, float]] = []
         self._last_step: int | None = None
         self._past_step: int | None = None
-        self._past_ended_well = self._told_resume = self._told_timing = False
+        self._told_resume = self._told_timing = False
 
     def run(self) -> int:
         """Everything, to the trainer's exit code."""
@@ -265,9 +265,7 @@ class Relay:
             return
         if kind == "E":
             name = record.get("event")
-            if name in ("preempted", "finished"):
-                self._past_ended_well = True
-            elif name == "phase" and self.start_number:
+            if name == "phase" and self.start_number:
                 self._marks.append((record.get("phase"), record.get("time", 0.0)))
             elif name == "resumed" and self._past_step is not None and not self._told_resume:
                 self._told_resume = True
