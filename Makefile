@@ -2,6 +2,7 @@
 # make test   install into .venv and run every check: ruff, mypy, vulture, pytest
 # make lint   ruff, mypy and vulture alone
 # make venv   install alone
+# make wheel  build dist/*.whl, install it alone into build/wheel and try every command
 #
 # PYTHON=python3.12       another Python, 3.11 or newer
 # VENV=/some/where        another place for the virtual environment
@@ -27,7 +28,7 @@ INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cks
 QUICKSTART := examples/quickstart
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help demo test lint venv constraints clean tools
+.PHONY: help demo test lint venv wheel constraints clean tools
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -55,6 +56,14 @@ $(INSTALLED):
 	@$(PIP) install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
+
+# DOLPHIN_RELEASE_IMAGES states the images of a release (setup.py); without it the wheel has none, as a checkout.
+wheel: tools
+	@rm -rf build/wheel build/lib build/bdist.* dist
+	@$(PYTHON) -m venv build/wheel
+	@build/wheel/bin/python -m pip --disable-pip-version-check --no-input wheel --quiet --no-deps -w dist .
+	@build/wheel/bin/python -m pip --disable-pip-version-check --no-input install --quiet -c constraints.txt dist/*.whl
+	@build/wheel/bin/python tests/support/try_installed.py
 
 # One line for each thing that is missing, naming Debian's package.
 tools:
