@@ -1,4 +1,4 @@
-"""`dolphin spectrum scan|select|names`. Owns what the commands print."""
+"""`dolphin spectrum scan`, `select` and `names`. Owns what the commands print."""
 
 from __future__ import annotations
 

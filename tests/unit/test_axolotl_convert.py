@@ -294,7 +294,9 @@ def test_the_table_of_keys_is_the_one_that_is_carried_out() -> None:
     from launcher.commands.convert import key_tables
     from launcher.jobfile.axolotl import keys
 
-    assert (ROOT / "docs" / "axolotl.md").read_text() == key_tables(), "write key_tables() to docs/axolotl.md"
+    assert (ROOT / "docs" / "axolotl.md").read_text() == key_tables(), (
+        "run: python -c \"from launcher.commands.convert import key_tables as t; print(t(), end='')\" > docs/axolotl.md"
+    )
     tables = (keys.MAPPED, keys.NO_EFFECT, keys.ERRORS)
     assert sum(map(len, tables)) == len({key for table in tables for key in table}), "a key stands in two tables"
     readers = ("convert", "datasets", "model", "sharding", "training")
