@@ -11,6 +11,7 @@ import typer
 
 from launcher.cli import app
 from tests.unit.test_tree import ROOT, tracked
+from trainer.run.formats.registry import FORMATS
 
 DOCUMENTS = sorted(path.relative_to(ROOT) for path in tracked() if path.suffix == ".md")
 OF_THE_PROJECT = re.compile(r"`((?:launcher|trainer|tests|docs|examples|sky|bench|\.github)/[\w./-]+)`")
@@ -62,6 +63,11 @@ def test_every_command_that_is_shown_is_there_with_its_options() -> None:
                 known |= {option for param in command.params for option in param.opts}
             elif word.startswith("-") and word != "-":
                 assert word in known, f"{document}: {line}"
+
+
+def test_the_table_of_formats_is_the_one_of_the_registry() -> None:
+    rows = re.findall(r"^\| ([a-z-]+) \| (.+) \|$", (ROOT / "docs" / "data.md").read_text(), re.MULTILINE)
+    assert rows[1:] == [(entry.name, entry.columns) for entry in FORMATS]
 
 
 def test_what_make_is_asked_for_is_a_target() -> None:
