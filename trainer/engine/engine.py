@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import deepspeed
@@ -195,21 +195,43 @@ class Engine:
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.deepspeed.module.parameters() if parameter.requires_grad]
 
-    def gathered_state(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Every parameter and buffer under its transformers name, whole, on the CPU, in `dtype`. All ranks call it;
-        rank 0 gets the tensors, the others an empty dict."""
+    def gathered_state(self, dtype_of: Callable[[str, torch.Tensor], torch.dtype]) -> dict[str, torch.Tensor]:
+        """Every parameter and persistent buffer under its transformers name, whole, on the CPU. All ranks call it; rank 0
+        gets the tensors, the others an empty dict.
+
+        Parameters come in the type that `dtype_of` says, buffers (a router's bias) in their own. Names that share a
+        parameter share a tensor here too, so that a tied head is recognised as one.
+        """
         state: dict[str, torch.Tensor] = {}
         is_first = dist.get_rank() == 0
+        first_name: dict[int, str] = {}
         for name, parameter in self.deepspeed.module.named_parameters(remove_duplicate=False):
+            known = first_name.setdefault(id(parameter), name)
+            if known != name:
+                if is_first:
+                    state[hf_name(name)] = state[hf_name(known)]
+                continue
             with self._gathered(parameter):
                 if is_first:
+                    dtype = dtype_of(hf_name(name), parameter)
                     state[hf_name(name)] = parameter.detach().to("cpu", dtype, copy=True)
+        if is_first:
+            for name, buffer in _persistent_buffers(self.deepspeed.module):
+                state[hf_name(name)] = buffer.detach().to("cpu", copy=True)
         return state
 
     def _gathered(self, parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
         if self.job.spec.train.zero == 3:
             return deepspeed.zero.GatheredParameters([parameter])
         return contextlib.nullcontext()
+
+
+def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers that belong to a model's files, by name; tables that a model computes (rotary frequencies) are not."""
+    for path, part in module.named_modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            if name not in part._non_persistent_buffers_set:
+                yield f"{path}.{name}" if path else name, buffer
 
 
 def sum_over_ranks(*values: float | torch.Tensor, device: torch.device) -> list[float]:

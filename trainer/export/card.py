@@ -15,14 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from trainer.data.plan import DataPlan
 from trainer.engine import optimizer
+from trainer.export import example
 from trainer.model.freeze import FreezeReport
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
-
-EXAMPLE = [
-    {"role": "system", "content": "You are Dolphin, a helpful AI assistant."},
-    {"role": "user", "content": "{prompt}"},
-]
 
 PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
 
@@ -44,14 +40,16 @@ tags:
 {%- if final_loss is not none %} Its loss on held-out conversations is {{ "%.4f" | format(final_loss) }}.{% endif %}
 
 ## Prompt format
+{% if example %}
+A conversation of the training data as the model read it:
 
-```
-{{ example }}
-```
-
+{{ fence }}
+{{ example.text }}
+{{ fence }}
+{% endif %}
 The tokenizer in this folder holds the template: `tokenizer.apply_chat_template(messages, add_generation_prompt=True)`.
-A turn ends with `{{ end_token }}`.
-
+{% if example and example.end %}An answer ends with `{{ example.end }}`.
+{% endif %}
 ## Base model and data
 
 | | |
@@ -97,6 +95,7 @@ def render(
 ) -> str:
     """The card's text. Reads the run's metrics.jsonl for the table of results."""
     spec = job.spec
+    shown = example.of_run(job.run_dir, tokenizer)
     results = training_results(RunDir(job.run_dir))
     sources = [shorten(source.path) for source in spec.data.sources]
     facts: dict[str, Any] = {
@@ -109,8 +108,8 @@ def render(
         "tokens": plan.tokens_per_epoch,
         "trained_tokens": plan.trained_tokens_per_epoch,
         "final_loss": results[-1]["eval_loss"] if results else None,
-        "example": tokenizer.apply_chat_template(EXAMPLE, tokenize=False, add_generation_prompt=True),
-        "end_token": tokenizer.eos_token,
+        "example": shown,
+        "fence": example.fence_around(shown.text) if shown is not None else "",
         "parameters": report.num_parameters,
         "trained_parameters": report.num_trainable,
         "sequence_length": spec.data.sequence_length,

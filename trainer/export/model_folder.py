@@ -1,9 +1,14 @@
-"""Export: the model folder that others can load. Owns the folder's completeness: it appears whole or not at all."""
+"""Export: the model folder that others can load. Owns the folder's completeness: it appears whole or not at all.
+
+Weights, configuration and tokenizer come first and are checked; what only describes the model comes last and may fail.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
+from functools import partial as bound
 from pathlib import Path
 
 import torch
@@ -11,27 +16,38 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trainer.data.plan import DataPlan
-from trainer.export import card
+from trainer.export import base_files, card, older_tools, sample, weights
+from trainer.export.telling import guarded, warn
 from trainer.model.freeze import FreezeReport
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
+from trainer.run.weights_index import StoredTensor
 
 MAX_SHARD_SIZE = "5GB"
+
+
+def base_tensors(job: NodeJob) -> dict[str, StoredTensor]:
+    """The tensors of the base that the export is held against; none where the job starts from fresh weights."""
+    if job.spec.model.init == "random":
+        return {}
+    return base_files.tensors_of(job.spec.model.base, job.spec.model.revision)
 
 
 def write(
     job: NodeJob,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    weights: dict[str, torch.Tensor],
+    state: dict[str, torch.Tensor],
+    base: Mapping[str, StoredTensor],
     plan: DataPlan,
     report: FreezeReport,
     world_size: int,
 ) -> Path:
-    """Write config, bf16 safetensors, tokenizer with its chat template, generation config and card; returns the folder.
+    """Write config, safetensors, tokenizer with its chat template, generation config and card; returns the folder.
 
-    Rank 0 only; `weights` are whole, by transformers name. Written beside and renamed: a killed export leaves no model
-    folder, and the next attempt, which resumes at the last step, exports again.
+    Rank 0 only; `state` is `Engine.gathered_state`, `base` is `base_tensors`. Written beside and renamed: a killed export
+    leaves no model folder, and the next attempt, which resumes at the last step, exports again. Raises TrainingFailed
+    where the folder is not the base plus what was trained.
     """
     run = RunDir(job.run_dir)
     partial = run.path / ".model.partial"
@@ -40,19 +56,33 @@ def write(
     config.use_cache = True
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, key, getattr(tokenizer, key))
-    model.generation_config = generation_config(model, tokenizer)  # type: ignore[assignment]
-    model.save_pretrained(partial, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)  # type: ignore[operator]
+    generation = generation_config(model, tokenizer)
+    model.generation_config = GenerationConfig()  # type: ignore[assignment]  # a bad one would stop the weights
+    weights.refuse_incomplete(model, state)
+    weights.restore_unchanged(state, base)
+    model.save_pretrained(partial, state_dict=state, max_shard_size=MAX_SHARD_SIZE)  # type: ignore[operator]
     config.dtype = torch.bfloat16  # save_pretrained writes that of the live parameters
-    config.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(card.render(job, tokenizer, plan, report, world_size), encoding="utf-8")
-    for path in partial.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+    older_tools.write_generation_config(generation, partial)
+    older_tools.write_config(config, partial, job.spec.model)
+    older_tools.write_tokenizer(tokenizer, partial, job.spec.model)
+    for line in weights.compare(partial, model, base):
+        warn(line)
+    text = guarded("the model card", bound(card.render, job, tokenizer, plan, report, world_size))
+    if text is not None:
+        (partial / "README.md").write_text(text, encoding="utf-8", errors="replace")
+    for path in partial.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
     shutil.rmtree(run.model, ignore_errors=True)
     os.replace(partial, run.model)
     return run.model
+
+
+def sample_of(folder: Path, run: RunDir) -> dict[str, str] | None:
+    """A question and the exported model's answer, for the run's record; None where there is none to show."""
+    return guarded("the sample answer", bound(sample.of_run, folder, run.path))
 
 
 def generation_config(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -41,7 +41,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.data.tokenizer import load_tokenizer
     from trainer.engine import out_of_memory
     from trainer.engine.engine import Engine, initialize_distributed
-    from trainer.export import model_folder, sample
+    from trainer.export import model_folder, weights
     from trainer.model import build, freeze
     from trainer.rank.loop import Training
     from trainer.rank.metrics import MetricsWriter
@@ -104,10 +104,14 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
 
     enter(Phase.EXPORTING)
     with hand.heartbeat.busy("exporting"):
-        weights = engine.gathered_state(torch.bfloat16)
+        base_tensors = model_folder.base_tensors(job)
+        state_dict = engine.gathered_state(weights.dtype_chooser(engine.model, base_tensors))
         if is_first:
-            folder = model_folder.write(job, engine.model, tokenizer, weights, plan, report, world_size)
-            run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), sample=sample.of_run(folder, run.path))
+            folder = model_folder.write(
+                job, engine.model, tokenizer, state_dict, base_tensors, plan, report, world_size
+            )
+            answer = model_folder.sample_of(folder, run)
+            run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), sample=answer)
     if metrics is not None:
         metrics.close()
     dist.destroy_process_group()
