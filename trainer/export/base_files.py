@@ -20,6 +20,8 @@ def path_of(name: str, file: str, revision: str | None) -> Path | None:
     if Path(name).is_dir():
         path = Path(name) / file
         return path if path.is_file() else None
+    if Path(name).is_absolute():
+        return None
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, file, revision=revision)

@@ -45,7 +45,11 @@ def write_config(config: PretrainedConfig, folder: Path, spec: ModelSpec) -> Non
     path = folder / base_files.CONFIG
     newer = path.read_text(encoding="utf-8")
     base = base_files.json_of(spec.base, base_files.CONFIG, spec.revision)
-    path.write_text(_as_json(with_older_names(json.loads(newer), config.to_dict(), base)), encoding="utf-8")
+    older = with_older_names(json.loads(newer), config.to_dict(), base)
+    for alias, name in config.attribute_map.items():  # num_experts and num_local_experts, for one
+        if alias not in older and isinstance(older.get(name), int | float):
+            older[alias] = older[name]
+    path.write_text(_as_json(older), encoding="utf-8")
     try:
         again = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
         differ = _differences(config.to_dict(), again.to_dict())
@@ -188,13 +192,17 @@ def _reads_as(folder: Path, tokenizer: PreTrainedTokenizerBase, trust_remote_cod
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    ignored = {"transformers_version", "_name_or_path", "torch_dtype"}
     return [
         f"{key} reads as {after.get(key)!r} instead of {value!r}"
         for key, value in before.items()
-        if key not in ignored
-        and json.loads(json.dumps(after.get(key), default=str)) != json.loads(json.dumps(value, default=str))
+        if key not in ("transformers_version", "_name_or_path") and _plain(after.get(key)) != _plain(value)
     ]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it; rotary settings without the name that `rope_type` had before."""
+    value = json.loads(json.dumps(value, default=str))
+    return {key: entry for key, entry in value.items() if key != "type"} if isinstance(value, dict) else value
 
 
 def _as_json(value: Mapping[str, Any]) -> str:

@@ -1,0 +1,168 @@
+"""Hours of training end in a folder: nothing that only describes the model may cost it, and no folder that would load as
+something else may be called a success."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from tests.support.data_job import FIXTURES, data_job
+from trainer.data.prepare import prepare
+from trainer.data.tokenizer import load_tokenizer
+from trainer.export import example, model_folder, older_tools, weights
+from trainer.run.exits import TrainingFailed
+from trainer.run.run_folder import RunDir
+from trainer.run.spec import NodeJob
+from trainer.run.weights_index import stored_tensors
+
+SHAPE = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+def tiny_model(vocabulary: int = 320, **settings: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, num_hidden_layers=1, **SHAPE, **settings))
+
+
+def state_of(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+
+
+def export(job: NodeJob, model: LlamaForCausalLM, state: dict[str, torch.Tensor], base: Path | None = None) -> Path:
+    tokenizer = load_tokenizer(job.spec.model)
+    held_against = stored_tensors(base) if base is not None else {}
+    return model_folder.write(job, model, tokenizer, state, held_against, None, None, 1)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> NodeJob:
+    job = data_job(tmp_path, FIXTURES / "systemchat-2.0.jsonl")
+    prepare(job)
+    return job
+
+
+def test_a_card_that_cannot_be_made_costs_no_model(job: NodeJob, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = export(job, tiny_model(), state_of(tiny_model()))  # without a plan there is no card
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert not (folder / "README.md").exists()
+    assert "warning: the model card could not be made" in capsys.readouterr().out
+
+
+def test_a_sample_that_cannot_be_drawn_is_told_and_forgotten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert model_folder.sample_of(tmp_path / "no-such-model", RunDir(tmp_path)) is None
+    assert "the sample answer could not be made" in capsys.readouterr().out
+
+
+def test_sampling_settings_that_transformers_refuses_to_write_cost_no_model(job: NodeJob) -> None:
+    model = tiny_model()
+    model.generation_config = GenerationConfig(temperature=0.6, top_p=0.9, do_sample=False)
+    folder = export(job, model, state_of(model))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    assert (settings["temperature"], settings["top_p"], settings["do_sample"]) == (0.6, 0.9, True)
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_parameter_that_was_not_gathered_is_no_success(job: NodeJob) -> None:
+    state = state_of(tiny_model())
+    del state["model.layers.0.mlp.up_proj.weight"]
+    with pytest.raises(TrainingFailed, match=r"would lack model.layers.0.mlp.up_proj.weight"):
+        export(job, tiny_model(), state)
+    assert not RunDir(job.run_dir).model.exists()
+
+
+def test_a_tied_head_is_written_once(job: NodeJob) -> None:
+    model = tiny_model(tie_word_embeddings=True)
+    state = state_of(model)
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    folder = export(job, model, state)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+
+
+def test_the_base_s_names_shapes_and_exceptions_of_type_are_kept(job: NodeJob, tmp_path: Path) -> None:
+    """A base in bf16 that holds one tensor in fp32: untouched by training, it is exported to its last digit."""
+    model, precise = tiny_model(), "model.norm.weight"
+    stored = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    stored[precise] = torch.full((8,), 1.2345678)
+    (tmp_path / "base").mkdir()
+    save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    held_against = stored_tensors(tmp_path / "base")
+    choose = weights.dtype_chooser(model, held_against)
+    assert choose(precise, stored[precise]) == torch.float32
+    assert choose("lm_head.weight", stored[precise]) == torch.bfloat16
+    trained = {name: tensor.to(torch.bfloat16).to(choose(name, tensor)) for name, tensor in stored.items()}
+    written = load_file(export(job, model, trained, tmp_path / "base") / "model.safetensors")
+    assert {name: (t.dtype, t.shape) for name, t in written.items()} == {
+        name: (t.dtype, t.shape) for name, t in stored.items()
+    }
+    assert torch.equal(written[precise], stored[precise])
+
+
+def test_a_base_in_fp32_is_exported_in_bf16(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(4)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert weights.dtype_chooser(tiny_model(), stored_tensors(tmp_path))("a", torch.zeros(4)) == torch.bfloat16
+
+
+def test_another_shape_than_the_base_s_is_no_success(job: NodeJob, tmp_path: Path) -> None:
+    stored = dict(tiny_model().state_dict())
+    stored["model.norm.weight"] = torch.ones(16)
+    (tmp_path / "base").mkdir()
+    save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingFailed, match=r"model.norm.weight in the shape \(8,\), the base in \(16,\)"):
+        export(job, tiny_model(), state_of(tiny_model()), tmp_path / "base")
+
+
+def test_names_that_only_the_base_has_are_told(
+    job: NodeJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = dict(tiny_model().state_dict()) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    (tmp_path / "base").mkdir()
+    save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    export(job, tiny_model(), state_of(tiny_model()), tmp_path / "base")
+    assert "rotary_emb.inv_freq, which the model does not use: left out" in capsys.readouterr().out
+
+
+def test_a_folder_that_would_load_with_random_weights_is_no_success(job: NodeJob, tmp_path: Path) -> None:
+    """Were the names written otherwise than transformers reads them, it would fill the gaps at random."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "base")
+    written = load_file(tmp_path / "base" / "model.safetensors")
+    folder = tmp_path / "export"
+    model.save_pretrained(folder)
+    renamed = {name.replace("up_proj", "w3"): tensor for name, tensor in written.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingFailed, match=r"mlp.up_proj.weight would be random"):
+        weights.compare(folder, model, stored_tensors(tmp_path / "base"))
+
+
+def test_the_card_shows_a_conversation_as_it_was_rendered_and_what_ends_an_answer(job: NodeJob) -> None:
+    shown = example.of_run(job.run_dir, load_tokenizer(job.spec.model))
+    assert shown is not None
+    assert shown.text.startswith(
+        "<|im_start|>system\nSpeak like a pirate.<|im_end|>\n<|im_start|>user\nHello<|im_end|>"
+    )
+    assert shown.text.endswith("Ahoy!<|im_end|>")
+    assert shown.end == "<|im_end|>"
+
+
+def test_a_conversation_with_code_in_it_does_not_end_the_card_s_fence() -> None:
+    assert example.fence_around("a ```python\nx``` b") == "````"
+    assert example.fence_around("no ticks") == "```"
+
+
+def test_keys_that_only_the_base_s_configuration_has_are_kept_and_changed_ones_are_not() -> None:
+    written = {"model_type": "llama", "dtype": "bfloat16"}
+    full = written | {"vocab_size": 32000, "rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}
+    base = {"vocab_size": 31999, "pretraining_tp": 1, "torch_dtype": "float32", "_name_or_path": "x", "auto_map": {}}
+    merged = older_tools.with_older_names(written, full, base)
+    assert merged == written | {
+        "vocab_size": 32000, "pretraining_tp": 1, "torch_dtype": "bfloat16", "rope_theta": 7.0, "rope_scaling": None,
+    }  # fmt: skip
