@@ -66,6 +66,26 @@ def test_vectors_and_what_is_outside_the_layers_have_no_ranking() -> None:
     assert select(snr, "50%") == ("model.layers.1.mlp.up_proj",)
 
 
+def test_a_head_is_a_type_of_its_own_and_trained_at_100_per_cent_alone() -> None:
+    snr = snr_of({"lm_head": 9.0, "model.layers.0.mlp.up_proj": 1.0, "model.layers.1.mlp.up_proj": 2.0})
+    assert select(snr, "99%") == ("model.layers.1.mlp.up_proj",)
+    assert select(snr, "100%")[-1] == "lm_head"
+    assert len(select(snr, "100%")) == 3
+
+
+def test_the_grouped_layout_chooses_the_same_layers_as_the_flat_one(tmp_path: Path) -> None:
+    flat = snr_of({f"model.layers.{i}.mlp.{kind}": 9.0 - i for i in range(4) for kind in ("up_proj", "down_proj")})
+    flat |= snr_of({f"model.layers.{i}.input_layernorm": math.inf for i in range(4)} | {"lm_head": math.inf})
+    grouped: dict[str, dict[str, object]] = {}
+    for module, entry in flat.items():
+        grouped.setdefault(str(entry["type"]), {})[module] = entry["snr"]
+    for name, content in {"flat.json": flat, "grouped.json": grouped}.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert "Infinity" in (tmp_path / "grouped.json").read_text()
+    assert read_snr(tmp_path / "grouped.json") == read_snr(tmp_path / "flat.json") == flat
+    assert select(read_snr(tmp_path / "grouped.json"), "50%")[0] == "model.layers.0.mlp.down_proj"
+
+
 def test_layer_1_never_drags_in_layer_11() -> None:
     snr = snr_of({f"model.layers.{i}.mlp.up_proj": 100.0 - i for i in range(32)})
     chosen = select(snr, "10%")
@@ -99,7 +119,19 @@ def test_a_share_that_is_none_is_refused(top: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", json.dumps({"a": {"type": "x"}}), '{"a": {"snr": NaN, "type": "x"}}']
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        json.dumps({"a": {"type": "x"}}),
+        '{"a": {"snr": NaN, "type": "x"}}',
+        '{"a": {}}',
+        '{"a": {"b": NaN}}',
+        '{"a": {"b": true}}',
+        '{"a": {"b": 1.0}, "c": {"b": 2.0}}',
+        '{"a": {"b": "1"}}',
+    ],
 )
 def test_a_file_that_is_no_snr_file_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "snr.json"
