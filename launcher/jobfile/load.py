@@ -93,9 +93,10 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     findings += [f for f in missing if not any(f.where == other.where for other in findings)]
     if job is not None and not missing:
         job = JobSpec.model_validate_json(json.dumps(data), strict=True)
+        from launcher.jobfile.model_checks import model_findings
         from launcher.jobfile.pattern_checks import pattern_findings
 
-        findings += pattern_findings(job)
+        findings += model_findings(job) or pattern_findings(job)
     located += [source.locate(finding) for finding in findings]
     if located or job is None:
         raise SpecErrors(sorted(dict.fromkeys(located), key=lambda p: (p.line is None, p.line or 0)))

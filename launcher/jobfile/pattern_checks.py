@@ -18,6 +18,7 @@ from launcher.models.hub_cache import local_folder
 from trainer.run.exits import BadInput
 from trainer.run.patterns import match
 from trainer.run.spec import TrainSpec, UnfrozenSpec
+from trainer.run.weight_names import without_prefix
 
 
 def pattern_findings(spec: TrainSpec) -> list[Finding]:
@@ -33,7 +34,8 @@ def pattern_findings(spec: TrainSpec) -> list[Finding]:
     if not patterns and not isinstance(unfrozen, UnfrozenSpec):
         return [Finding(where, "is an empty list: nothing would be trained; remove it to train all")]
     findings = []
-    names = parameter_names(spec.model.base, spec.model.revision)
+    prefix = spec.model.weights_prefix
+    names = [without_prefix(name, prefix) for name in parameter_names(spec.model.base, spec.model.revision)]
     text = "\n".join(names)
     for index, pattern in enumerate(patterns):
         if _PLAIN.fullmatch(pattern) and pattern in text:

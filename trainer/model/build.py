@@ -5,16 +5,19 @@ Owns how a base model becomes the thing that is trained. Refuses to know DeepSpe
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from trainer.model import attention
 from trainer.model.loss import LossHead
+from trainer.run import weight_names
 from trainer.run.exits import BadInput
-from trainer.run.spec import NodeJob
+from trainer.run.spec import ModelSpec, NodeJob
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -93,9 +96,7 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=kind, **options)
             model = model.to(dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                spec.base, config=config, revision=spec.revision, dtype=dtype, attn_implementation=kind, **options
-            )
+            model = _load(spec, config=config, dtype=dtype, attn_implementation=kind, **options)
     except (OSError, ValueError, ImportError) as error:
         raise BadInput(f"model.base {spec.base!r} does not load: {_first_line(error)}") from error
     grow_vocabulary(model, len(tokenizer))
@@ -103,6 +104,50 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.config.use_cache = False
     return model
+
+
+def _load(spec: ModelSpec, **options: Any) -> Any:
+    """The base's weights, all of them: transformers starts a missing one from random values and goes on.
+
+    Raises BadInput that names missing weights and those of another shape.
+    """
+    prefix = spec.weights_prefix
+    mapping = {rf"^{re.escape(prefix)}": "", rf"\.{re.escape(prefix)}": "."} if prefix else None
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what it would warn of is an error here
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            spec.base, revision=spec.revision, output_loading_info=True, ignore_mismatched_sizes=True,
+            key_mapping=mapping, **options,
+        )  # fmt: skip
+    except (
+        RuntimeError
+    ) as error:  # weights that cannot be brought into the model's own layout, for example a lost expert
+        raise BadInput(f"model.base {spec.base!r} does not load: {_reason(error)}; fetch it again") from error
+    finally:
+        transformers_logging.set_verbosity(before)
+    mismatched = tuple((name, tuple(has), tuple(asked)) for name, has, asked in sorted(info["mismatched_keys"]))
+    difference = weight_names.Difference(tuple(sorted(info["missing_keys"])), mismatched, len(model.state_dict()))
+    unexpected = sorted(info["unexpected_keys"])
+    wrong = weight_names.problem(spec.base, difference, unexpected)
+    if wrong:
+        raise BadInput(f"model.base {wrong}")
+    if prefix:
+        print(f"model.base: the prefix {prefix!r} was taken off the names of its weights", flush=True)
+    if unexpected:
+        shown = ", ".join(unexpected[:3]) + (", ..." if len(unexpected) > 3 else "")
+        print(
+            f"warning: model.base has {len(unexpected)} weights that a {type(model).__name__} has no place for, and they "
+            f"are not used: {shown}",
+            flush=True,
+        )
+    return model
+
+
+def _reason(error: RuntimeError) -> str:
+    """The line of transformers' report that says what went wrong, else its first."""
+    told = [line.strip() for line in str(error).splitlines() if line.strip().startswith("Error")]
+    return told[0] if told else _first_line(error)
 
 
 def grow_vocabulary(model: nn.Module, size: int) -> None:

@@ -44,6 +44,8 @@ class ModelSpec(SpecModel):
     """Branch, tag or commit of a hub model."""
     init: Literal["pretrained", "random"] = "pretrained"
     """`random` takes only the configuration of the base model and starts from fresh weights."""
+    weights_prefix: str | None = None
+    """Prefix that a wrapper left before the names of the base's weights (`_orig_mod.`, `module.`); it is taken off."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer; the base model's own where not given."""
     chat_template: str = "tokenizer"

@@ -48,7 +48,7 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
         raise BadInput(f"{root}: holds no .safetensors file; give a model folder that has its weights in that format")
     found: dict[str, StoredTensor] = {}
     for path in files:
-        for tensor in _read_header(path):
+        for tensor in tensors_in(path):
             if tensor.name in found:
                 raise BadInput(f"{path}: has '{tensor.name}' as {found[tensor.name].file.name} has; remove one of them")
             found[tensor.name] = tensor
@@ -72,7 +72,8 @@ def fingerprint(tensors: dict[str, StoredTensor]) -> str:
     return digest.hexdigest()
 
 
-def _read_header(path: Path) -> list[StoredTensor]:
+def tensors_in(path: Path) -> list[StoredTensor]:
+    """The tensors of one safetensors file. BadInput where it cannot be read, or is cut short."""
     try:
         with open(path, "rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
