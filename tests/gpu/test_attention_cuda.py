@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainer.model.attention import SEGMENTED, VARLEN, choose
-from trainer.model.build import PackedModel
+from trainer.model.packed import PackedModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

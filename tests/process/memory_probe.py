@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 from trainer.engine import engine  # noqa: E402
 from trainer.engine import optimizer as optim  # noqa: E402
 from trainer.model import attention, freeze  # noqa: E402
-from trainer.model.build import PackedModel  # noqa: E402
+from trainer.model.packed import PackedModel  # noqa: E402
 from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec  # noqa: E402
 
 engine._skip_unused_extension()  # or a start that was killed while it was built would block this one for ever

@@ -6,11 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from trainer.data.batch import IGNORE
-from trainer.model.loss import LossHead
+from trainer.model.loss import LogitTransform, LossHead
 
 
-def plain(head: nn.Linear, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    logits = F.linear(hidden, head.weight, head.bias).float().flatten(0, 1)
+def plain(
+    head: nn.Linear, hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, transform=lambda logits: logits
+) -> torch.Tensor:
+    logits = transform(F.linear(hidden, head.weight, head.bias).float()).flatten(0, 1)
     each = F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="none")
     return (each * weights.flatten()).sum()
 
@@ -36,6 +38,27 @@ def test_loss_and_every_gradient_equal_the_plain_ones(chunk, bias):
     torch.testing.assert_close(loss, expected)
     for got, want in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (LogitTransform(cap=0.7), lambda x: torch.tanh(x / 0.7) * 0.7),
+        (LogitTransform(scale=0.25), lambda x: x * 0.25),
+        (LogitTransform(scale=3.0, cap=2.0), lambda x: torch.tanh(x * 3.0 / 2.0) * 2.0),
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_transformed_logits_give_the_plain_loss_and_gradients(ours, theirs, bias):
+    """Gemma 2 and 3 cap their logits, Cohere and Granite scale them: left out, the loss is of another model."""
+    head, hidden, labels, weights = case(bias, torch.float32)
+    expected = plain(head, hidden, labels, weights, theirs)
+    assert (expected - plain(head, hidden, labels, weights)).abs() > 1e-3
+    loss = LossHead(head, 4, ours)(hidden, labels, weights)
+    torch.testing.assert_close(loss, expected)
+    gradients = torch.autograd.grad(loss, [hidden, *head.parameters()])
+    for got, want in zip(gradients, torch.autograd.grad(expected, [hidden, *head.parameters()]), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
 
 
 def test_a_frozen_output_embedding_gets_no_gradient_and_hidden_states_still_do():

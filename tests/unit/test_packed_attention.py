@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from trainer.data.batch import IGNORE
-from trainer.model.attention import SEGMENTED, choose
-from trainer.model.build import PackedModel
+from trainer.model import attention
+from trainer.model.attention import SEGMENTED, choose, segmented_attention
+from trainer.model.packed import PackedModel
 from trainer.run.exits import BadInput
 
 LENGTHS = (5, 17, 1, 9)
@@ -76,10 +76,30 @@ def test_an_attention_that_cannot_run_here_is_refused():
     assert choose("auto", "cpu", "bf16") == SEGMENTED
 
 
-def test_dropout_in_attention_is_refused_rather_than_ignored():
-    model = tiny(SEGMENTED).train()
-    for layer in model.model.model.layers:
-        layer.self_attn.attention_dropout = 0.1
+def test_dropout_in_attention_is_applied_in_training_and_not_in_evaluation():
+    """An ignored dropout would train another model than the job states."""
+    model = tiny(SEGMENTED)
     ids, positions, cu_seqlens = packed(LENGTHS)
-    with pytest.raises(BadInput, match="attention_dropout"):
-        model(ids, torch.full_like(ids, IGNORE), torch.zeros(ids.shape), positions, cu_seqlens, 17)
+    plain = logits(model.eval(), ids, positions, cu_seqlens)
+    for layer in model.model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    assert torch.equal(logits(model.eval(), ids, positions, cu_seqlens), plain)
+    once, again = (logits(model.train(), ids, positions, cu_seqlens) for _ in range(2))
+    assert not torch.equal(once, again)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("special", ["softcap", "sinks"])
+def test_attention_by_its_scores_equals_the_plain_one_where_nothing_is_special(window, special, monkeypatch):
+    """A cap far above every score and a sink far below change nothing; blocks of queries see what one block sees."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randn(1, 4, 32, 8, generator=generator, requires_grad=True)
+    k, v = (torch.randn(1, 2, 32, 8, generator=generator) for _ in range(2))
+    more = {"softcap": 1e6} if special == "softcap" else {"s_aux": torch.full((4,), -1e9)}
+    cu_seqlens = torch.tensor([0, 5, 22, 23, 32], dtype=torch.int32)
+    plain, _ = segmented_attention(None, q, k, v, None, cu_seq_lens_q=cu_seqlens, sliding_window=window)
+    ours, _ = segmented_attention(None, q, k, v, None, cu_seq_lens_q=cu_seqlens, sliding_window=window, **more)
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+    gradients = [torch.autograd.grad(out.square().sum(), q)[0] for out in (ours, plain)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)

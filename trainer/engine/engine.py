@@ -23,7 +23,7 @@ from torch import nn
 
 from trainer.data.batch import Batch
 from trainer.engine import optimizer as optim
-from trainer.model.build import PackedModel, hf_name
+from trainer.model.packed import PackedModel, hf_name
 from trainer.run.exits import TrainingFailed
 from trainer.run.spec import NodeJob
 
@@ -136,7 +136,7 @@ class Engine:
         self.job = job
         self.world_size = dist.get_world_size()
         self.device = device
-        packed = PackedModel(model, job.spec.train.loss_chunk)
+        packed = PackedModel(model, job.spec.train.loss_chunk, router_loss=job.spec.model.router_loss)
         config = configuration(job, self.world_size, num_micro_batches)
         with quiet(), _without_muon():
             if job.spec.train.zero == 3:

@@ -22,7 +22,7 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-from trainer.model.build import hf_name
+from trainer.model.packed import hf_name
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

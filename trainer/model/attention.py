@@ -13,15 +13,19 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from trainer.run.exits import BadInput
 
 VARLEN = "dolphin_varlen"
-SEGMENTED = "dolphin_sdpa"
+SEGMENTED = "dolphin_segments"  # "sdpa" in the name, and families without it would refuse
 
-UNSUPPORTED = ("softcap", "s_aux", "position_bias")
-"""Arguments of special attentions (soft-capped logits, sinks, biases) that would change the result if ignored."""
+UNSUPPORTED = ("position_bias", "head_mask")
+"""Arguments of special attentions that would change the result if ignored."""
+
+QUERY_BLOCK = 1024
+"""Query tokens whose scores are held at once where attention needs the scores themselves (soft-capping, sinks)."""
 
 
 def choose(requested: str, device: Literal["cuda", "cpu"], precision: Literal["bf16", "fp32"]) -> str:
@@ -55,10 +59,18 @@ def varlen_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """torch.nn.attention.varlen over query (1, H, N, D), key and value (1, K, N, D); returns (1, N, H, D)."""
+    """torch.nn.attention.varlen over query (1, H, N, D), key and value (1, K, N, D); returns (1, N, H, D).
+
+    What that kernel has not (soft-capped scores, sinks, dropout) is computed as `segmented_attention` does.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    _refuse(kwargs, dropout)
+    if dropout or any(kwargs.get(name) is not None for name in ("softcap", "s_aux")):
+        return segmented_attention(
+            module, query, key, value, attention_mask, cu_seq_lens_q=cu_seq_lens_q, scaling=scaling,
+            sliding_window=sliding_window, dropout=dropout, **kwargs,
+        )  # fmt: skip
+    _refuse(kwargs)
     window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
     out_NHD = varlen_attn(
         query[0].transpose(0, 1),
@@ -89,30 +101,61 @@ def segmented_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal SDPA one conversation at a time: exact, and no work across conversations. Shapes as `varlen_attention`."""
-    _refuse(kwargs, dropout)
+    """Causal attention one conversation at a time: exact, and no work across conversations. Shapes as `varlen_attention`.
+
+    SDPA, unless the scores themselves are needed: `softcap` bounds them by cap x tanh(score / cap), `s_aux` (H) is a sink
+    for each head that takes its share of the softmax and gives no value.
+    """
+    _refuse(kwargs)
     bounds = cu_seq_lens_q.tolist()
-    grouped = query.shape[1] != key.shape[1]
+    softcap, sinks_H = kwargs.get("softcap"), kwargs.get("s_aux")
     outputs = []
     for start, end in itertools.pairwise(bounds):
         length = end - start
         if length == 0:
+            continue
+        q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
+        if softcap is not None or sinks_H is not None:
+            outputs.append(_by_scores(q, k, v, scaling, sliding_window, softcap, sinks_H, dropout))
             continue
         mask = (
             _window_mask(length, sliding_window, query.device) if sliding_window and length > sliding_window else None
         )
         outputs.append(
             F.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=grouped,
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout,
+                enable_gqa=query.shape[1] != key.shape[1],
             )
-        )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+        )  # fmt: skip
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _by_scores(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None,
+    softcap: float | None, sinks_H: torch.Tensor | None, dropout: float,
+) -> torch.Tensor:  # fmt: skip
+    """Attention within one conversation with its scores written out, a block of queries at a time. (1, H, L, D)"""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    length = query.shape[2]
+    allowed = _window_mask(length, window or length, query.device)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+
+    def block(first: int) -> torch.Tensor:
+        rows = slice(first, min(first + QUERY_BLOCK, length))
+        scores = query[:, :, rows] @ key[:, :, : rows.stop].transpose(2, 3) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.float().masked_fill(~allowed[rows, : rows.stop], float("-inf"))
+        if sinks_H is not None:
+            sinks = sinks_H.float().reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+            scores = torch.cat([scores, sinks], dim=-1)
+        shares = torch.softmax(scores, dim=-1)[..., : rows.stop].to(value.dtype)
+        return F.dropout(shares, dropout) @ value[:, :, : rows.stop]
+
+    if length <= QUERY_BLOCK or not torch.is_grad_enabled():
+        return torch.cat([block(first) for first in range(0, length, QUERY_BLOCK)], dim=2)
+    return torch.cat([checkpoint(block, first, use_reentrant=False) for first in range(0, length, QUERY_BLOCK)], dim=2)
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
@@ -120,16 +163,10 @@ def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor
     return (distance >= 0) & (distance < window)
 
 
-def _refuse(kwargs: dict[str, Any], dropout: float) -> None:
+def _refuse(kwargs: dict[str, Any]) -> None:
     for name in UNSUPPORTED:
         if kwargs.get(name) is not None:
-            raise BadInput(
-                f"this model's attention uses {name}, which packing does not support; set model.attention: eager"
-            )
-    if dropout:
-        raise BadInput(
-            f"the model's attention_dropout is {dropout}: packed attention has none; set it to 0 in its config"
-        )
+            raise BadInput(f"this model's attention uses {name}, which packed attention does not have")
 
 
 def _has_flash_attn() -> bool:

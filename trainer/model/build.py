@@ -5,7 +5,10 @@ Owns how a base model becomes the thing that is trained. Refuses to know DeepSpe
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,97 +16,78 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from trainer.model import attention
-from trainer.model.loss import LossHead
+from trainer.model import attention, self_test
+from trainer.model.packed import Way
 from trainer.run import weight_names
 from trainer.run.exits import BadInput
 from trainer.run.spec import ModelSpec, NodeJob
 
+ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "attn_dropout")
+"""Keys that families have for the dropout of attention weights."""
+
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-"""Configuration keys of models that do more to the logits than the output embedding."""
-
-PREFIX = "model."
-"""What PackedModel puts before the parameter names of the model inside."""
-
-
-class PackedModel(nn.Module):
-    """A causal language model that takes a packed batch and returns its summed loss, with no logits kept."""
-
-    def __init__(self, model: nn.Module, loss_chunk: int) -> None:
-        super().__init__()
-        self.model = model
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        if not isinstance(head, nn.Linear):
-            raise BadInput(
-                f"{type(model).__name__} has no linear output embedding; dolphin trains causal language models"
-            )
-        model.set_output_embeddings(LossHead(head, loss_chunk))  # type: ignore[operator]
-
-    def forward(
-        self,
-        ids_BT: torch.Tensor,
-        labels_BT: torch.Tensor,
-        weights_BT: torch.Tensor,
-        positions_BT: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        max_seqlen: int,
-    ) -> torch.Tensor:
-        """Fields of a Batch; returns the fp32 scalar sum of weight x cross-entropy over its labels."""
-        hidden_1NH = self.hidden(ids_BT, positions_BT, cu_seqlens, max_seqlen)
-        return self.model.get_output_embeddings()(hidden_1NH, labels_BT, weights_BT)  # type: ignore[operator]
-
-    def hidden(
-        self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
-    ) -> torch.Tensor:
-        """Last hidden states (1, B*T, H): the batch becomes one row, its conversations kept apart by `cu_seqlens`.
-
-        No attention_mask and no cache: with either, transformers stops looking at the positions, and conversations
-        would see each other.
-        """
-        decoder = self.model.get_decoder()  # type: ignore[operator]
-        return decoder(
-            input_ids=ids_BT.reshape(1, -1),
-            position_ids=positions_BT.reshape(1, -1),
-            use_cache=False,
-            cu_seq_lens_q=cu_seqlens,
-            cu_seq_lens_k=cu_seqlens,
-            max_length_q=max_seqlen,
-            max_length_k=max_seqlen,
-        ).last_hidden_state
-
-
-def hf_name(name: str) -> str:
-    """Parameter name inside PackedModel -> the name that transformers gives it."""
-    return name.removeprefix(PREFIX)
 
 
 def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
     """The base model on the CPU in the training precision, its vocabulary grown to the tokenizer's, ready to freeze.
 
-    Raises BadInput for a base that is not there or that packing cannot train.
+    Its attribute `way` says how it has to be called for a batch: what the self-test found. Raises BadInput for a base that is
+    not there, lacks weights, or cannot be trained on such batches.
     """
-    spec = job.spec.model
-    kind = attention.choose(spec.attention, job.device, job.spec.train.precision)
+    spec, train, packing = job.spec.model, job.spec.train, job.spec.data.packing
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
-    dtype = DTYPES[job.spec.train.precision]
-    try:
-        config = AutoConfig.from_pretrained(spec.base, revision=spec.revision, **options)
-        _refuse_logit_transforms(config)
-        torch.manual_seed(job.spec.train.seed)
+    dtype = DTYPES[train.precision]
+    with explained(spec):
+        config = read_config(spec)
+        verdict = self_test.of_config(config, spec.attention, job.device, train.precision, packing, **options)
+        if verdict is not None:
+            kind = held(verdict, packing).attention
+        else:
+            kind = attention.choose(spec.attention, job.device, train.precision)
+        torch.manual_seed(train.seed)
         if spec.init == "random":
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=kind, **options)
             model = model.to(dtype)
         else:
             model = _load(spec, config=config, dtype=dtype, attn_implementation=kind, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise BadInput(f"model.base {spec.base!r} does not load: {_first_line(error)}") from error
-    grow_vocabulary(model, len(tokenizer))
-    if job.spec.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if verdict is None:
+            verdict = self_test.of_model(model, spec.attention, job.device, train.precision, packing)
+            model.set_attn_implementation(held(verdict, packing).attention)
+        grow_vocabulary(model, len(tokenizer))
+        if train.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.way = verdict.way
+    if os.environ.get("RANK", "0") == "0":
+        print(verdict.line(), flush=True)
     model.config.use_cache = False
     return model
+
+
+def read_config(spec: ModelSpec) -> Any:
+    """The base's configuration, with what the job sets in it."""
+    config = AutoConfig.from_pretrained(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    text = config.get_text_config(decoder=True)
+    if spec.attention_dropout is not None:
+        for key in ATTENTION_DROPOUT:
+            if hasattr(text, key):
+                setattr(text, key, spec.attention_dropout)
+    return config
+
+
+def held(verdict: self_test.Verdict, packing: bool) -> Way:
+    """The way that holds. Raises BadInput where none does."""
+    if verdict.way is None:
+        raise BadInput(f"model.base: {verdict.refusal(packing)}")
+    return verdict.way
+
+
+@contextlib.contextmanager
+def explained(spec: ModelSpec) -> Iterator[None]:
+    """What transformers raises for a base that it cannot build, as a BadInput of one line."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise BadInput(f"model.base {spec.base!r} does not load: {_first_line(error)}") from error
 
 
 def _load(spec: ModelSpec, **options: Any) -> Any:
@@ -163,14 +147,6 @@ def grow_vocabulary(model: nn.Module, size: int) -> None:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # type: ignore[operator]
             weight = layer.weight
             weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
-
-
-def _refuse_logit_transforms(config: Any) -> None:
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for key in LOGIT_TRANSFORMS:
-        value = getattr(text, key, None)
-        if value not in (None, 1, 1.0):
-            raise BadInput(f"model.base has {key}={value}, which the chunked loss does not apply; choose another base")
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ Legend: B sequences, T tokens, N labelled tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,17 +17,56 @@ from torch import nn
 from trainer.data.batch import IGNORE
 
 
+@dataclass(frozen=True, slots=True)
+class LogitTransform:
+    """What a family does to the output embedding's product: logit = cap x tanh(scale x product / cap), without a cap
+    scale x product."""
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> LogitTransform:
+        """By the keys that families have for it (`config` of transformers, or a dict)."""
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+
+        def value(key: str) -> float | None:
+            return getattr(text, key, None)
+
+        scale = (value("logit_scale") or 1.0) * (value("lm_head_multiplier") or 1.0) / (value("logits_scaling") or 1.0)
+        return cls(float(scale), value("final_logit_softcapping"))
+
+    @property
+    def is_identity(self) -> bool:
+        return self == LogitTransform()
+
+    def apply_(self, product: torch.Tensor) -> torch.Tensor:
+        """The logits, in the buffer of `product`."""
+        if self.scale != 1.0:
+            product.mul_(self.scale)
+        if self.cap is not None:
+            product.div_(self.cap).tanh_().mul_(self.cap)
+        return product
+
+    def derivative(self, logits: torch.Tensor) -> torch.Tensor | float:
+        """d logit / d product where the logits are `logits`; a number where it is the same everywhere."""
+        if self.cap is None:
+            return self.scale
+        return logits.div(self.cap).square_().neg_().add_(1.0).mul_(self.scale)
+
+
 class LossHead(nn.Module):
     """The output embedding, asked for a loss instead of logits. Keeps its parameter names: `weight` and `bias`.
 
     A module of its own, so that ZeRO-3 gathers the partitioned weight around `forward`.
     """
 
-    def __init__(self, linear: nn.Linear, chunk: int) -> None:
+    def __init__(self, linear: nn.Linear, chunk: int, transform: LogitTransform = LogitTransform()) -> None:
         super().__init__()
         self.weight = linear.weight
         self.bias = linear.bias
         self.chunk = chunk
+        self.transform = transform
 
     def forward(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor, weights_BT: torch.Tensor) -> torch.Tensor:
         """Sum over labelled positions of weight x cross-entropy: an fp32 scalar, 0 where there is no label."""
@@ -36,8 +76,12 @@ class LossHead(nn.Module):
         weights_N = weights_BT.reshape(-1).index_select(0, where_N)
         with_gradient = torch.is_grad_enabled()
         return _ChunkedCrossEntropy.apply(
-            hidden_NH, self.weight, self.bias, targets_N, weights_N, self.chunk, with_gradient
+            hidden_NH, self.weight, self.bias, targets_N, weights_N, self.chunk, self.transform, with_gradient
         )
+
+    def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        """All of them, in fp32: for a comparison, not for training."""
+        return self.transform.apply_(nn.functional.linear(hidden_NH, self.weight, self.bias).float())
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -50,6 +94,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets_N: torch.Tensor,
         weights_N: torch.Tensor,
         chunk: int,
+        transform: LogitTransform,
         with_gradient: bool,
     ) -> torch.Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
@@ -61,16 +106,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V, dtype=torch.float32) if want_bias and bias_V is not None else None
         for start in range(0, hidden_NH.shape[0], chunk):
             part = slice(start, start + chunk)
-            logits = torch.nn.functional.linear(hidden_NH[part], weight_VH, bias_V).float()
+            logits = transform.apply_(torch.nn.functional.linear(hidden_NH[part], weight_VH, bias_V).float())
             logsumexp = torch.logsumexp(logits, dim=-1, keepdim=True)
             target = targets_N[part, None]
             loss += ((logsumexp - logits.gather(1, target)).squeeze(1) * weights_N[part]).sum()
             if grad_hidden is None and grad_weight is None and grad_bias is None:
                 continue
+            derivative = transform.derivative(logits)
             # d loss / d logits = weight x (softmax - one-hot), in the buffer of the logits
             gradient = logits.sub_(logsumexp).exp_()
             del logits  # or the buffer of this chunk is still held while the next one is made
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0)).mul_(weights_N[part, None])
+            if not transform.is_identity:
+                gradient.mul_(derivative)
+            del derivative
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
             gradient = gradient.to(hidden_NH.dtype)
@@ -91,4 +140,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         (scale,) = grad_outputs
         gradients = tuple(None if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = ()
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None, None, None)

@@ -56,6 +56,10 @@ class ModelSpec(SpecModel):
     """Tokens to add to the vocabulary; the embeddings grow to hold them."""
     attention: Literal["auto", "flash_attention_2", "varlen", "sdpa", "eager"] = "auto"
     """`auto`: flash-attn where it is installed, else torch's variable-length attention, else SDPA."""
+    attention_dropout: Fraction | None = None
+    """Dropout of the attention weights in training; the base's own where not given."""
+    router_loss: Annotated[float, Field(ge=0)] | None = None
+    """Weight of a mixture of experts' load-balancing loss; the base's own (router_aux_loss_coef) where not given, 0 leaves it out."""
     trust_remote_code: bool = False
     """Allow a hub model to bring its own Python code."""
 

@@ -1,0 +1,212 @@
+"""The self-test at load: does a conversation packed with others give the logits that it gives alone?
+
+Owns the comparison, its tolerances and the choice of the way in which a family's decoder is called. It runs on a small twin of
+the model (same code, same switches) with random weights, or on the model itself where no twin can be made. What it finds
+covers masks that are not built, states that run on from one conversation into the next, arguments that are ignored, and
+anything that is done to logits: the reference is the model's own forward, one conversation at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.model import attention, twin
+from trainer.model.packed import PackedModel, Way, decoder_of
+from trainer.run.exits import BadInput
+
+LENGTHS = (11, 17, 6)
+"""Tokens of the conversations that are packed: longer than a twin's window, and than any convolution."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15}
+"""Largest difference of a logit, in standard deviations of the logits. In fp32 equal ways differ by 1e-5 at most; bf16 keeps
+8 bits, and 0.02 to 0.06 were seen. A conversation that sees another differs by 0.3 to 8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What one way gave."""
+
+    way: Way
+    difference: float
+    """In standard deviations of the logits; infinite where it could not be run."""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    family: str
+    trials: tuple[Trial, ...]
+    """In the order of preference; the last one is the one that holds, where one does."""
+    tolerance: float
+    is_of_twin: bool
+
+    @property
+    def way(self) -> Way | None:
+        """The first way in which a conversation sees itself alone; None where there is none."""
+        last = self.trials[-1] if self.trials else None
+        return last.way if last and last.difference <= self.tolerance else None
+
+    def refusal(self, packing: bool) -> str:
+        """Why this family cannot be trained so, and what to do."""
+        ran = [trial for trial in self.trials if not trial.error]
+        if not ran:
+            return f"a {self.family} cannot be run on a batch ({self.trials[0].error}); choose another base"
+        least = min(trial.difference for trial in ran)
+        if packing:
+            return (
+                f"a {self.family} does not keep packed conversations apart: its logits differ by {least:.2g} standard "
+                "deviations from those of each conversation alone (layers with a state carry it over); set data.packing: false"
+                + "".join(f", or install {name}" for name in self._wanted())
+            )
+        return (
+            f"a {self.family} gives other logits in a padded row than alone (they differ by {least:.2g} standard "
+            "deviations): it does more than a causal language model; choose another base"
+        )
+
+    def _wanted(self) -> list[str]:
+        """Packages that transformers names as what would keep conversations apart."""
+        told = [re.search(r"without `([\w-]+)`", trial.error) for trial in self.trials]
+        return [" and ".join(dict.fromkeys(match[1] for match in told if match))] if any(told) else []
+
+    def line(self) -> str:
+        """For the log, and for a person before a launch."""
+        if self.way is None:
+            return f"packing: {self.refusal(True)}"
+        where = "a small random twin" if self.is_of_twin else "the model itself"
+        tried = [trial for trial in self.trials[:-1] if trial.way.attention != self.way.attention]
+        instead = f"; {tried[0].way.attention} does not serve ({_why(tried[0])})" if tried else ""
+        return (
+            f"packing: {self.family} checked on {where}, conversations together and alone differ by "
+            f"{self.trials[-1].difference:.1g} standard deviations of a logit ({self.way}{instead})"
+        )
+
+
+def of_config(
+    config: Any, requested: str, device: str, precision: str, packing: bool, **options: Any
+) -> Verdict | None:
+    """On a twin of what `config` describes. None where no twin can be made; then `of_model` is asked.
+
+    Raises BadInput for an attention that cannot run here.
+    """
+    model = twin.make(config, **options)
+    if model is None:
+        return None
+    return _verdict(model, _ways(requested, device, precision, packing), torch.device(device), is_of_twin=True)
+
+
+def of_model(model: nn.Module, requested: str, device: str, precision: str, packing: bool) -> Verdict:
+    """On the model itself, where it is and as it is."""
+    where = next(model.parameters()).device
+    verdict = _verdict(model, _ways(requested, device, precision, packing), where, is_of_twin=False)
+    assert verdict is not None
+    return verdict
+
+
+def _ways(requested: str, device: str, precision: str, packing: bool) -> list[Way]:
+    """Ways to try, the fastest first. A kernel that was asked for by name has no substitute."""
+    first = attention.choose(requested, device, precision)  # type: ignore[arg-type]
+    kinds = [first] if requested not in ("auto", "sdpa") else [first, "sdpa", "eager"]
+    ways = [Way(first), Way(first, sequence_index=True)]
+    ways += [Way(kind, boundaries=False) for kind in kinds if kind not in _OURS]
+    if not packing:
+        ways += [Way(kind, boundaries=False, rows=True) for kind in kinds if kind not in _OURS]
+    return ways
+
+
+def _verdict(model: Any, ways: list[Way], device: torch.device, *, is_of_twin: bool) -> Verdict | None:
+    """None for a twin that cannot be run even on one conversation: it was made small in a way that its family does not bear."""
+    family = str(model.config.get_text_config().model_type)
+    was_training = model.training
+    model.eval()
+    trials: list[Trial] = []
+    dtype = next(model.parameters()).dtype
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        conversations = _conversations(model)
+        try:
+            model.set_attn_implementation("eager")
+            alone = [model(input_ids=ids.to(device), use_cache=False).logits.float().cpu() for ids in conversations]
+        except Exception as error:
+            if is_of_twin:
+                return None
+            return Verdict(family, (Trial(ways[0], float("inf"), _told(error)),), 0.0, is_of_twin)
+        spread = torch.cat(alone, dim=1).std().item()
+        head = model.get_output_embeddings()
+        for way in ways:
+            # half precision is what kernels of a GPU are made for
+            kind = torch.bfloat16 if device.type == "cuda" and way.attention in _HALF else dtype
+            trials.append(_trial(model, way, conversations, alone, spread, device, kind))
+            model.set_output_embeddings(head)
+            if trials[-1].difference <= TOLERANCE.get(kind, 0.15):
+                break
+    model.train(was_training)
+    used = torch.bfloat16 if device.type == "cuda" and trials[-1].way.attention in _HALF else dtype
+    return Verdict(family, tuple(trials), TOLERANCE.get(used, 0.15), is_of_twin)
+
+
+_OURS = (attention.SEGMENTED, attention.VARLEN)
+_HALF = ("flash_attention_2", attention.VARLEN)
+
+
+def _trial(
+    model: Any, way: Way, conversations: list[torch.Tensor], alone: list[torch.Tensor], spread: float,
+    device: torch.device, dtype: torch.dtype,
+) -> Trial:  # fmt: skip
+    try:
+        if (way.boundaries or way.sequence_index) and not _takes_more(decoder_of(model)):
+            return Trial(way, float("inf"), f"{type(decoder_of(model)).__name__} takes no boundaries")
+        model.set_attn_implementation(way.attention)
+        tested = model if dtype == next(model.parameters()).dtype else copy.deepcopy(model).to(dtype)
+        packed = PackedModel(tested.to(device), loss_chunk=1, way=way, router_loss=0.0)
+        together = _logits(packed, conversations, device)
+    except BadInput as error:
+        return Trial(way, float("inf"), str(error))
+    except Exception as error:
+        return Trial(way, float("inf"), _told(error))
+    worst = max((a - b).abs().max().item() for a, b in zip(together, alone, strict=True))
+    difference = worst / spread if spread > 0 else float("inf")
+    return Trial(way, difference if difference == difference else float("inf"))
+
+
+def _takes_more(decoder: nn.Module) -> bool:
+    parameters = inspect.signature(decoder.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _conversations(model: Any) -> list[torch.Tensor]:
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, min(vocabulary, 32_000), (1, length), generator=generator) for length in LENGTHS]
+
+
+def _logits(packed: PackedModel, conversations: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Of each conversation (1, T, V): all of them in one row, or one a row with more tokens behind the short ones."""
+    positions = [torch.arange(ids.shape[1])[None] for ids in conversations]
+    if packed.way.rows:
+        longest = max(LENGTHS)
+        padded = [torch.cat([ids, ids.flip(1).repeat(1, longest)], dim=1)[:, :longest] for ids in conversations]
+        ids_BT, positions_BT = torch.cat(padded), torch.arange(longest).expand(len(LENGTHS), longest)
+        bounds = [index * longest for index in range(len(LENGTHS) + 1)]
+    else:
+        ids_BT, positions_BT = torch.cat(conversations, dim=1), torch.cat(positions, dim=1)
+        bounds = [sum(LENGTHS[:index]) for index in range(len(LENGTHS) + 1)]
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=device)
+    hidden = packed.hidden(ids_BT.to(device), positions_BT.to(device), cu_seqlens, max(LENGTHS))
+    logits = packed.head.logits(hidden).float().cpu()
+    if packed.way.rows:
+        return [logits[index : index + 1, :length] for index, length in enumerate(LENGTHS)]
+    return list(logits.split(LENGTHS, dim=1))
+
+
+def _told(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:150]}" if text else type(error).__name__
+
+
+def _why(trial: Trial) -> str:
+    return trial.error or f"differs by {trial.difference:.2g}"
