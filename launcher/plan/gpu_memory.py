@@ -15,6 +15,7 @@ from typing import Literal
 
 from launcher.models.architecture import TrainedModel, count
 from launcher.units import MIB
+from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState
 
 REDUCE_BUCKET = 500_000_000
 """Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`, its default, which the trainer leaves)."""
@@ -56,6 +57,8 @@ class Workload:
     """Elements of a bucket."""
     offloads: bool = False
     """Masters and moments are in host memory (`train.offload: optimizer`)."""
+    optimizer: OptimizerState = OPTIMIZER_STATES["adamw"]
+    """What is kept of a trained parameter."""
 
     @property
     def tokens(self) -> int:
@@ -134,14 +137,15 @@ def moments_of(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, d
 
 
 def _state(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, float]:
-    """Parameters, fp32 masters and Adam's two moments. Frozen parameters have the first alone.
+    """Parameters, masters and the optimizer's moments. Frozen parameters have the first alone.
 
     Stages 1 to 3 keep masters of their partition in fp32 training too (`single_partition_of_fp32_groups`); stage 0 in
     fp32 is plain data parallelism and updates the parameters themselves. Offloaded, masters and moments are elsewhere.
     """
     e, share = load.element_bytes, 1 / load.ranks
+    master, moments = load.optimizer.master.held_bytes, load.optimizer.moment_bytes
     if stage == 0:
-        return {"parameters": e * model.num_parameters, "master weights": 0, "optimizer": 8 * model.num_trained}
+        return {"parameters": e * model.num_parameters, "master weights": 0, "optimizer": moments * model.num_trained}
     parameters: float = e * model.num_parameters
     if stage == 3:
         parameters = e * ((model.num_parameters - _persistent(model)) * share + _persistent(model))
@@ -149,8 +153,8 @@ def _state(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, float
         return {"parameters": parameters, "master weights": 0, "optimizer": 0}
     return {
         "parameters": parameters,
-        "master weights": 4 * model.num_trained * share,
-        "optimizer": 8 * model.num_trained * share,
+        "master weights": master * model.num_trained * share,
+        "optimizer": moments * model.num_trained * share,
     }
 
 

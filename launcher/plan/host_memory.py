@@ -33,7 +33,7 @@ def host_memory(model: TrainedModel, load: Workload, stage: Stage, num_nodes: in
     """
     ranks = -(-load.ranks // num_nodes)
     parts = {
-        "copies for saves": 0 if load.offloads else 12 * model.num_trained / num_nodes,
+        "copies for saves": 0 if load.offloads else load.optimizer.saved_bytes * model.num_trained / num_nodes,
         "finished model": 2 * model.num_parameters,  # written in bf16, whatever it was trained in
         "processes": ranks * PROCESS,
     }
@@ -51,7 +51,11 @@ def offloaded(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, fl
     """
     stage = runs_as(stage, load.precision)
     e, partition = load.element_bytes, model.num_trained / load.ranks
-    parts = {"master weights": 4 * partition, "optimizer": 8 * partition, "gradients": 4 * partition}
+    parts = {
+        "master weights": load.optimizer.master.held_bytes * partition,
+        "optimizer": load.optimizer.moment_bytes * partition,
+        "gradients": 4 * partition,
+    }
     if stage == 3:
         parts["gradients"] *= 2
         return parts

@@ -27,6 +27,7 @@ from launcher.plan.throughput import StepFlops
 from launcher.plan.zero_stage import SAFETY, Choice, Pace, StageOption, choices, choose_zero, flops_of, workload
 from launcher.units import MIB
 from trainer.run.evaluation_interval import evaluation_interval
+from trainer.run.optimizer_state import OPTIMIZER_STATES
 from trainer.run.save_interval import optimal_interval_s, preemptions_per_day, save_interval_s
 from trainer.run.spec import SaveEvery
 
@@ -58,6 +59,10 @@ class Subject:
         spot = [run for run in self.history if run.is_on_spot]
         stated = self.job.checkpoint.preemptions_per_day
         return preemptions_per_day(stated, sum(run.preemptions for run in spot), sum(run.observed_s for run in spot))
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        return OPTIMIZER_STATES[self.job.train.optimizer].saved_bytes * self.model.num_trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +166,7 @@ def make_plan(
     return LaunchPlan(
         name=job.name, base=job.model.base, architecture_source=model.architecture.source,
         num_parameters=model.num_parameters, num_trained=model.num_trained, data=data, steps=steps,
-        machines=tuple(ordered), rows=tuple(rows), checkpoint_bytes=12 * model.num_trained,
+        machines=tuple(ordered), rows=tuple(rows), checkpoint_bytes=subject.checkpoint_bytes,
         preemptions_per_day=subject.preemptions_per_day, deadline_h=deadline_h,
         notes=tuple(_notes(job, data, steps, ordered[0], rows)),
     )  # fmt: skip
@@ -253,7 +258,7 @@ def _save_cost(subject: Subject, ranks: int, step_s: float) -> tuple[float, floa
         alike = alike and (theirs.unfrozen, theirs.offload) == (job.train.unfrozen, job.train.offload)
         if alike and run.save_blocked_s is not None and run.save_whole_s is not None:
             return run.save_blocked_s, run.save_whole_s
-    size_gb = 12 * subject.model.num_trained / 1e9
+    size_gb = subject.checkpoint_bytes / 1e9
     whole = size_gb / STORE_GB_PER_S
     held = whole / job.resources.num_nodes if job.train.offload == "optimizer" else size_gb / ranks / HOST_GB_PER_S
     return max(0.0, held - step_s), whole

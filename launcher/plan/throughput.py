@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from launcher.models.architecture import TrainedModel, count
 from launcher.plan.gpus import Card
+from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState
 
 LINK_EFFICIENCY = {True: 0.75, False: 0.5}
 """Share of a link's rate that NCCL's rings reach: NVLink (True; nccl-tests report 230 of 300 GB/s on 8 x A100, 360 of
@@ -21,9 +22,8 @@ BUS_EFFICIENCY = 0.6
 """Share of a GPU's PCIe link to its host that page-locked copies reach while the node's other GPUs copy too (12 to 25 of
 31.5 GB/s)."""
 
-UPDATE_BYTES = 40
-"""Host memory traffic of one updated element beside the copy in low precision: clipping reads and writes the gradient
-(8), AdamW reads parameter, gradient and moments (16) and writes all but the gradient (12), the copy reads it again (4)."""
+GRADIENT_BYTES = 4
+"""Of one element, as it is accumulated and updated from: fp32."""
 
 UPDATE_GB_PER_S = 20.0
 """Assumed rate of that for each GPU of a node, whose ranks share its memory; two cores alone reach 37 with torch's fused
@@ -134,7 +134,16 @@ class OffloadCost:
     """Read and written by the CPU."""
 
 
-def offload_cost(*, stage: int, ranks: int, trained: int, micro_batches: int, bytes_per_element: int) -> OffloadCost:
+def update_bytes(optimizer: OptimizerState) -> int:
+    """Host memory traffic of one updated element beside the copy in low precision: clipping reads and writes the gradient,
+    the update reads it with the whole state and writes the state, the copy reads the masters again. 40 for AdamW."""
+    return 3 * GRADIENT_BYTES + 2 * optimizer.held_bytes + optimizer.master.held_bytes
+
+
+def offload_cost(
+    *, stage: int, ranks: int, trained: int, micro_batches: int, bytes_per_element: int,
+    optimizer: OptimizerState = OPTIMIZER_STATES["adamw"],
+) -> OffloadCost:  # fmt: skip
     """As DeepSpeed 0.19 does it, for this rank's partition of the `trained` parameters.
 
     Stages 1 and 2 send the gradients down in fp32 once and the updated parameters up. Stage 3 keeps the accumulated
@@ -142,9 +151,12 @@ def offload_cost(*, stage: int, ranks: int, trained: int, micro_batches: int, by
     Stage 2 in fp32 accumulates there too.
     """
     partition = trained / ranks
-    accumulated = 4 * (2 * micro_batches - 1) if stage == 3 or (stage == 2 and bytes_per_element == 4) else 0
+    accumulated = (
+        GRADIENT_BYTES * (2 * micro_batches - 1) if stage == 3 or (stage == 2 and bytes_per_element == 4) else 0
+    )
     return OffloadCost(
-        (accumulated + 4 + bytes_per_element) * partition, (UPDATE_BYTES + bytes_per_element) * partition
+        (accumulated + GRADIENT_BYTES + bytes_per_element) * partition,
+        (update_bytes(optimizer) + bytes_per_element) * partition,
     )
 
 

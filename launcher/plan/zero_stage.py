@@ -18,6 +18,7 @@ from launcher.plan.gpu_memory import Memory, Stage, Workload, memory, runs_as
 from launcher.plan.gpus import Card
 from launcher.plan.host_memory import host_memory, node_gib
 from launcher.plan.throughput import StepFlops, StepTime, Traffic, offload_cost, step_flops, step_time, step_traffic
+from trainer.run.optimizer_state import OPTIMIZER_STATES
 
 SAFETY = 0.03
 """Share of a card's memory that a plan leaves free: the formulas are good to a few per cent, an out-of-memory is not."""
@@ -70,7 +71,7 @@ class Pace:
         if load.offloads and utilisation is None:
             offload = offload_cost(
                 stage=stage, ranks=load.ranks, trained=model.num_trained,
-                micro_batches=load.micro_batches, bytes_per_element=load.element_bytes,
+                micro_batches=load.micro_batches, bytes_per_element=load.element_bytes, optimizer=load.optimizer,
             )  # fmt: skip
         flops, traffic = self.flops(model, load), traffic_of(model, load, stage)
         return step_time(flops, traffic, self.card, load.ranks, utilisation, offload)
@@ -133,6 +134,7 @@ def workload(job: JobSpec, ranks: int, on_gpu: bool) -> Workload:
         ranks=ranks, micro_batch=t.micro_batch, sequence_length=job.data.sequence_length,
         micro_batches=-(-batch // (ranks * t.micro_batch)), loss_chunk=t.loss_chunk, precision=t.precision,
         gradient_checkpointing=t.gradient_checkpointing, has_overlap=on_gpu, offloads=t.offload == "optimizer",
+        optimizer=OPTIMIZER_STATES[t.optimizer],
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ SAVED_AT, LAST, SHORT = 2, 22, 5
 LONG = ((2, "fp32"), (3, "fp32"), (3, "bf16"))
 """Cases that are followed over twenty steps after the resume; the others over three."""
 OFFLOADED = ((1, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16"))
+MOMENTUM = ((0, "fp32"), (3, "bf16"))
 OFFLOAD = {"train": {"offload": "optimizer"}}
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-3}
 
@@ -53,6 +54,15 @@ def results(tmp_path_factory):
     offloaded = {
         (f"{s} offloaded", p): run_of(root, f"off-{s}-{p}", s, p, (0, p), **late, **OFFLOAD) for s, p in OFFLOADED
     }
+    with_momentum = {
+        ("momentum", p): run_of(root, f"sgd-{p}", s, p, (0, p), momentum=True, **late) for s, p in MOMENTUM
+    }
+    momentum_again = {
+        ("momentum", p): run_of(
+            root, f"sgd-again-{p}", s, p, (0, p), copy_from=with_momentum["momentum", p]["run_dir"], momentum=True, **again
+        )
+        for s, p in MOMENTUM
+    }  # fmt: skip
     moved = {}
     for s, p in OFFLOADED:
         there, here = whole[s, p]["run_dir"], offloaded[f"{s} offloaded", p]["run_dir"]
@@ -63,8 +73,8 @@ def results(tmp_path_factory):
     found = {}
     phases = [
         ("4", 4, four),
-        ("whole", 2, whole | offloaded),
-        ("2 to 2", 2, same | other | fewer | moved),
+        ("whole", 2, whole | offloaded | with_momentum),
+        ("2 to 2", 2, same | other | fewer | moved | momentum_again),
         ("2 to 1", 1, one),
         ("1 to 2", 2, more),
     ]
@@ -135,6 +145,16 @@ def test_a_run_may_move_its_optimizer_to_host_memory_and_back(results, stage, pr
     differences = [abs(float.fromhex(whole[s]) - float.fromhex(loss)) for s, loss in resumed["losses"].items()]
     assert differences
     assert max(differences) < TOLERANCE[precision] / 10
+
+
+@pytest.mark.parametrize("precision", [precision for _, precision in MOMENTUM])
+def test_an_optimizer_that_keeps_other_tensors_goes_on_bit_for_bit_too(results, precision):
+    """What is saved and put back follows from the description of the optimizer's state alone."""
+    whole, resumed = results["whole", "momentum", precision], results["2 to 2", "momentum", precision]
+    assert resumed["resumed_at"] == SAVED_AT
+    assert resumed["losses"] == {s: loss for s, loss in whole["losses"].items() if int(s) > SAVED_AT}
+    stage = {p: s for s, p in MOMENTUM}[precision]
+    assert whole["losses"] != {s: results["whole", stage, precision]["losses"][s] for s in whole["losses"]}
 
 
 def test_random_numbers_go_on_too(results):

@@ -9,6 +9,7 @@ import torch
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.snapshot import ShardSnapshot, Snapshot
 from trainer.checkpoint.writer import SaveWriter, random_file
+from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState
 from trainer.run.spec import TrainSpec, result_settings
 from trainer.run.stores.base import FolderStore
 
@@ -25,7 +26,10 @@ SETTINGS = result_settings(
 )
 
 
-def snapshot(step: int, shapes=SHAPES, rank: int = 0, world_size: int = 1) -> Snapshot:
+ADAMW = OPTIMIZER_STATES["adamw"]
+
+
+def snapshot(step: int, shapes=SHAPES, rank: int = 0, world_size: int = 1, state: OptimizerState = ADAMW) -> Snapshot:
     """Every element is the step, a fraction for its place, and its sign or size for its kind."""
     pieces, rows = [], []
     for name, shape in shapes.items():
@@ -36,8 +40,8 @@ def snapshot(step: int, shapes=SHAPES, rank: int = 0, world_size: int = 1) -> Sn
         if length:
             pieces.append((name, start, length))
             place = step + torch.arange(start, start + length, dtype=torch.float32) / numel
-            rows += [place, -place, place * place]
-    return Snapshot([ShardSnapshot(pieces, [torch.cat(rows)])], dict(shapes), b'{"random": true}', step)
+            rows += [place, -place, place * place][: len(state.tensors)]
+    return Snapshot(state, [ShardSnapshot(pieces, [torch.cat(rows)], state)], dict(shapes), b'{"random": true}', step)
 
 
 def writer(local: Path, remote=None, keep: int = 2, rank: int = 0, world_size: int = 1, warnings=None) -> SaveWriter:

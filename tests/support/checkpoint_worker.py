@@ -4,7 +4,7 @@
 
 plan.json is a list of phases {nproc, runs}; the ranks of each are forked off one process that has imported everything,
 which saves the ten seconds that every rank under torchrun takes to start. A run is {run_dir, out, stage, precision,
-seed, steps, save_at, hidden?, slow_copy_s?, copy_from?, store?, checkpoint?, train?, plan_key?, attempt?}: it resumes from
+seed, steps, save_at, hidden?, momentum?, slow_copy_s?, copy_from?, store?, checkpoint?, train?, plan_key?, attempt?}: it resumes from
 what its run folder holds, trains to `steps`, and rank 0 writes {losses, resumed_at, error, ...} to `out`. Losses are exact: float.hex().
 """
 
@@ -32,9 +32,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trainer.checkpoint.manager import CheckpointManager, Copying
 from trainer.checkpoint.trainer_state import TrainerState
 from trainer.data.batch import Batch
+from trainer.engine import optimizer as optim
 from trainer.engine.engine import Engine, initialize_distributed, sum_over_ranks
 from trainer.engine.zero_state import trainable_shapes
 from trainer.run.exits import BadInput, TrainingFailed
+from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState, StateTensor
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
 
@@ -153,12 +155,30 @@ def slow_copy(seconds: float) -> Iterator[None]:
         yield
 
 
+MOMENTUM = OptimizerState(moments=(StateTensor("momentum_buffer"),))
+
+
+@contextlib.contextmanager
+def momentum(is_wanted: bool) -> Iterator[None]:
+    """Gradient descent with momentum in AdamW's place: one entry in each of the two tables, and nothing else."""
+
+    def make(groups: list[dict[str, Any]], settings: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9)
+
+    entries = {"adamw": (MOMENTUM, optim.Kind(make, str))} if is_wanted else {}
+    with (
+        mock.patch.dict(OPTIMIZER_STATES, {name: kept for name, (kept, _) in entries.items()}),
+        mock.patch.dict(optim.OPTIMIZERS, {name: kind for name, (_, kind) in entries.items()}),
+    ):
+        yield
+
+
 def do_phase(nproc: int, runs: list[dict[str, Any]], rank: int, port: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc), LOCAL_WORLD_SIZE=str(nproc))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     _, _, device = initialize_distributed(DEVICE)
     for run in runs:
-        with slow_copy(run.get("slow_copy_s", 0.0)):
+        with slow_copy(run.get("slow_copy_s", 0.0)), momentum(run.get("momentum", False)):
             result = train(run, rank, nproc, device)
         if rank == 0:
             Path(run["out"]).write_text(json.dumps(result))

@@ -8,7 +8,7 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from tests.support.checkpoint_folder import completer, save, snapshot, writer
+from tests.support.checkpoint_folder import ADAMW, completer, save, snapshot, writer
 from trainer.checkpoint import manifest as manifest_module
 from trainer.checkpoint import random_state, shards
 from trainer.checkpoint.manifest import (
@@ -158,12 +158,12 @@ def test_a_rank_reads_only_the_blocks_that_it_needs(tmp_path, monkeypatch):
 
 
 def test_a_large_state_becomes_several_files():
-    assert plan_files([("a", 0, 10), ("a", 10, 10), ("b", 0, 1)], file_bytes=240) == [
+    assert plan_files([("a", 0, 10), ("a", 10, 10), ("b", 0, 1)], ADAMW, file_bytes=240) == [
         [("a", 0, 10), ("a", 10, 10)],
         [("b", 0, 1)],
     ]
-    assert plan_files([("a", 0, 1000), ("b", 0, 1)], file_bytes=10) == [[("a", 0, 1000)], [("b", 0, 1)]]
-    assert plan_files([]) == []
+    assert plan_files([("a", 0, 1000), ("b", 0, 1)], ADAMW, file_bytes=10) == [[("a", 0, 1000)], [("b", 0, 1)]]
+    assert plan_files([], ADAMW) == []
 
 
 def lie(root, step, change):

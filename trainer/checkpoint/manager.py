@@ -25,6 +25,7 @@ from trainer.checkpoint.trainer_state import TrainerState
 from trainer.checkpoint.writer import SaveWriter, random_file
 from trainer.engine import zero_state
 from trainer.run.exits import TrainingFailed
+from trainer.run.optimizer_state import OPTIMIZER_STATES
 from trainer.run.run_folder import EventKind, RunDir
 from trainer.run.spec import NodeJob, result_hash, result_settings
 from trainer.run.stores import opening
@@ -113,7 +114,8 @@ class CheckpointManager:
             keep=job.spec.checkpoint.keep,
             warn=self._warn,
         )
-        self._snapshot = Snapshot()
+        self._kept = OPTIMIZER_STATES[job.spec.train.optimizer]
+        self._snapshot = Snapshot(self._kept)
         self._copy: Copying | None = None
         zero_state.call_before_update(engine, self._let_copy_end)
         self._thread: threading.Thread | None = None
@@ -179,7 +181,7 @@ class CheckpointManager:
         try:
             if zero_state.trainable_shapes(self._engine) != manifest.shapes:
                 raise CorruptCheckpoint("it was made of a model with other trainable parameters")
-            zero_state.fill_shards(self._engine, reader.read, manifest.optimizer_step)
+            zero_state.fill_shards(self._engine, self._kept, reader.read, manifest.optimizer_step)
             random_data = None
             if self._rank < manifest.world_size:
                 random_data = reader.read_file(manifest.random_files[self._rank])

@@ -4,7 +4,7 @@ Owns the file format, the names inside a checkpoint's folder, and every check th
 is cut off, altered or does not add up is refused here. Refuses to know stores, torch and DeepSpeed.
 
     step-00000840/
-      rank-00000-000-<save id>.safetensors   masters and moments: for each piece its master, exp_avg, exp_avg_sq, fp32
+      rank-00000-000-<save id>.safetensors   for each piece its master and moments, fp32
       rank-00000-<save id>.json              random states of the rank
       manifest.json                          last
 """
@@ -19,14 +19,14 @@ from typing import Annotated, Any, NamedTuple
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState
+
 FORMAT = 1
 MANIFEST = "manifest.json"
 REFUSED_MANIFEST = "manifest.refused.json"
 """What the manifest of a checkpoint that did not verify is renamed to: kept to be looked at, never loaded again."""
 BLOCK_BYTES = 4 << 20
 """Every block of a file has its own checksum, so that a rank which reads a part of a file verifies what it read."""
-ELEMENT_BYTES = 4
-TENSORS_PER_PIECE = 3
 
 
 class CorruptCheckpoint(Exception):
@@ -34,7 +34,7 @@ class CorruptCheckpoint(Exception):
 
 
 class Piece(NamedTuple):
-    """A parameter's flat range in a file: master at `offset`, exp_avg and exp_avg_sq right behind it."""
+    """A parameter's flat range in a file: the tensors of the optimizer's state, from `offset` one right behind the other."""
 
     name: str
     start: int
@@ -90,6 +90,16 @@ class Manifest(BaseModel):
         return folder_name(self.step)
 
     @property
+    def optimizer_state(self) -> OptimizerState:
+        """What each piece holds. Raises CorruptCheckpoint where this program does not know the optimizer."""
+        name = self.result_settings.get("train.optimizer")
+        if name not in OPTIMIZER_STATES:
+            raise CorruptCheckpoint(
+                f"it was saved of the optimizer {name}, this program knows {', '.join(OPTIMIZER_STATES)}"
+            )
+        return OPTIMIZER_STATES[name]
+
+    @property
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
@@ -131,11 +141,12 @@ class Manifest(BaseModel):
             raise CorruptCheckpoint("its manifest does not name the random states of all ranks")
         if len({file.name for file in self.files}) != len(self.files):
             raise CorruptCheckpoint("its manifest names a file twice")
+        element_bytes = self.optimizer_state.saved_bytes
         for file in self.files:
             if len(file.blocks) != math.ceil(file.size_bytes / BLOCK_BYTES):
                 raise CorruptCheckpoint(f"its manifest gives {file.name} the wrong number of blocks")
             for piece in file.pieces:
-                end = piece.offset + piece.numel * ELEMENT_BYTES * TENSORS_PER_PIECE
+                end = piece.offset + piece.numel * element_bytes
                 if piece.numel < 1 or piece.offset < 0 or end > file.size_bytes:
                     raise CorruptCheckpoint(f"its manifest puts {piece.name} outside {file.name}")
         self._check_coverage()

@@ -16,17 +16,10 @@ from typing import Protocol
 import torch
 import xxhash
 
-from trainer.checkpoint.manifest import (
-    BLOCK_BYTES,
-    ELEMENT_BYTES,
-    CorruptCheckpoint,
-    FileEntry,
-    Manifest,
-    Piece,
-)
+from trainer.checkpoint.manifest import BLOCK_BYTES, CorruptCheckpoint, FileEntry, Manifest, Piece
+from trainer.run.optimizer_state import SAVED_BYTES, SAVED_DTYPE, OptimizerState
 from trainer.run.stores.base import CheckpointStore, NotInStore
 
-TENSOR_NAMES = ("master", "exp_avg", "exp_avg_sq")
 FILE_BYTES = 1 << 30
 """A rank's state is split into files of about this size: what is uploaded already is not uploaded again."""
 READ_AHEAD_BLOCKS = 4
@@ -41,13 +34,13 @@ class Writable(Protocol):
 
 
 def plan_files(
-    pieces: Sequence[tuple[str, int, int]], file_bytes: int = FILE_BYTES
+    pieces: Sequence[tuple[str, int, int]], state: OptimizerState, file_bytes: int = FILE_BYTES
 ) -> list[list[tuple[str, int, int]]]:
     """Split (name, start, numel) into runs of at most about `file_bytes`, in order; none where there are no pieces."""
     files: list[list[tuple[str, int, int]]] = []
     room = 0
     for piece in pieces:
-        size = piece[2] * ELEMENT_BYTES * len(TENSOR_NAMES)
+        size = piece[2] * state.saved_bytes
         if not files or size > room:
             files.append([])
             room = file_bytes
@@ -61,15 +54,16 @@ def write_shard(
     name: str,
     pieces: Sequence[tuple[str, int, int]],
     shapes: dict[str, tuple[int, ...]],
+    state: OptimizerState,
     parts: Iterable[memoryview],
 ) -> FileEntry:
-    """Write one file. The parts hold master, exp_avg and exp_avg_sq of each piece one after the other, fp32."""
+    """Write one file. The parts hold the tensors of the state of each piece one after the other, fp32."""
     placed, offset = [], 0
     for parameter, start, numel in pieces:
         placed.append(Piece(parameter, start, numel, offset))
-        offset += numel * ELEMENT_BYTES * len(TENSOR_NAMES)
+        offset += numel * state.saved_bytes
     shapes_text = json.dumps({parameter: shapes[parameter] for parameter, _, _ in pieces})
-    header = {"__metadata__": {"format": "pt", "shapes": shapes_text}, **_header_entries(placed)}
+    header = {"__metadata__": {"format": "pt", "shapes": shapes_text}, **_header_entries(placed, state)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     writer = HashingWriter(handle)
@@ -80,14 +74,14 @@ def write_shard(
     return writer.entry(name, tuple(piece._replace(offset=piece.offset + before) for piece in placed))
 
 
-def _header_entries(pieces: Iterable[Piece], data_start: int = 0) -> dict[str, object]:
+def _header_entries(pieces: Iterable[Piece], state: OptimizerState, data_start: int = 0) -> dict[str, object]:
     """The safetensors header's entries for `pieces`; `data_start` is where the data begins that offsets count from."""
     entries: dict[str, object] = {}
     for piece in pieces:
-        for index, kind in enumerate(TENSOR_NAMES):
-            begin = piece.offset - data_start + index * piece.numel * ELEMENT_BYTES
-            key = f"{piece.name}[{piece.start}:{piece.start + piece.numel}].{kind}"
-            end = begin + piece.numel * ELEMENT_BYTES
+        for index, tensor in enumerate(state.tensors):
+            begin = piece.offset - data_start + index * piece.numel * SAVED_BYTES
+            key = f"{piece.name}[{piece.start}:{piece.start + piece.numel}].{tensor.name}"
+            end = begin + piece.numel * SAVED_BYTES
             entries[key] = {"dtype": "F32", "shape": [piece.numel], "data_offsets": [begin, end]}
     return entries
 
@@ -141,6 +135,7 @@ class ShardReader:
 
     def __init__(self, manifest: Manifest, stores: Sequence[CheckpointStore]) -> None:
         self.manifest = manifest
+        self._state = manifest.optimizer_state
         self._stores = list(stores)
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="checkpoint-read")
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
@@ -152,25 +147,25 @@ class ShardReader:
         for found in self._ranges.values():
             found.sort(key=lambda item: item[0].start)
 
-    def read(self, name: str, start: int, numel: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Master, exp_avg and exp_avg_sq of a flat range. Raises CorruptCheckpoint, or StoreError."""
-        out = torch.empty(len(TENSOR_NAMES), numel, dtype=torch.float32)
+    def read(self, name: str, start: int, numel: int) -> tuple[torch.Tensor, ...]:
+        """The tensors of the state of a flat range. Raises CorruptCheckpoint, or StoreError."""
+        out = torch.empty(len(self._state.tensors), numel, dtype=getattr(torch, SAVED_DTYPE))
         covered = 0
         for piece, file in self._ranges.get(name, ()):
             left, right = max(start, piece.start), min(start + numel, piece.start + piece.numel)
             if left >= right:
                 continue
             self._check_header(file)
-            for row in range(len(TENSOR_NAMES)):
-                offset = piece.offset + (row * piece.numel + left - piece.start) * ELEMENT_BYTES
+            for row in range(len(out)):
+                offset = piece.offset + (row * piece.numel + left - piece.start) * SAVED_BYTES
                 target = out[row, left - start : right - start]
                 view = memoryview(target.numpy()).cast("B")
-                for part, position in self._bytes(file, offset, (right - left) * ELEMENT_BYTES):
+                for part, position in self._bytes(file, offset, (right - left) * SAVED_BYTES):
                     view[position : position + len(part)] = part
             covered += right - left
         if covered != numel:
             raise CorruptCheckpoint(f"it holds {covered} of {numel} elements of {name}")
-        return out[0], out[1], out[2]
+        return tuple(out)
 
     def read_file(self, name: str) -> bytes:
         """A whole small file, verified."""
@@ -194,7 +189,7 @@ class ShardReader:
         except ValueError:
             header = {}
         header.pop("__metadata__", None)
-        if header != _header_entries(file.pieces, data_start=8 + length):
+        if header != _header_entries(file.pieces, self._state, data_start=8 + length):
             raise CorruptCheckpoint(f"{file.name} does not hold what its manifest says")
         self._agreed.add(file.name)
 

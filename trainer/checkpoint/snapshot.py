@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from trainer.checkpoint import random_state
-from trainer.checkpoint.manifest import ELEMENT_BYTES
-from trainer.checkpoint.shards import TENSOR_NAMES, plan_files
+from trainer.checkpoint.shards import plan_files
 from trainer.engine import zero_state
+from trainer.run.optimizer_state import SAVED_BYTES, SAVED_DTYPE, OptimizerState
 
 
 @dataclass(slots=True)
@@ -27,8 +27,9 @@ class ShardSnapshot:
     pieces: list[tuple[str, int, int]]
     """(name, start, numel)."""
     tensors: list[torch.Tensor]
-    """fp32 and flat, together master, exp_avg and exp_avg_sq of each piece, one after the other: one copy of it all, or what
-    the optimizer holds."""
+    """fp32 and flat, together the tensors of the state of each piece, one after the other: one copy of it all, or what the
+    optimizer holds."""
+    state: OptimizerState
 
     def parts(self) -> Iterator[memoryview]:
         """The content in order."""
@@ -37,13 +38,15 @@ class ShardSnapshot:
 
     @property
     def num_bytes(self) -> int:
-        return sum(numel for _, _, numel in self.pieces) * len(TENSOR_NAMES) * ELEMENT_BYTES
+        return sum(numel for _, _, numel in self.pieces) * self.state.saved_bytes
 
 
 @dataclass(slots=True)
 class Snapshot:
     """Host memory with one rank's state; `begin` and `copy` fill it again and again."""
 
+    state: OptimizerState
+    """Of the optimizer that trains."""
     shards: list[ShardSnapshot] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     random: bytes = b""
@@ -65,13 +68,13 @@ class Snapshot:
             return
         self.is_lent = zero_state.is_offloaded(engine)
         self.shapes = zero_state.trainable_shapes(engine)
-        pieces = [(shard.name, shard.start, shard.numel) for shard in zero_state.iterate_shards(engine)]
+        pieces = [(shard.name, shard.start, shard.numel) for shard in zero_state.iterate_shards(engine, self.state)]
         on_gpu = _is_cuda(engine)
-        for file in plan_files(pieces):
-            shard = ShardSnapshot(file, [])
+        for file in plan_files(pieces, self.state):
+            shard = ShardSnapshot(file, [], self.state)
             if not self.is_lent:
-                num_elements = shard.num_bytes // ELEMENT_BYTES
-                shard.tensors.append(torch.zeros(num_elements, dtype=torch.float32, pin_memory=on_gpu))
+                num_elements = shard.num_bytes // SAVED_BYTES
+                shard.tensors.append(torch.zeros(num_elements, dtype=getattr(torch, SAVED_DTYPE), pin_memory=on_gpu))
             self.shards.append(shard)
 
     def begin(self, engine: Any) -> None:
@@ -82,14 +85,14 @@ class Snapshot:
         """
         self.reserve(engine)
         self._pending = []
-        places = ((piece, shard, position) for shard in self.shards for piece, position in _positions(shard.pieces))
+        places = ((piece, shard, position) for shard in self.shards for piece, position in _positions(shard))
         if self.is_lent:
             for shard in self.shards:
                 shard.tensors.clear()
-        for live, (piece, shard, position) in zip(zero_state.iterate_shards(engine), places, strict=True):
+        for live, (piece, shard, position) in zip(zero_state.iterate_shards(engine, self.state), places, strict=True):
             if piece != (live.name, live.start, live.numel):
                 raise RuntimeError(f"the engine's state has changed its layout: {piece[0]} where {live.name} is")
-            for index, tensor in enumerate((live.master, live.exp_avg, live.exp_avg_sq)):
+            for index, tensor in enumerate(live.tensors):
                 if self.is_lent:
                     shard.tensors.append(tensor)
                 else:
@@ -128,10 +131,10 @@ def _is_cuda(engine: Any) -> bool:
     return bool(torch.cuda.is_available() and engine.device.type == "cuda")
 
 
-def _positions(pieces: list[tuple[str, int, int]]) -> list[tuple[tuple[str, int, int], int]]:
+def _positions(shard: ShardSnapshot) -> list[tuple[tuple[str, int, int], int]]:
     """Each piece with its first element in the file's data."""
     placed, position = [], 0
-    for piece in pieces:
+    for piece in shard.pieces:
         placed.append((piece, position))
-        position += piece[2] * len(TENSOR_NAMES)
+        position += piece[2] * len(shard.state.tensors)
     return placed

@@ -108,7 +108,7 @@ class SaveWriter:
     def _write_shard(self, step: int, folder: str, name: str, shard: ShardSnapshot, snapshot: Snapshot) -> FileEntry:
         with self.local.writing(f"{folder}/{name}") as handle:
             target = fault.CutHandle(handle, shard.num_bytes // 2, step, self.rank) if fault.is_asked() else handle
-            return write_shard(target, name, shard.pieces, snapshot.shapes, shard.parts())
+            return write_shard(target, name, shard.pieces, snapshot.shapes, shard.state, shard.parts())
 
     def _upload(self, name: str) -> None:
         assert self.remote is not None

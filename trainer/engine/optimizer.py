@@ -1,8 +1,13 @@
-"""The optimizer's parameter groups and the learning rate as a pure function of the step."""
+"""The optimizer: its construction by name, its parameter groups, and the learning rate as a pure function of the step.
+
+What each optimizer keeps of a parameter is in trainer.run.optimizer_state, under the same names.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,8 +39,8 @@ def learning_rate(settings: OptimizerSettings, step: int, total_steps: int) -> f
     return peak * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * shape)
 
 
-def build(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: matrices with weight decay, vectors (norms, biases) without.
+def build(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """`train.optimizer` over the trainable parameters: matrices with weight decay, vectors (norms, biases) without.
 
     Called before DeepSpeed partitions the model: under ZeRO-3 the shapes are gone afterwards.
     """
@@ -44,13 +49,39 @@ def build(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
         {"params": [p for p in trainable if _ndim(p) >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in trainable if _ndim(p) < 2], "weight_decay": 0.0},
     ]
+    return OPTIMIZERS[settings.optimizer].make([group for group in groups if group["params"]], settings)
+
+
+def described(settings: OptimizerSettings) -> str:
+    """The optimizer and what it was set to, for a model card."""
+    return OPTIMIZERS[settings.optimizer].describe(settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An optimizer that a job can name."""
+
+    make: Callable[[list[dict[str, Any]], OptimizerSettings], torch.optim.Optimizer]
+    """Of parameter groups, which state their weight decay."""
+    describe: Callable[[OptimizerSettings], str]
+
+
+def _adamw(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
         fused=True,  # on a CPU too, where `foreach` takes five times as long (bench/plan.md)
     )
+
+
+def _describe_adamw(t: OptimizerSettings) -> str:
+    return f"AdamW, betas {t.betas[0]} and {t.betas[1]}, epsilon {t.epsilon}"
+
+
+OPTIMIZERS: dict[str, Kind] = {"adamw": Kind(_adamw, _describe_adamw)}
+"""By `train.optimizer`."""
 
 
 def _ndim(parameter: nn.Parameter) -> int:

@@ -1,7 +1,7 @@
-"""Where DeepSpeed keeps a model's training state: fp32 masters and Adam's moments, by parameter name and flat range.
+"""Where DeepSpeed keeps a model's training state: masters and the optimizer's moments, by parameter name and flat range.
 
 The only module that knows DeepSpeed's optimizers from inside. Owns which elements this rank holds, reading them, and
-putting others in their place, low-precision copies included. Refuses to know files.
+putting others in their place, low-precision copies included. Refuses to know files, and which moments there are.
 
 A parameter of n elements, flattened, is cut differently by every stage: ZeRO-3 gives rank r of W the elements from
 r * ceil(n / W); ZeRO-1 and 2 cut one long row of all parameters of a group; without ZeRO every rank holds everything.
@@ -23,13 +23,13 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from trainer.model.packed import hf_name
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from trainer.run.optimizer_state import OptimizerState
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterShard:
-    """Elements [start, start + numel) of the flattened parameter `name`; three fp32 vectors of `numel` elements.
+    """Elements [start, start + numel) of the flattened parameter `name`: a vector of `numel` elements for each tensor of
+    the optimizer's state, in its order.
 
     The vectors are views of live state: copy them before the next update.
     """
@@ -39,13 +39,11 @@ class ParameterShard:
     numel: int
     shape: tuple[int, ...]
     """Of the whole parameter."""
-    master: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
+    tensors: tuple[torch.Tensor, ...]
 
 
-ReadRange = Callable[[str, int, int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""(name, start, numel) -> master, exp_avg and exp_avg_sq of that range, in fp32 on the CPU."""
+ReadRange = Callable[[str, int, int], tuple[torch.Tensor, ...]]
+"""(name, start, numel) -> each tensor of the state of that range, on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class _Held:
     """Every rank holds this same range."""
 
 
-def iterate_shards(engine: Any) -> Iterator[ParameterShard]:
+def iterate_shards(engine: Any, kept: OptimizerState) -> Iterator[ParameterShard]:
     """The ranges that this rank has to save. Over all ranks they cover each trainable parameter exactly once.
 
     Replicated state is shared out evenly, so that all ranks write. Parameters that no step has updated yet have moments
@@ -80,13 +78,15 @@ def iterate_shards(engine: Any) -> Iterator[ParameterShard]:
         if numel == 0:
             continue
         offset = held.offset + start - held.start
-        moments = state.get(held.holder) or {}
-        first, second = (
-            moments[key].detach().view(-1).narrow(0, offset, numel) if key in moments else torch.zeros(numel)
-            for key in MOMENTS
+        updated = state.get(held.holder) or {}
+        moments = (
+            updated[moment.name].detach().view(-1).narrow(0, offset, numel)
+            if moment.name in updated
+            else torch.zeros(numel)
+            for moment in kept.moments
         )
         master = held.holder.detach().view(-1).narrow(0, offset, numel)
-        yield ParameterShard(held.name, start, numel, held.shape, master, first, second)
+        yield ParameterShard(held.name, start, numel, held.shape, (master, *moments))
 
 
 def optimizer_step(engine: Any) -> int:
@@ -115,7 +115,7 @@ def trainable_shapes(engine: Any) -> dict[str, tuple[int, ...]]:
 
 
 @torch.no_grad()
-def fill_shards(engine: Any, read: ReadRange, optimizer_step: int) -> None:
+def fill_shards(engine: Any, kept: OptimizerState, read: ReadRange, optimizer_step: int) -> None:
     """Replace this rank's masters and moments by what `read` gives; no collective, before or after any number of steps.
 
     `refresh_parameters` must follow, on all ranks. An error of `read` leaves the engine half filled: fill it again, or
@@ -126,13 +126,13 @@ def fill_shards(engine: Any, read: ReadRange, optimizer_step: int) -> None:
     ready: set[int] = set()
     for held in _held_ranges(engine):
         if id(held.holder) not in ready:  # padding gets moments of 0, as a step would make them
-            inner.state[held.holder] = _fresh_state(groups[id(held.holder)], held.holder, optimizer_step)
+            inner.state[held.holder] = _fresh_state(kept, groups[id(held.holder)], held.holder, optimizer_step)
             ready.add(id(held.holder))
         if held.numel == 0:
             continue
         state = inner.state[held.holder]
         parts = read(held.name, held.start, held.numel)
-        for target, part in zip((held.holder, *(state[key] for key in MOMENTS)), parts, strict=True):
+        for target, part in zip((held.holder, *(state[moment.name] for moment in kept.moments)), parts, strict=True):
             target.detach().view(-1).narrow(0, held.offset, held.numel).copy_(part)
 
 
@@ -239,10 +239,18 @@ def _group_of_holder(engine: Any) -> dict[int, dict[str, Any]]:
     return {id(holder): group for group in inner.param_groups for holder in group["params"]}
 
 
-def _fresh_state(group: dict[str, Any], holder: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
-    """Adam's state for `holder` as torch.optim.Adam makes it at its first step, with the count of updates set."""
+def _fresh_state(
+    kept: OptimizerState, group: dict[str, Any], holder: torch.Tensor, step: int
+) -> dict[str, torch.Tensor]:
+    """The state for `holder` as torch's optimizers make it at their first step, with the count of updates that Adam's kind
+    has; the others do not look at it."""
     on_device = bool(group.get("capturable") or group.get("fused"))
     return {
         "step": torch.tensor(float(step), dtype=torch.float32, device=holder.device if on_device else "cpu"),
-        **{key: torch.zeros_like(holder, memory_format=torch.preserve_format).detach() for key in MOMENTS},
+        **{
+            moment.name: torch.zeros_like(
+                holder, dtype=getattr(torch, moment.dtype), memory_format=torch.preserve_format
+            ).detach()
+            for moment in kept.moments
+        },
     }

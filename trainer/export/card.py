@@ -137,7 +137,7 @@ def hyperparameters(job: NodeJob, plan: DataPlan, world_size: int) -> list[tuple
     return [
         ("learning rate", t.learning_rate),
         ("schedule", f"{t.schedule}, {optimizer.warmup_steps(t, plan.total_steps)} steps of warm-up"),
-        ("optimizer", f"AdamW, betas {t.betas[0]} and {t.betas[1]}, epsilon {t.epsilon}"),
+        ("optimizer", optimizer.described(t)),
         ("weight decay", t.weight_decay),
         ("gradient clipping", t.max_grad_norm or "none"),
         ("epochs", f"{plan.epoch_of(plan.total_steps):.2f}"),
