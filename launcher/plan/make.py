@@ -28,8 +28,7 @@ from launcher.plan.zero_stage import SAFETY, Choice, Pace, StageOption, choices,
 from launcher.units import MIB
 from trainer.run.evaluation_interval import evaluation_interval
 from trainer.run.optimizer_state import OPTIMIZER_STATES
-from trainer.run.save_interval import optimal_interval_s, preemptions_per_day, save_interval_s
-from trainer.run.spec import SaveEvery
+from trainer.run.save_interval import expected_interval_s, preemptions_per_day
 
 _spot_hours = functools.lru_cache(maxsize=256)(preemption.with_preemptions)
 """Many offers are of one machine."""
@@ -232,7 +231,10 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
         without_offload=_without_offload(model, load, memory_bytes, pace),
         host=host_memory(model, load, chosen.stage, num_nodes),
         flops=flops_of(model, load, labelled, span), step_s=step_s, speed_source=source, save_s=blocked,
-        save_interval_s=_interval(subject, step_s, blocked, whole),
+        save_interval_s=expected_interval_s(
+            job.checkpoint, step_s=step_s, steps_per_epoch=plan_steps(job, data, ranks).per_epoch, blocked_s=blocked,
+            whole_s=whole, rate_per_day=subject.preemptions_per_day,
+        ),
     )  # fmt: skip
 
 
@@ -262,23 +264,6 @@ def _save_cost(subject: Subject, ranks: int, step_s: float) -> tuple[float, floa
     whole = size_gb / STORE_GB_PER_S
     held = whole / job.resources.num_nodes if job.train.offload == "optimizer" else size_gb / ranks / HOST_GB_PER_S
     return max(0.0, held - step_s), whole
-
-
-def _interval(subject: Subject, step_s: float | None, blocked_s: float, whole_s: float) -> float:
-    """Seconds of training between saves."""
-    job, data, per_day = subject.job, subject.data, subject.preemptions_per_day
-    every = job.checkpoint.every
-    automatic = save_interval_s(blocked_s, whole_s, per_day)
-    if not isinstance(every, SaveEvery):
-        return max(automatic, optimal_interval_s(blocked_s, 86_400 / per_day))
-    stated = []
-    if every.minutes is not None:
-        stated.append(every.minutes * 60)
-    if every.steps is not None and step_s is not None:
-        stated.append(every.steps * step_s)
-    if every.epochs is not None and step_s is not None and data is not None:
-        stated.append(every.epochs * data.sequences / global_batch_of(job, 1) * step_s)
-    return min(stated, default=automatic)
 
 
 def _row(offer: Offer, machine: Machine, subject: Subject, steps: Steps, deadline_h: float | None) -> Row:

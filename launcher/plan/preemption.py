@@ -10,6 +10,8 @@ import math
 import random
 from dataclasses import dataclass
 
+from trainer.run.save_interval import SECONDS_PER_DAY
+
 RUNS = 2_000
 SEED = 20_240_923
 RESTART_S = 600.0
@@ -41,7 +43,7 @@ def with_preemptions(
 
     A rate at which no save is ever reached gives infinite hours, and says so rather than never ending.
     """
-    rate = per_day / 86_400
+    rate = per_day / SECONDS_PER_DAY
     cycle = interval_s + save_s
     if rate * cycle > 20:
         return Hours(math.inf, math.inf, math.inf, math.inf)

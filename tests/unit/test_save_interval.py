@@ -87,3 +87,34 @@ def test_many_interruptions_shorten_the_interval(tmp_path, monkeypatch):
     now[0] += 120
     assert not calm.is_due_by_clock(5, 2.0, 10.0)
     assert stormy.is_due_by_clock(5, 2.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    "every", ["auto", {"steps": 7}, {"minutes": 5}, {"epochs": 0.25}, {"epochs": 3}, {"steps": 40, "minutes": 2}],
+)  # fmt: skip
+def test_the_plan_expects_the_saves_that_the_trainer_makes(tmp_path, monkeypatch, every):
+    """Hours and prices rest on them."""
+    now = [0.0]
+    monkeypatch.setattr("trainer.checkpoint.schedule.time.monotonic", lambda: now[0])
+    step_s, num_steps, blocked_s, whole_s = 6.0, 3000, 4.0, 10.0
+    trains = schedule(tmp_path, every, total_steps=num_steps)
+    num_saves = 0
+    for step in range(1, num_steps + 1):
+        now[0] += step_s
+        if trains.is_due_by_step(step) or trains.is_due_by_clock(step, blocked_s, whole_s):
+            trains.saved(step)
+            num_saves += 1
+    settings = CheckpointSpec.model_validate({"every": every})
+    planned_s = save_interval.expected_interval_s(
+        settings, step_s=step_s, steps_per_epoch=10, blocked_s=blocked_s, whole_s=whole_s,
+        rate_per_day=settings.preemptions_per_day,
+    )  # fmt: skip
+    assert num_steps * step_s / planned_s == pytest.approx(num_saves, rel=0.12)
+
+
+def test_an_interval_that_cannot_be_told_in_seconds_is_planned_as_auto():
+    known = {"blocked_s": 4.0, "whole_s": 10.0, "rate_per_day": 4.0}
+    auto = save_interval.save_interval_s(*known.values())
+    for every in ({"steps": 7}, {"epochs": 1}):
+        settings = CheckpointSpec.model_validate({"every": every})
+        assert save_interval.expected_interval_s(settings, step_s=None, steps_per_epoch=10, **known) == auto

@@ -1,13 +1,12 @@
-"""SaveSchedule: when the next save is due, by steps, by epochs, or by the clock."""
+"""SaveSchedule: whether a save is due now, by the rule of trainer.run.save_interval. Owns the clock and the last save."""
 
 from __future__ import annotations
 
-import math
 import time
 
 from trainer.run import save_interval
 from trainer.run.run_folder import EventKind, RunDir
-from trainer.run.spec import CheckpointSpec, SaveEvery
+from trainer.run.spec import CheckpointSpec
 
 
 class SaveSchedule:
@@ -30,25 +29,20 @@ class SaveSchedule:
 
     def is_due_by_step(self, step: int) -> bool:
         """The same on every rank."""
-        every = self._settings.every
-        if not isinstance(every, SaveEvery) or step in (0, self._saved_step, self._total_steps):
+        if self._is_settled(step):
             return False
-        if every.steps is not None and step % every.steps == 0:
-            return True
-        if every.epochs is None:
-            return False
-        length = every.epochs * self._steps_per_epoch
-        return math.floor(step / length) > math.floor((step - 1) / length)
+        return save_interval.is_due_by_step(self._settings, step, self._steps_per_epoch)
 
     def is_due_by_clock(self, step: int, blocked_s: float | None, whole_s: float | None) -> bool:
         """This rank's own opinion. `blocked_s` and `whole_s` are the last save's cost, None before the first."""
-        every = self._settings.every
-        if step in (0, self._saved_step, self._total_steps):
+        if self._is_settled(step):
             return False
-        since_s = time.monotonic() - self._saved_at_s
-        if isinstance(every, SaveEvery):
-            return every.minutes is not None and since_s >= every.minutes * 60
-        return since_s >= save_interval.save_interval_s(blocked_s, whole_s, self._preemptions_per_day())
+        rate = self._preemptions_per_day()
+        interval_s = save_interval.clock_interval_s(self._settings, blocked_s, whole_s, rate)
+        return interval_s is not None and time.monotonic() - self._saved_at_s >= interval_s
+
+    def _is_settled(self, step: int) -> bool:
+        return step in (0, self._saved_step, self._total_steps)
 
     def _preemptions_per_day(self) -> float:
         """What was stated, corrected by what this run has seen."""

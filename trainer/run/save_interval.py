@@ -1,4 +1,6 @@
-"""How often to save: the interval that loses the least time to saving and to repeating work. Pure numbers, no clock.
+"""How often to save: the rule of `checkpoint.every`, pure; the trainer's schedule and the plan ask it. Knows no clock.
+
+`auto` takes the interval that loses the least time to saving and to repeating work.
 
 Young (1974), "A first order approximation to the optimum checkpoint interval": with a save that costs C and a mean time
 M between interruptions, save every sqrt(2 C M). Daly (2006), "A higher order estimate of the optimum checkpoint
@@ -9,6 +11,8 @@ else M.
 from __future__ import annotations
 
 import math
+
+from trainer.run.spec import CheckpointSpec, SaveEvery
 
 SECONDS_PER_DAY = 86400.0
 SHORTEST_S = 30.0
@@ -37,6 +41,47 @@ def preemptions_per_day(stated: float, num_observed: int, observed_s: float) -> 
     that a few days of watching outweigh it, and one early interruption does not.
     """
     return (1 + num_observed) / (1 / stated + observed_s / SECONDS_PER_DAY)
+
+
+def is_due_by_step(settings: CheckpointSpec, step: int, steps_per_epoch: int) -> bool:
+    """Whether the step count asks for a save after `step` (from 1): at every multiple, of an epoch's share rounded up."""
+    every = settings.every
+    if not isinstance(every, SaveEvery):
+        return False
+    if every.steps is not None and step % every.steps == 0:
+        return True
+    if every.epochs is None:
+        return False
+    length = every.epochs * steps_per_epoch
+    return math.floor(step / length) > math.floor((step - 1) / length)
+
+
+def clock_interval_s(
+    settings: CheckpointSpec, blocked_s: float | None, whole_s: float | None, rate_per_day: float
+) -> float | None:
+    """Seconds after which the clock asks for a save; None where it never does. The rest as in `save_interval_s`."""
+    every = settings.every
+    if not isinstance(every, SaveEvery):
+        return save_interval_s(blocked_s, whole_s, rate_per_day)
+    return None if every.minutes is None else every.minutes * 60
+
+
+def expected_interval_s(
+    settings: CheckpointSpec, *, step_s: float | None, steps_per_epoch: int | None, blocked_s: float, whole_s: float,
+    rate_per_day: float,
+) -> float:  # fmt: skip
+    """Mean seconds of training between two saves, for a plan: of what asks most often, the others' saves in between not
+    counted; `auto`'s where what the job states cannot be told in seconds, as a step's time or an epoch's length is not known."""
+    every, stated = settings.every, []
+    by_clock = clock_interval_s(settings, blocked_s, whole_s, rate_per_day)
+    if by_clock is not None:
+        stated.append(by_clock)
+    if isinstance(every, SaveEvery) and step_s is not None:
+        if every.steps is not None:
+            stated.append(every.steps * step_s)
+        if every.epochs is not None and steps_per_epoch is not None:
+            stated.append(every.epochs * steps_per_epoch * step_s)
+    return min(stated, default=save_interval_s(blocked_s, whole_s, rate_per_day))
 
 
 def save_interval_s(blocked_s: float | None, whole_s: float | None, rate_per_day: float) -> float:
