@@ -298,13 +298,19 @@ def main() -> None:
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = _interrupted()
     except BrokenPipeError:  # `dolphin logs | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 130
+        code = _interrupted()
     except Exception as error:
         code = _explain(error, debug)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupted() -> int:
+    from launcher.runs.states import EXIT_CODES, EndReason
+
+    return EXIT_CODES[EndReason.DETACHED]
 
 
 def _explain(error: Exception, debug: bool) -> int:

@@ -7,6 +7,7 @@ tokenizer; what it leaves in the cache, a later local launch finds.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,13 +20,19 @@ from launcher.jobfile.settle import Placement, settle
 from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger
 from launcher.runs.errors import BadUsage
+from launcher.runs.states import EXIT_CODES, EndReason
+from trainer.run.exits import INTERRUPTED, ExitCode
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-OK, FAILED, BAD_SPECIFICATION, INTERRUPTED = 0, 1, 2, 130
-_EXIT_CODES = {0: OK, 64: BAD_SPECIFICATION, 130: INTERRUPTED, -2: INTERRUPTED}
-"""Exit code of the preparation -> of the command; any other is a failure."""
+_ENDS = {
+    ExitCode.DONE: EndReason.DONE,
+    ExitCode.BAD_INPUT: EndReason.BAD_SPECIFICATION,
+    INTERRUPTED: EndReason.DETACHED,
+    -signal.SIGINT: EndReason.DETACHED,
+}
+"""Exit code of the preparation -> how the command ends; any other is a failure."""
 
 
 def formats_command(json_wanted: bool) -> int:
@@ -34,11 +41,11 @@ def formats_command(json_wanted: bool) -> int:
 
     if json_wanted:
         print(json.dumps([{"name": entry.name, "columns": entry.columns} for entry in FORMATS]))
-        return OK
+        return 0
     from launcher.follow.screen import table
 
     table(("format", "columns"), [(entry.name, entry.columns) for entry in FORMATS], file=sys.stdout)
-    return OK
+    return 0
 
 
 def data_command(path: Path, overrides: Sequence[str], show: int, json_wanted: bool) -> int:
@@ -77,7 +84,7 @@ def _prepare(train_json: Path, show: int) -> tuple[int, list[dict[str, Any]]]:
         except KeyboardInterrupt:
             # The terminal interrupts both; the preparation cleans up behind itself.
             code, lines = process.wait(), []
-    return _EXIT_CODES.get(code, FAILED), [json.loads(line) for line in lines]
+    return EXIT_CODES[_ENDS.get(code, EndReason.FAILED)], [json.loads(line) for line in lines]
 
 
 def _add_steps(report: dict[str, Any], global_batch: int) -> None:

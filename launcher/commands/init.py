@@ -23,6 +23,7 @@ from launcher.config.yaml_lines import inline_yaml
 from launcher.jobfile.field_docs import explanations
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
+from launcher.runs.states import EXIT_CODES, EndReason
 
 START: dict[str, Any] = {
     "name": "my-model",
@@ -50,7 +51,7 @@ SHOWN_BY_EXAMPLE = ("track.wandb", "track.mlflow", "secrets", "env")
 
 
 def init_command(output: str = "job.yaml", from_axolotl: str | None = None, overrides: Sequence[str] = ()) -> int:
-    """Write a new job file to `output` (`-`: standard output). Returns the exit code: 0, or 2 where nothing was written.
+    """Write a new job file to `output` (`-`: standard output). Returns the exit code: nothing was written where it is not 0.
 
     `overrides` (`key=value`) are for what axolotl leaves open; BadUsage without a configuration to convert.
     """
@@ -68,7 +69,7 @@ def init_command(output: str = "job.yaml", from_axolotl: str | None = None, over
         _write(text, output)
     except SpecErrors as errors:
         print(errors, file=sys.stderr)
-        return 2
+        return EXIT_CODES[EndReason.BAD_SPECIFICATION]
     return 0
 
 

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 from launcher.config.problems import SpecErrors
 from launcher.jobfile.load import load_job
-
-VALID, INVALID = 0, 2
+from launcher.runs.states import EXIT_CODES, EndReason
 
 
 def validate_command(path: str, overrides: Sequence[str] = (), as_json: bool = False) -> int:
-    """Print the findings (text to standard error, JSON to standard output). Returns the exit code, 0 or 2."""
+    """Print the findings (text to standard error, JSON to standard output). Returns the exit code."""
     try:
         job = load_job(path, overrides)
     except SpecErrors as errors:
@@ -23,9 +22,9 @@ def validate_command(path: str, overrides: Sequence[str] = (), as_json: bool = F
             count = len(errors.problems)
             print(errors, file=sys.stderr)
             print(f"{count} {'problem' if count == 1 else 'problems'} in {path}", file=sys.stderr)
-        return INVALID
+        return EXIT_CODES[EndReason.BAD_SPECIFICATION]
     if as_json:
         print(json.dumps({"valid": True, "problems": [], "name": job.name}))
     else:
         print(f"{path}: valid ({job.name})")
-    return VALID
+    return 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from trainer.run.exits import ExitCode
+from trainer.run.exits import INTERRUPTED, ExitCode
 
 
 class RunState(StrEnum):
@@ -82,7 +82,7 @@ EXIT_CODES: dict[EndReason, int] = {
     EndReason.NO_CAPACITY: 3,
     EndReason.BACKEND: 4,
     EndReason.CANCELLED: 5,
-    EndReason.DETACHED: 130,
+    EndReason.DETACHED: INTERRUPTED,
 }
 """Exit codes of the launcher: 0 ok, 1 job failed, 2 bad specification, 3 no capacity, 4 backend or credentials,
 5 cancelled, 130 interrupted. A job whose data is bad was started and failed: 1, not 2."""

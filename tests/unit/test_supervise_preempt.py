@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.run.exits import BadInput, Preempted, TrainingFailed
+from trainer.run.exits import BadInput, EndKind, Preempted, TrainingFailed
 from trainer.run.run_folder import RunDir
-from trainer.supervise.rank_guard import EndKind, rank_guard, read_rank_end
+from trainer.supervise.rank_guard import rank_guard, read_rank_end
 from trainer.supervise.stop_flag import POLL_EVERY_S, SECOND_SIGNAL_AFTER_S, StopFlag, ask_ranks_to_stop
 
 

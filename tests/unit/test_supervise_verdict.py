@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from trainer.supervise.rank_guard import LEFT_AT_ONCE, EndKind, RankEnd
+from trainer.run.exits import EndKind
+from trainer.supervise.rank_guard import LEFT_AT_ONCE, RankEnd
 from trainer.supervise.verdict import Evidence, judge
 
 GLOO = "RuntimeError: [third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:10908"

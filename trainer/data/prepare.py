@@ -27,7 +27,7 @@ from trainer.data.progress import Progress
 from trainer.data.readers import InputFile
 from trainer.data.report import bad_share_problem, write_report
 from trainer.data.tokenizer import load_tokenizer
-from trainer.run.exits import BadInput, ExitCode
+from trainer.run.exits import INTERRUPTED, BadInput, ExitCode
 from trainer.run.spec import NodeJob
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         return ExitCode.BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted: nothing half-made is left in the cache", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return ExitCode.DONE
 
 

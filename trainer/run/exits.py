@@ -1,10 +1,13 @@
-"""Exit codes of the trainer, and the errors that carry them. Knows nothing of torch or of files."""
+"""How the trainer ends: kinds of end, their exit codes, and the errors that stand for them. Knows no torch and no files.
+
+The launcher's own exit codes are in launcher.runs.states.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import NoReturn
 
 
@@ -15,6 +18,27 @@ class ExitCode(IntEnum):
     """Bad specification or data: never retried."""
     PREEMPTED = 75
     """Stopped on request with everything committed: start again to go on."""
+
+
+INTERRUPTED = 130
+"""Of a command that a person interrupted, as shells have it (128 + SIGINT); no run ends with it."""
+
+
+class EndKind(StrEnum):
+    """How a rank, an attempt or a start of the trainer ended; `state` of outcome.json."""
+
+    DONE = "done"
+    PREEMPTED = "preempted"
+    BAD_INPUT = "bad_input"
+    FAILED = "failed"
+
+
+EXIT_CODES: dict[EndKind, ExitCode] = {
+    EndKind.DONE: ExitCode.DONE,
+    EndKind.PREEMPTED: ExitCode.PREEMPTED,
+    EndKind.BAD_INPUT: ExitCode.BAD_INPUT,
+    EndKind.FAILED: ExitCode.FAILED,
+}
 
 
 class BadInput(Exception):

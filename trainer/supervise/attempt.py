@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.run.exits import BadInput
+from trainer.run.exits import BadInput, EndKind
 from trainer.run.run_folder import STOP_FILE, RunDir
 from trainer.run.spec import NodeJob
 from trainer.supervise import parent_death
 from trainer.supervise.heartbeat import BUSY_FACTOR, DEFAULT_FLOOR_S, Beat, hang, read_heartbeat
-from trainer.supervise.rank_guard import EndKind, RankEnd, read_rank_end, stack_file
+from trainer.supervise.rank_guard import RankEnd, read_rank_end, stack_file
 from trainer.supervise.signals import Wake, kill_descendants
 from trainer.supervise.stop_flag import ask_ranks_to_stop
 from trainer.supervise.verdict import Evidence

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from trainer.run.exits import EXIT_CODES, EndKind
 from trainer.run.run_folder import EventKind, RunDir, write_atomic
-from trainer.supervise.rank_guard import EXIT_CODES, EndKind
 
 
 class Story:

@@ -17,10 +17,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 
-from trainer.run.exits import BadInput, ExitCode, Preempted, TrainingFailed
+from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, Preempted, TrainingFailed
 from trainer.run.run_folder import RunDir, write_atomic
 from trainer.supervise.heartbeat import Heartbeat
 from trainer.supervise.stop_flag import StopFlag
@@ -34,21 +33,6 @@ PEER_LOSS = re.compile(
 """Errors of a rank that lost another one, from gloo and NCCL; never a cause of their own."""
 LEFT_AT_ONCE = "LeftAtOnce"
 """`error` of a rank that left on a second signal, without a save."""
-
-
-class EndKind(StrEnum):
-    DONE = "done"
-    PREEMPTED = "preempted"
-    BAD_INPUT = "bad_input"
-    FAILED = "failed"
-
-
-EXIT_CODES = {
-    EndKind.DONE: ExitCode.DONE,
-    EndKind.PREEMPTED: ExitCode.PREEMPTED,
-    EndKind.BAD_INPUT: ExitCode.BAD_INPUT,
-    EndKind.FAILED: ExitCode.FAILED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +94,7 @@ def rank_guard(run_dir: str | Path, attempt: int, rank: int) -> Iterator[Rank]:
     """Around all that a rank does, before torch is imported; leaves with SystemExit unless the body ended well.
 
     Takes SIGTERM and SIGINT, writes stacks on SIGUSR1, keeps the heartbeat, and turns the error that ended the body
-    into `rank-R.json` and an exit code: BadInput 64, Preempted 75, everything else 1.
+    into `rank-R.json` and the exit code of its kind.
     Under torchrun a preempted rank exits 0: torchrun would send SIGTERM to the ranks that still write their part.
     """
     attempt_dir = RunDir(run_dir).attempt_dir(attempt)

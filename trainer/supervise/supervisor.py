@@ -1,15 +1,14 @@
 """The container's entry on every backend: `python -m trainer.supervise TRAIN_JSON`.
 
 Prepares the data, runs attempts under torchrun, restarts after a crash, and turns what the ranks say into outcome.json
-and an exit code: 0 done, 75 preempted and to be resumed, 64 bad specification or data, 1 failed. Owns the count of
-attempts and the decision to restart; works as PID 1. Refuses to know torch, clouds and what a step is.
+and an exit code (trainer.run.exits). Owns the count of attempts and the decision to restart; works as PID 1. Refuses to know torch, clouds and what a step is.
 
 Environment: DOLPHIN_GRACE_S, seconds between a signal and the end, where the backend knows; DOLPHIN_HANG_FLOOR_S (600),
 the shortest silence that counts as a hang; DOLPHIN_NOTICES and the metadata addresses (`spot_notices`); DOLPHIN_NUM_NODES,
 DOLPHIN_NODE_RANK, DOLPHIN_MASTER_ADDR and DOLPHIN_MASTER_PORT for more than one node.
 
-A second signal ends everything at once. The exit code is then 75 where starting again loses only steps (there is a
-checkpoint to resume from, or nothing was trained yet), and 1 where trained steps would be lost without a checkpoint.
+A second signal ends everything at once. It is then preempted where starting again loses only steps (there is a
+checkpoint to resume from, or nothing was trained yet), and failed where trained steps would be lost without a checkpoint.
 """
 
 from __future__ import annotations
@@ -27,14 +26,13 @@ from typing import IO
 from pydantic import ValidationError
 
 from trainer.run import secret_file
-from trainer.run.exits import BadInput, ExitCode, TrainingFailed
+from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, TrainingFailed
 from trainer.run.packages import require_packages
 from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDir, end_torn_line
 from trainer.run.spec import NodeJob
 from trainer.supervise import parent_death, spot_notices
 from trainer.supervise.attempt import Attempt, Nodes, Stopping, rank_environment, say, whole_number
 from trainer.supervise.outcome import Story, write_outcome
-from trainer.supervise.rank_guard import EXIT_CODES, EndKind
 from trainer.supervise.signals import Wake, kill_descendants
 from trainer.supervise.verdict import AttemptEnd, death, judge
 

@@ -9,7 +9,8 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trainer.supervise.rank_guard import LEFT_AT_ONCE, PEER_LOSS, EndKind, RankEnd
+from trainer.run.exits import EndKind
+from trainer.supervise.rank_guard import LEFT_AT_ONCE, PEER_LOSS, RankEnd
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from launcher.backends.release import image_of_release
 from launcher.config.names import HUB_ID, URL
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
+from trainer.run.exits import ExitCode
 from trainer.run.spec import NodeJob
 
 NO_SPOT = frozenset({
@@ -37,7 +38,6 @@ INPUTS = "~/dolphin-inputs"
 DATA = "~/dolphin-data"
 IDLE_MINUTES = 15
 """Autostop: a node whose run is over and that nobody tore down costs at most this long."""
-RECOVER_EXIT_CODE = 75
 OWN_ENVIRONMENT = ("DOLPHIN_PYTHON", "DOLPHIN_TORCH_INDEX")
 """Variables of a job's `env` by which it brings the trainer's environment to the node itself."""
 _ALIASES = {"k8s": "kubernetes"}
@@ -233,7 +233,7 @@ def _resources(job: JobSpec, places: Sequence[Place], is_managed: bool, image: s
     if r.max_hourly_cost is not None:
         common["max_hourly_cost"] = r.max_hourly_cost
     if is_managed:
-        common["job_recovery"] = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [RECOVER_EXIT_CODE]}
+        common["job_recovery"] = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [int(ExitCode.PREEMPTED)]}
     entries = [_entry(job, place, image) | common for place in _by_price(places)]
     return entries[0] if len(entries) == 1 else {"any_of": entries}
 

@@ -33,6 +33,8 @@ POLL_S = 0.5
 SAVE_EVERY_S = 30.0
 """Records go to a bucket this often: a node that is taken away loses at most so much of its log, and no step."""
 REPLAY_BYTES = 64_000
+PREEMPTED = 75
+"""Exit code of a trainer that was asked to stop and has saved."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -98,7 +100,7 @@ class Relay:
         command = self._command()
         with open(os.path.join(self.run_dir, "log.txt"), "ab") as log:
             if self.stops:
-                return 75
+                return PREEMPTED
             self.child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
             )
