@@ -53,22 +53,20 @@ def data_command(path: Path, overrides: Sequence[str], show: int, json_wanted: b
     job = load_job(path, overrides)
     if find_spec("transformers") is None:
         raise BadUsage("dolphin data needs the trainer's packages: pip install 'dolphin-launcher[train]'")
-    folder = ledger.cache_dir() / "data-checks" / job.name
-    folder.mkdir(parents=True, exist_ok=True)
-    place = Placement(str(folder), str(ledger.cache_dir()), job.resources.ranks or 1, "cpu")
+    files = ledger.checked_data(job.name)
+    files.path.mkdir(parents=True, exist_ok=True)
+    place = Placement(str(files.path), str(ledger.cache_dir()), job.resources.ranks or 1, "cpu")
     train = settle(job, place, run_id=f"{job.name}-data", zero=0)
-    train_json = folder / "train.json"
-    train_json.write_text(train.model_dump_json(), encoding="utf-8")
-    report_path = folder / "data_report.json"
-    report_path.unlink(missing_ok=True)
-    code, shown = _prepare(train_json, show)
-    report = json.loads(report_path.read_text(encoding="utf-8")) if report_path.exists() else None
+    files.train_json.write_text(train.model_dump_json(), encoding="utf-8")
+    files.data_report.unlink(missing_ok=True)
+    code, shown = _prepare(files.train_json, show)
+    report = json.loads(files.data_report.read_text(encoding="utf-8")) if files.data_report.exists() else None
     if report is not None:
         _add_steps(report, train.global_batch)
         if json_wanted:
             print(json.dumps({**report, "shown": shown}, ensure_ascii=False))
         else:
-            _print_report(report, report_path, job)
+            _print_report(report, files.data_report, job)
     if not json_wanted:
         _print_conversations(shown)
     return code

@@ -21,6 +21,7 @@ from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, is_over
 from launcher.units import parse_seconds, seconds
+from trainer.run.run_folder import EVENTS_FILE, METRICS_FILE
 
 _MAX_PAUSE_S = 30.0
 _PATIENCE_S = 900.0
@@ -133,11 +134,11 @@ class _KnownTimes:
     _STEP = re.compile(r"\bstep (\d+)/\d+ · (loss|epoch) ")
 
     def __init__(self, backend: Backend, record: RunRecord) -> None:
-        first = next(iter(JsonLines(backend, record, "events.jsonl").read()), {})
+        first = next(iter(JsonLines(backend, record, EVENTS_FILE).read()), {})
         self.start: float | None = first.get("time")
         """Of the log, as the run's first event has it."""
         self._times: dict[tuple[int, str], deque[float]] = {}
-        for metric in JsonLines(backend, record, "metrics.jsonl").read():
+        for metric in JsonLines(backend, record, METRICS_FILE).read():
             if "time" in metric:
                 key = (metric["step"], "epoch" if "eval_loss" in metric else "loss")
                 self._times.setdefault(key, deque()).append(metric["time"])

@@ -8,6 +8,7 @@ from typing import Any
 from launcher.backends.base import Backend
 from launcher.follow.run_view import RunView
 from launcher.runs.ledger import RunRecord
+from trainer.run.run_folder import EVENTS_FILE, METRICS_FILE, OUTCOME_FILE
 
 
 class JsonLines:
@@ -31,8 +32,8 @@ class ViewReader:
 
     def __init__(self, backend: Backend, record: RunRecord) -> None:
         self.view = RunView()
-        self._events = JsonLines(backend, record, "events.jsonl")
-        self._metrics = JsonLines(backend, record, "metrics.jsonl")
+        self._events = JsonLines(backend, record, EVENTS_FILE)
+        self._metrics = JsonLines(backend, record, METRICS_FILE)
 
     def read(self) -> list[str]:
         """Take in what is new; returns the new lines of the story."""
@@ -50,7 +51,7 @@ def read_view(backend: Backend, record: RunRecord) -> RunView:
 
 def read_outcome(backend: Backend, record: RunRecord) -> dict[str, Any]:
     """outcome.json; empty where there is none."""
-    data = backend.read_file(record, "outcome.json")
+    data = backend.read_file(record, OUTCOME_FILE)
     return (_parse(data) if data else None) or {}
 
 

@@ -128,7 +128,7 @@ def _read(record: RunRecord) -> PastRun:
             by_attempt.setdefault(int(line.get("attempt", 1)), []).append(float(line["tokens_per_second"]))
     speeds = [speed for attempt in by_attempt.values() for speed in attempt[WARM_UP_STEPS:]]
     resources = _resources(files.job)
-    nodes = list(read_lines(record.folder / "nodes.jsonl"))
+    nodes = list(read_lines(files.nodes))
     return PastRun(
         run_id=record.run_id,
         job=job,

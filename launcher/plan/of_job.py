@@ -17,7 +17,7 @@ from launcher.plan.history import PastRun, known_data, past_runs
 from launcher.plan.make import LaunchPlan, Subject, make_plan
 from launcher.plan.zero_stage import safe_stage
 from launcher.runs.errors import BackendError, BadUsage
-from launcher.runs.ledger import cache_dir
+from launcher.runs.ledger import checked_data
 from trainer.run.spec import NodeJob
 
 
@@ -92,11 +92,11 @@ def data_facts_of(job: JobSpec, runs: Sequence[PastRun], sequences: int | None =
 
 def _checked_data(job: JobSpec) -> DataFacts | None:
     """What `dolphin data` left for this job, if the data settings are still the same."""
-    folder = cache_dir() / "data-checks" / job.name
+    files = checked_data(job.name)
     try:
-        then = NodeJob.read(folder / "train.json").spec
+        then = NodeJob.read(files.train_json).spec
     except (OSError, ValueError):
         return None
     if then.data != job.data or then.train.seed != job.train.seed:
         return None
-    return from_report(folder / "data_report.json", None, job.data.sequence_length)
+    return from_report(files.data_report, None, job.data.sequence_length)

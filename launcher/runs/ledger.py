@@ -75,6 +75,11 @@ def cache_dir() -> Path:
     return home() / "cache"
 
 
+def checked_data(name: str) -> RunDir:
+    """What `dolphin data` left for the job of this name, in a folder laid out as a run's."""
+    return RunDir(cache_dir() / "data-checks" / name)
+
+
 def new_id(name: str) -> str:
     """A run id for a job of this name; taken only once `create` made its folder."""
     stamp = time.strftime("%y%m%d-%H%M%S", time.gmtime())

@@ -25,11 +25,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from trainer.run.exits import BadInput
-from trainer.run.run_folder import write_atomic
+from trainer.run.run_folder import RunDir, write_atomic
 
 VERSION = 1
 MAX_WEIGHTS = 256
-POINTER = "prepared.json"
 REPORT = "report.json"
 
 
@@ -80,7 +79,7 @@ class Prepared:
     @classmethod
     def open(cls, run_dir: str | Path) -> Prepared:
         """The data that `prepare` settled for this run."""
-        pointer = Path(run_dir) / POINTER
+        pointer = RunDir(run_dir).prepared
         try:
             content = json.loads(pointer.read_text(encoding="utf-8"))
         except OSError as error:
@@ -91,7 +90,7 @@ class Prepared:
 
     def point_to(self, run_dir: str | Path) -> None:
         """Leave in the run folder what `open` reads."""
-        write_atomic(Path(run_dir) / POINTER, json.dumps({"path": str(self.path), "key": self.key}) + "\n")
+        write_atomic(RunDir(run_dir).prepared, json.dumps({"path": str(self.path), "key": self.key}) + "\n")
 
     def name_of(self, sequence: int) -> str:
         """`file:row` that a sequence came from (rows count from 1)."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.run.packages import require_packages
-from trainer.run.run_folder import RunDir, append_line, end_torn_line
+from trainer.run.run_folder import METRICS_FILE, RunDir, append_line, end_torn_line
 from trainer.run.spec import MlflowSpec, NodeJob, WandbSpec
 
 
@@ -47,7 +47,7 @@ class JsonlTracker:
     """A line of JSON for each record; floats as Python's repr, which reads back to the same bits. `time` is when it was
     written, in seconds since the epoch."""
 
-    name = "metrics.jsonl"
+    name = METRICS_FILE
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,7 +1,8 @@
 """The run folder: the names of its files, and the two append-only records every backend reads.
 
 The one contract between the node and the laptop. Owns names and line formats; refuses to know who reads them. Every
-line of events.jsonl and metrics.jsonl is one JSON object, written with one append, so that a reader sees whole lines.
+line of a .jsonl file is one JSON object, written with one append, so that a reader sees whole lines. What a node runs that
+ships without this package repeats what it needs of it (launcher/backends/sky/node), held against this by a test.
 """
 
 from __future__ import annotations
@@ -14,6 +15,34 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+JOB_FILE = "job.yaml"
+"""The job as it was launched."""
+TRAIN_FILE = "train.json"
+"""NodeJob: what the node is told."""
+LOG_FILE = "log.txt"
+"""Everything that the trainer prints."""
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "events.jsonl"
+OUTCOME_FILE = "outcome.json"
+"""How the last start of the trainer ended; there is none while one runs."""
+DATA_REPORT_FILE = "data_report.json"
+PREPARED_FILE = "prepared.json"
+"""Where the prepared data is."""
+CHECKPOINTS_FOLDER = "checkpoints"
+MODEL_FOLDER = "model"
+ATTEMPTS_FOLDER = "attempts"
+"""A folder for each attempt, by its number: why ranks ended, heartbeats, stacks, and a mark of each node that began it."""
+
+NODES_FILE = "nodes.jsonl"
+"""A line for each node that took the run over, where the backend has nodes (NODE_FIELDS)."""
+JOURNAL_FILE = "journal"
+"""A name for the folder's contents: lines that nodes without a folder in common wrote are put in order by it."""
+LOG_TIMES_FILE = "log.times"
+"""Now and then the number of a line of the log and when it was written."""
+NODE_FIELDS = ("time", "node", "infra", "setup_at", "managed_job")
+"""Of a line of nodes.jsonl: start of the run's first process there, host name, where as SkyPilot writes it, start of the
+node's first command, SkyPilot's job id. Times in seconds since the epoch."""
+
 STOP_FILE = "STOP"
 """In a run folder: whoever writes it asks the run to save and stop."""
 SAVE_FILE = "SAVE"
@@ -23,6 +52,7 @@ SAVE_FILE = "SAVE"
 class Phase(StrEnum):
     """What the node is busy with, in order."""
 
+    PULLING_IMAGE = "pulling image"
     PREPARING_DATA = "preparing data"
     STARTING_RANKS = "starting ranks"
     LOADING_MODEL = "loading model"
@@ -54,20 +84,27 @@ class RunDir:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.job = self.path / "job.yaml"
-        self.train_json = self.path / "train.json"
-        self.log = self.path / "log.txt"
-        self.metrics = self.path / "metrics.jsonl"
-        self.events = self.path / "events.jsonl"
-        self.outcome = self.path / "outcome.json"
-        self.data_report = self.path / "data_report.json"
-        self.checkpoints = self.path / "checkpoints"
-        self.model = self.path / "model"
-        self.attempts = self.path / "attempts"
+        self.job = self.path / JOB_FILE
+        self.train_json = self.path / TRAIN_FILE
+        self.log = self.path / LOG_FILE
+        self.metrics = self.path / METRICS_FILE
+        self.events = self.path / EVENTS_FILE
+        self.outcome = self.path / OUTCOME_FILE
+        self.data_report = self.path / DATA_REPORT_FILE
+        self.prepared = self.path / PREPARED_FILE
+        self.checkpoints = self.path / CHECKPOINTS_FOLDER
+        self.model = self.path / MODEL_FOLDER
+        self.attempts = self.path / ATTEMPTS_FOLDER
+        self.nodes = self.path / NODES_FILE
 
     def attempt_dir(self, attempt: int) -> Path:
         """Folder of one attempt: `rank-N.json` (why a rank ended), `heartbeat`, stack traces."""
         return self.attempts / str(attempt)
+
+    def attempts_begun(self, node: int) -> list[int]:
+        """Numbers of the attempts that a node has begun here."""
+        begun = self.attempts.glob(f"*/{node_mark(node)}")
+        return [int(path.parent.name) for path in begun if path.parent.name.isdecimal()]
 
     def emit(self, event: EventKind, *, attempt: int, **fields: Any) -> None:
         """Append one event. Called by one process at a time: the supervisor, or rank 0 under it."""
@@ -79,6 +116,11 @@ class RunDir:
     def read_metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl as written: a step that was trained again after a resume appears once for each attempt."""
         return list(read_lines(self.metrics))
+
+
+def node_mark(node: int) -> str:
+    """Empty file in an attempt's folder: this node has begun it."""
+    return f"node-{node}"
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

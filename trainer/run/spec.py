@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainer.run.run_folder import CHECKPOINTS_FOLDER
+
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -259,7 +261,7 @@ class NodeJob(SpecModel):
     run_id: str
     """The launcher's run id; it names the checkpoint prefix."""
     run_dir: str
-    """The run folder as the node sees it: train.json, log.txt, metrics.jsonl, events.jsonl, outcome.json, checkpoints/, model/."""
+    """The run folder as the node sees it (trainer.run.run_folder)."""
     cache_dir: str
     """Prepared data is kept here, keyed by content."""
     nproc: PositiveInt
@@ -286,9 +288,14 @@ class NodeJob(SpecModel):
     @property
     def checkpoint_store(self) -> str:
         """URL or folder that holds this run's checkpoints."""
+        return f"{self.store}/{CHECKPOINTS_FOLDER}"
+
+    @property
+    def store(self) -> str:
+        """URL or folder of this run in `checkpoint.store`; the run folder where there is none."""
         if self.spec.checkpoint.store is None:
-            return str(Path(self.run_dir) / "checkpoints")
-        return f"{self.spec.checkpoint.store.rstrip('/')}/{self.run_id}/checkpoints"
+            return str(Path(self.run_dir))
+        return f"{self.spec.checkpoint.store.rstrip('/')}/{self.run_id}"
 
     @classmethod
     def read(cls, path: str | Path) -> NodeJob:

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from trainer.run import secret_file
 from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, TrainingFailed
 from trainer.run.packages import require_packages
-from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDir, end_torn_line
+from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDir, end_torn_line, node_mark
 from trainer.run.spec import NodeJob
 from trainer.supervise import parent_death, spot_notices
 from trainer.supervise.attempt import Attempt, Nodes, Stopping, rank_environment, say, whole_number
@@ -242,14 +242,10 @@ class Supervisor:
 
     def _begin_attempt(self) -> int:
         """1 + the highest attempt that this node has begun, and its folder. Nodes that share the folder agree."""
-        mark = f"node-{self._nodes.rank}"
-        begun = [
-            int(path.parent.name) for path in self._run_dir.attempts.glob(f"*/{mark}") if path.parent.name.isdecimal()
-        ]
-        number = max(begun, default=0) + 1
+        number = max(self._run_dir.attempts_begun(self._nodes.rank), default=0) + 1
         folder = self._run_dir.attempt_dir(number)
         folder.mkdir(exist_ok=True)
-        (folder / mark).touch()
+        (folder / node_mark(self._nodes.rank)).touch()
         job = self._job
         self._emit(EventKind.ATTEMPT_STARTED, number, nproc=job.nproc, device=job.device, pid=os.getpid())
         return number

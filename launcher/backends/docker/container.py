@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BackendError
+from trainer.run.run_folder import LOG_FILE, TRAIN_FILE
 from trainer.run.spec import NodeJob, UnfrozenSpec
 
 RUN_LABEL = "dolphin.run"
@@ -71,7 +72,7 @@ def environment_of(
         "TRITON_CACHE_DIR": "/tmp/triton",
         "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
         run_marker: train.run_id,
-        "DOLPHIN_LOG": f"{train.run_dir}/log.txt",
+        "DOLPHIN_LOG": f"{train.run_dir}/{LOG_FILE}",
     }
     if not has_network:
         # Only the loopback interface is there, and a container without a network cannot resolve its own name.
@@ -84,7 +85,7 @@ def environment_of(
 def command_of(train: NodeJob) -> list[str]:
     """The image's own entry, with everything it says in the run's log.txt, where it outlives container and engine."""
     wrapper = 'exec "$@" >>"$DOLPHIN_LOG" 2>&1'
-    return ["/bin/sh", "-c", wrapper, "sh", "python", "-m", "trainer.supervise", f"{train.run_dir}/train.json"]
+    return ["/bin/sh", "-c", wrapper, "sh", "python", "-m", "trainer.supervise", f"{train.run_dir}/{TRAIN_FILE}"]
 
 
 def gpu_ids(num_wanted: int, visible: str | None) -> list[str]:

@@ -51,7 +51,7 @@ from launcher.runs.copying import copy_folder
 from launcher.runs.errors import BackendError, BadUsage, LauncherError, NoCapacity
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, after_down, is_over
-from trainer.run.run_folder import SAVE_FILE, write_atomic
+from trainer.run.run_folder import CHECKPOINTS_FOLDER, MODEL_FOLDER, SAVE_FILE, write_atomic
 from trainer.run.spec import NodeJob
 
 REQUEST_FILE = "sky-request"
@@ -199,12 +199,12 @@ class SkyRuns:
                 raise BackendError(
                     f"{record.run_id}: has no finished model (it is {status.state.value}); --what checkpoints copies what there is"
                 )
-        path = f"{train.run_dir}/{'model' if what == 'model' else 'checkpoints'}"
-        store = train.spec.checkpoint.store
-        if store is not None and "://" in store:
+        folder = MODEL_FOLDER if what == "model" else CHECKPOINTS_FOLDER
+        path = f"{train.run_dir}/{folder}"
+        if "://" in train.store:
             from launcher.backends.sky.bucket_copy import copy_prefix
 
-            return copy_prefix(f"{store.rstrip('/')}/{record.run_id}/{what}", target)
+            return copy_prefix(f"{train.store}/{folder}", target)
         there = reach_of(record)
         if there is None:
             raise BackendError(

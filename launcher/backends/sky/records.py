@@ -17,14 +17,14 @@ from launcher.backends.sky.reach import Reach, reach
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
-from trainer.run.run_folder import read_lines
+from trainer.run.run_folder import EVENTS_FILE, EventKind, read_lines
 from trainer.run.spec import NodeJob
 
 PRICES_FILE = "sky-prices.json"
 
 
 def reach_of(record: RunRecord) -> Reach | None:
-    nodes = list(read_lines(record.folder / "nodes.jsonl"))
+    nodes = list(read_lines(record.files.nodes))
     infra = nodes[-1].get("infra") if nodes else None
     if not infra:
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -54,7 +54,7 @@ def last_step(record: RunRecord) -> int | None:
 def hourly_price(record: RunRecord, job: Any) -> float | None:
     """Price of the present node, by the offers of the submit; None before there is a node."""
     with contextlib.suppress(OSError, ValueError):
-        nodes = list(read_lines(record.folder / "nodes.jsonl"))
+        nodes = list(read_lines(record.files.nodes))
         infra = nodes[-1].get("infra") if nodes else None
         return price_at(json.loads((record.folder / PRICES_FILE).read_bytes()), infra, job.spot)
     return None
@@ -63,7 +63,7 @@ def hourly_price(record: RunRecord, job: Any) -> float | None:
 def node_attempts(
     record: RunRecord, job: Any, state: RunState, now: float, hourly: float | None
 ) -> tuple[NodeAttempt, ...]:
-    nodes = list(read_lines(record.folder / "nodes.jsonl"))
+    nodes = list(read_lines(record.files.nodes))
     heard = [at for _, at in Mirror(record.folder).times()]
     heard += [float(event["time"]) for event in read_lines(record.files.events) if "time" in event]
     return status.node_attempts(nodes, heard, state=state, now=now, ended_at=job.ended_at, price_usd_per_hour=hourly)
@@ -73,9 +73,9 @@ def saved_at(there: Reach, run_dir: str) -> float:
     """Time of the newest checkpoint_saved event in the store; 0 where there is none."""
     times = [0.0]
     with contextlib.suppress(BackendError):
-        for line in (there.read(f"{run_dir}/events.jsonl") or b"").splitlines():
+        for line in (there.read(f"{run_dir}/{EVENTS_FILE}") or b"").splitlines():
             with contextlib.suppress(ValueError):
                 event = json.loads(line)
-                if event.get("event") == "checkpoint_saved":
+                if event.get("event") == EventKind.CHECKPOINT_SAVED:
                     times.append(float(event["time"]))
     return max(times)

@@ -11,6 +11,7 @@ import trainer
 from launcher.backends.sky.node import bucket, relay
 from launcher.backends.sky.task import Shipment, relay_config, requirements
 from launcher.jobfile.spec import JobSpec
+from trainer.run.run_folder import TRAIN_FILE
 from trainer.run.spec import NodeJob
 
 FOLDER = "ship"
@@ -21,7 +22,7 @@ def pack(folder: Path, job: JobSpec, train: NodeJob, shipment: Shipment, secret_
     target = folder / FOLDER
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    (target / "train.json").write_text(shipment.train_json)
+    (target / TRAIN_FILE).write_text(shipment.train_json)
     (target / "relay.json").write_text(json.dumps(relay_config(job, train, secret_names), indent=2))
     (target / "requirements.txt").write_text(requirements())
     shutil.copy2(Path(relay.__file__), target / "relay.py")

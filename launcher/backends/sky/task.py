@@ -167,14 +167,13 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str]) -> d
         {*job.env, *secret_names, "DOLPHIN_RUN_ID", "DOLPHIN_NUM_NODES", "DOLPHIN_NODE_RANK", "DOLPHIN_MASTER_ADDR"}
     )
     mounts = [path for path in (store, train.cache_dir, DATA) if path]
-    bucket = job.checkpoint.store if job.checkpoint.store and store is None else None
     return {
         "run_id": train.run_id,
         "run_dir": train.run_dir,
         "image": image_of(job, train) or "",
         "env": names,
         "mounts": mounts,
-        "bucket": f"{bucket.rstrip('/')}/{train.run_id}" if bucket else None,
+        "bucket": train.store if job.checkpoint.store and store is None else None,
     }
 
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.backends.sky.node.relay import FILES, MARK
-from trainer.run.run_folder import write_atomic
+from launcher.backends.sky.node.relay import FILES, MARK, read_times
+from trainer.run.run_folder import JOURNAL_FILE, LOG_TIMES_FILE, OUTCOME_FILE, RunDir, write_atomic
 
 STATE_FILE = "mirror.json"
-TIMES_FILE = "log.times"
+TIMES_FILE = LOG_TIMES_FILE
+"""At home it holds offsets in the log instead of numbers of lines."""
 _FRAME = re.compile(rf"(?:^|\s){re.escape(MARK)} (\w+) (?:Z (\S+)|([A-Z]) (\d+) ([\d.]+) (.*))$")
 
 
@@ -74,7 +75,7 @@ class Mirror:
                     new[frame.kind].append(frame)
                     if frame.kind == "N":
                         state["starts"] += 1
-                        (self._folder / "outcome.json").unlink(missing_ok=True)  # a new start speaks for itself
+                        RunDir(self._folder).outcome.unlink(missing_ok=True)  # a new start speaks for itself
             for kind, lines in new.items():
                 if lines:
                     self._append(state, kind, lines)
@@ -83,14 +84,10 @@ class Mirror:
 
     def take_files(self, read: Callable[[str], bytes | None]) -> int | None:
         """Take the same lines from the run folder itself, by `read(name)`; how many were new, None where it is not there."""
-        journal = (read("journal") or b"").decode().strip()
+        journal = (read(JOURNAL_FILE) or b"").decode().strip()
         if not journal:
             return None
-        times: dict[int, float] = {}
-        for line in (read("log.times") or b"").decode(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                number, at = line.split()
-                times[int(number)] = float(at)
+        times = read_times((read(LOG_TIMES_FILE) or b"").decode(errors="replace"))
         frames = []
         for kind in "NEML":
             lines = (
@@ -98,7 +95,7 @@ class Mirror:
             )  # one being written is for later
             for nth, line in enumerate(lines, 1):
                 frames.append(Frame(journal, kind, nth, times.get(nth, 0.0) if kind == "L" else 0.0, line))
-        outcome = read("outcome.json")
+        outcome = read(OUTCOME_FILE)
         if outcome:
             starts = sum(frame.kind == "N" for frame in frames)
             frames.append(Frame(journal, "O", starts, 0.0, outcome.decode(errors="replace")))
@@ -113,7 +110,7 @@ class Mirror:
         if frame.number <= state["taken"].get(key, 0) or frame.number < state["taken"].get(f"{frame.journal} N", 0):
             return 0
         state["taken"][key] = frame.number
-        write_atomic(self._folder / "outcome.json", frame.text)
+        write_atomic(RunDir(self._folder).outcome, frame.text)
         return 1
 
     def _append(self, state: dict, kind: str, lines: list[Frame]) -> None:  # type: ignore[type-arg]

@@ -12,7 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-RECORDS = ("journal", "nodes.jsonl", "events.jsonl", "metrics.jsonl", "log.txt", "log.times", "outcome.json")
+JOURNAL, ATTEMPTS, MODEL = "journal", "attempts", "model"
+RECORDS = (JOURNAL, "nodes.jsonl", "events.jsonl", "metrics.jsonl", "log.txt", "log.times", "outcome.json")
+MARK = "node-0"
+"""In an attempt's folder: the first node has begun it."""
 ATTEMPT = "attempt"
 """Number of the last attempt that began; a new node counts on from it."""
 
@@ -24,9 +27,9 @@ def restore(run_dir: Path, store: Any) -> None:
         if f"run/{name}" in there and not (run_dir / name).exists():
             (run_dir / name).write_bytes(store.get(f"run/{name}"))
     if f"run/{ATTEMPT}" in there:
-        begun = run_dir / "attempts" / store.get(f"run/{ATTEMPT}").decode()
+        begun = run_dir / ATTEMPTS / store.get(f"run/{ATTEMPT}").decode()
         begun.mkdir(parents=True, exist_ok=True)
-        (begun / "node-0").touch()
+        (begun / MARK).touch()
 
 
 def save(run_dir: Path, store: Any) -> None:
@@ -34,18 +37,17 @@ def save(run_dir: Path, store: Any) -> None:
     for name in RECORDS:
         if (run_dir / name).exists():
             store.put(f"run/{name}", (run_dir / name).read_bytes())
-    begun = [int(path.parent.name) for path in run_dir.glob("attempts/*/node-0") if path.parent.name.isdecimal()]
+    begun = [int(path.parent.name) for path in run_dir.glob(f"{ATTEMPTS}/*/{MARK}") if path.parent.name.isdecimal()]
     if begun:
         store.put(f"run/{ATTEMPT}", str(max(begun)).encode())
 
 
 def publish(run_dir: Path, store: Any) -> None:
     """The exported model, the weights before the configuration that makes it a model."""
-    files = sorted(
-        (path for path in (run_dir / "model").rglob("*") if path.is_file()), key=lambda path: path.suffix == ".json"
-    )
+    model = run_dir / MODEL
+    files = sorted((path for path in model.rglob("*") if path.is_file()), key=lambda path: path.suffix == ".json")
     for path in files:
-        store.put_file(f"model/{path.relative_to(run_dir / 'model').as_posix()}", path)
+        store.put_file(f"{MODEL}/{path.relative_to(model).as_posix()}", path)
 
 
 def main() -> int:

@@ -27,12 +27,17 @@ from types import FrameType
 from typing import Any
 
 MARK = "~dolphin"
-FILES = {"L": "log.txt", "E": "events.jsonl", "M": "metrics.jsonl", "N": "nodes.jsonl"}
+LOG, EVENTS, METRICS, NODES = "log.txt", "events.jsonl", "metrics.jsonl", "nodes.jsonl"
+OUTCOME, TRAIN, JOURNAL, LOG_TIMES = "outcome.json", "train.json", "journal", "log.times"
+FILES = {"L": LOG, "E": EVENTS, "M": METRICS, "N": NODES}
 """Kind of a frame to the file whose lines it carries. Kind O carries outcome.json, numbered by the start it ended."""
 POLL_S = 0.5
 SAVE_EVERY_S = 30.0
 """Records go to a bucket this often: a node that is taken away loses at most so much of its log, and no step."""
 REPLAY_BYTES = 64_000
+PHASE, RESUMED = "phase", "resumed"
+"""Events of the trainer."""
+PULLING_IMAGE = "pulling image"
 PREEMPTED = 75
 """Exit code of a trainer that was asked to stop and has saved."""
 _PR_SET_PDEATHSIG = 1
@@ -45,6 +50,23 @@ def frame(journal: str, kind: str, number: int, at: float, text: str) -> str:
 def packed(journal: str, frames: list[str]) -> str:
     """Frames as one line."""
     return f"{MARK} {journal} Z " + base64.b64encode(zlib.compress("\n".join(frames).encode())).decode()
+
+
+def time_line(number: int, at: float) -> str:
+    """A line of log.times: when a line of the log was seen."""
+    return f"{number} {at:.3f}\n"
+
+
+def read_times(text: str) -> dict[int, float]:
+    """Number of a line of the log to its time, of the whole lines of log.times."""
+    times = {}
+    for line in text.split("\n")[:-1]:
+        number, _, at = line.partition(" ")
+        try:
+            times[int(number)] = float(at)
+        except ValueError:  # torn by a node that was taken away
+            continue
+    return times
 
 
 class Tail:
@@ -98,7 +120,7 @@ class Relay:
         self._end_torn_lines()
         self._append("N", json.dumps(self._node()))
         command = self._command()
-        with open(os.path.join(self.run_dir, "log.txt"), "ab") as log:
+        with open(os.path.join(self.run_dir, LOG), "ab") as log:
             if self.stops:
                 return PREEMPTED
             self.child = subprocess.Popen(
@@ -131,7 +153,7 @@ class Relay:
         return 128 - code if code < 0 else code
 
     def _journal(self) -> str:
-        path = os.path.join(self.run_dir, "journal")
+        path = os.path.join(self.run_dir, JOURNAL)
         if not os.path.exists(path):
             with open(path + ".new", "w") as handle:
                 handle.write(os.urandom(4).hex())
@@ -196,9 +218,9 @@ class Relay:
 
     def _command(self) -> list[str]:
         """The supervisor's command line; writes train.json with this node's paths."""
-        with open(os.path.join(self.inputs, "train.json")) as handle:
+        with open(os.path.join(self.inputs, TRAIN)) as handle:
             text = handle.read().replace("@DATA@", os.path.join(os.path.dirname(self.inputs), "dolphin-data"))
-        path = os.path.join(self.run_dir, "train.json")
+        path = os.path.join(self.run_dir, TRAIN)
         with open(path + ".new", "w") as handle:
             handle.write(text)
         os.replace(path + ".new", path)
@@ -209,9 +231,9 @@ class Relay:
                 ["docker", "image", "inspect", image], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             if inspected:
-                self._phase("pulling image")
+                self._phase(PULLING_IMAGE)
                 self._forward()
-                with open(os.path.join(self.run_dir, "log.txt"), "ab") as log:
+                with open(os.path.join(self.run_dir, LOG), "ab") as log:
                     if subprocess.call(["docker", "pull", "-q", image], stdout=log, stderr=subprocess.STDOUT):
                         self._say(f"cannot pull {image} on this node; is the name right, and may this node read it?")
         return [*self._python(image, "dolphin-" + self.config["run_id"]), *train]
@@ -253,8 +275,8 @@ class Relay:
                 self._print(frame(self.journal, kind, number, at, line))
                 self._learn(kind, line)
                 if kind == "L" and number % 20 == 1:
-                    with open(os.path.join(self.run_dir, "log.times"), "a") as handle:
-                        handle.write(f"{number} {at:.3f}\n")
+                    with open(os.path.join(self.run_dir, LOG_TIMES), "a") as handle:
+                        handle.write(time_line(number, at))
         sys.stdout.flush()
 
     def _learn(self, kind: str, line: str) -> None:
@@ -267,9 +289,9 @@ class Relay:
             return
         if kind == "E":
             name = record.get("event")
-            if name == "phase" and self.start_number:
+            if name == PHASE and self.start_number:
                 self._marks.append((record.get("phase"), record.get("time", 0.0)))
-            elif name == "resumed" and self._past_step is not None and not self._told_resume:
+            elif name == RESUMED and self._past_step is not None and not self._told_resume:
                 self._told_resume = True
                 self._say(f"node reclaimed at step {self._past_step}; resuming from {record.get('step')}")
         elif record.get("loss") is not None:
@@ -289,7 +311,7 @@ class Relay:
         self._say(f"{now - setup_at:.1f} s from the node to step {self._last_step}: {', '.join(parts)}")
 
     def _phase(self, phase: str) -> None:
-        record = {"time": time.time(), "event": "phase", "attempt": self.start_number, "phase": phase}
+        record = {"time": time.time(), "event": PHASE, "attempt": self.start_number, "phase": phase}
         self._append("E", json.dumps(record))
 
     def _say(self, message: str) -> None:
@@ -301,7 +323,7 @@ class Relay:
 
     def _outcome(self) -> None:
         try:
-            with open(os.path.join(self.run_dir, "outcome.json")) as handle:
+            with open(os.path.join(self.run_dir, OUTCOME)) as handle:
                 text = handle.read()
         except FileNotFoundError:
             return
@@ -309,11 +331,9 @@ class Relay:
 
     def _times(self) -> dict[int, float]:
         try:
-            with open(os.path.join(self.run_dir, "log.times")) as handle:
-                return {
-                    int(number): float(at) for number, at in (line.split() for line in handle if line.endswith("\n"))
-                }
-        except (FileNotFoundError, ValueError):
+            with open(os.path.join(self.run_dir, LOG_TIMES)) as handle:
+                return read_times(handle.read())
+        except FileNotFoundError:
             return {}
 
     def _print(self, line: str) -> None:
