@@ -21,6 +21,7 @@ from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, is_over
 from launcher.units import parse_seconds, seconds
+from trainer.run.log_lines import Kind, subject_of, subject_of_record
 from trainer.run.run_folder import EVENTS_FILE, METRICS_FILE
 
 _MAX_PAUSE_S = 30.0
@@ -131,22 +132,19 @@ def _show_past(backend: Backend, record: RunRecord, screen: Screen, start: LogFr
 class _KnownTimes:
     """When the lines about steps were written, as metrics.jsonl has it; a step that was trained again has a time for each."""
 
-    _STEP = re.compile(r"\bstep (\d+)/\d+ · (loss|epoch) ")
-
     def __init__(self, backend: Backend, record: RunRecord) -> None:
         first = next(iter(JsonLines(backend, record, EVENTS_FILE).read()), {})
         self.start: float | None = first.get("time")
         """Of the log, as the run's first event has it."""
-        self._times: dict[tuple[int, str], deque[float]] = {}
+        self._times: dict[tuple[int, Kind], deque[float]] = {}
         for metric in JsonLines(backend, record, METRICS_FILE).read():
             if "time" in metric:
-                key = (metric["step"], "epoch" if "eval_loss" in metric else "loss")
-                self._times.setdefault(key, deque()).append(metric["time"])
+                self._times.setdefault(subject_of_record(metric), deque()).append(metric["time"])
 
     def of(self, line: str) -> float | None:
         """The time of the next line in the log; call it for each, in order."""
-        match = self._STEP.search(line)
-        times = self._times.get((int(match[1]), match[2])) if match else None
+        subject = subject_of(line)
+        times = self._times.get(subject) if subject is not None else None
         return times.popleft() if times else None
 
 

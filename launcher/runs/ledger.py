@@ -12,6 +12,7 @@ import difflib
 import fcntl
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -84,7 +85,17 @@ def new_id(name: str) -> str:
     """A run id for a job of this name; taken only once `create` made its folder."""
     stamp = time.strftime("%y%m%d-%H%M%S", time.gmtime())
     tail = "".join(secrets.choice(_ID_LETTERS) for _ in range(4))
-    return f"{name[:_MAX_NAME_IN_ID].rstrip('-')}-{stamp}-{tail}"
+    return f"{id_stem(name)}-{stamp}-{tail}"
+
+
+def id_stem(name: str) -> str:
+    """What the ids of a job's runs begin with."""
+    return name[:_MAX_NAME_IN_ID].rstrip("-")
+
+
+def is_id_of(run_id: str, name: str) -> bool:
+    """Whether `new_id` may have made the id for a job of this name."""
+    return re.fullmatch(re.escape(id_stem(name)) + rf"-\d{{6}}-\d{{6}}-[{_ID_LETTERS}]{{4}}", run_id) is not None
 
 
 def folder_of(run_id: str) -> Path:

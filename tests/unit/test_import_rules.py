@@ -25,7 +25,7 @@ FLOORS = {
     "launcher.jobfile": "axolotl field_docs paths pattern_checks source_checks spec < load settle",
     "launcher.plan": "data_facts gpu_memory gpus preemption unfrozen < host_memory throughput < history zero_stage < make < of_job view",
     "trainer": "run < data supervise < model < engine < checkpoint export < rank sample",
-    "trainer.run": "exits optimizer_state patterns run_folder < spec < evaluation_interval formats packages save_interval secret_file stores weights_index",
+    "trainer.run": "exits log_lines optimizer_state patterns run_folder < spec < evaluation_interval formats packages save_interval secret_file stores weights_index",
     "trainer.supervise": "heartbeat parent_death signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
 }
 """The import rules, a line a package: rooms that may know nothing of each other, and behind each `<` those that stand on them."""

@@ -46,6 +46,13 @@ def test_a_run_id_fits_where_labels_are_short():
     assert len({ledger.new_id("demo") for _ in range(50)}) > 45
 
 
+def test_an_id_is_known_as_one_of_its_own_job_and_of_no_other():
+    for name in ("demo", "a" * 48, "a" * 39 + "-bcd"):
+        assert ledger.is_id_of(ledger.new_id(name), name)
+    assert not ledger.is_id_of(ledger.new_id("demo-2"), "demo")
+    assert not ledger.is_id_of("demo", "demo")
+
+
 def test_the_record_comes_back_as_it_was():
     record = make("demo-1", options={"cluster": "c"}, secret_names=("HF_TOKEN",))
     record = ledger.update(record, handle={"pid": 7}, submissions=2)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from trainer.rank import metrics, trackers
-from trainer.rank.metrics import Background, MetricsWriter, step_line
+from trainer.rank.metrics import Background, MetricsWriter
 from trainer.run.exits import BadInput
+from trainer.run.log_lines import step_line
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob, TrackSpec
 

@@ -1,6 +1,6 @@
 """Metrics of a run, on rank 0: metrics.jsonl always, a line for a person, and the trackers that were asked for.
 
-Owns what is recorded at a step and at an evaluation, and the line in the log. Floats are written so that they read back
+Owns what is recorded at a step and at an evaluation, and when a line of it is printed. Floats are written so that they read back
 bit for bit. A tracker never holds training up and never ends it: each has a thread and a queue of its own.
 """
 
@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from trainer.rank.trackers import JsonlTracker, Tracker, requested_trackers
+from trainer.run.log_lines import evaluation_line, step_line
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
 
@@ -64,7 +65,7 @@ class MetricsWriter:
     def evaluation(self, *, step: int, epoch: float, eval_loss: float) -> None:
         """The validation loss after `step` steps."""
         self._record(step, {"epoch": float(epoch), "eval_loss": float(eval_loss)})
-        print(f"step {step}/{self._total_steps} · epoch {epoch:.2f} · validation loss {eval_loss:.4f}", flush=True)
+        print(evaluation_line(step, self._total_steps, epoch, eval_loss), flush=True)
 
     def close(self, outcome: str = "done") -> None:
         """End the trackers, waiting a little for what they still have to send. `outcome`: done or stopped."""
@@ -82,22 +83,6 @@ class MetricsWriter:
         self._jsonl.log(step, values)
         for tracker in self._trackers:
             tracker.log(step, values)
-
-
-def step_line(
-    step: int, total_steps: int, loss: float, lr: float, grad_norm: float, tokens_per_s: float, pace_s: float
-) -> str:
-    """`step 840/3420 · loss 0.5814 · lr 4.1e-06 · grad 0.93 · 812 tokens/s · 3:12:07 left`"""
-    speed = f"{tokens_per_s:,.0f}" if tokens_per_s >= 10 else f"{tokens_per_s:.1f}"
-    left = clock(pace_s * max(0, total_steps - step))
-    return f"step {step}/{total_steps} · loss {loss:.4f} · lr {lr:.1e} · grad {grad_norm:.2f} · {speed} tokens/s · {left} left"
-
-
-def clock(seconds: float) -> str:
-    """`3:12:07`, or `12:07` under an hour."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Background:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +58,6 @@ NODE_FOLDER = "/tmp/dolphin"
 """Where a run lives on a node that shares no folder with the next one."""
 _SAVED_AGAIN_S = 2.0
 _DOWN_TIMEOUT_S = 420.0
-_RUN_ID_TAIL = r"-\d{6}-\d{6}-[a-z0-9]{4}"
 
 
 class SkyRuns:
@@ -217,9 +215,8 @@ class SkyRuns:
         """Never two of the same run, nor two of the same job by mistake."""
         if self.find(record.run_id) is not None:
             raise BackendError(f"{record.run_id}: is active already; `dolphin logs {record.run_id}` follows it")
-        twin = re.compile(re.escape(record.name[:40].rstrip("-")) + _RUN_ID_TAIL)
-        for job in self._client.jobs(record.name[:40].rstrip("-"), active_only=True):
-            if twin.fullmatch(job.name):
+        for job in self._client.jobs(ledger.id_stem(record.name), active_only=True):
+            if ledger.is_id_of(job.name, record.name):
                 raise BadUsage(
                     f"{record.name}: a job of this name is {job.status.lower()} already ({job.name}); `dolphin logs {job.name}` "
                     "follows it; for one more, set another `name`"

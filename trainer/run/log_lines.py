@@ -1,0 +1,47 @@
+"""The lines that a run prints about its steps, written and recognised here, so that neither side changes alone. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+Kind = Literal["step", "evaluation"]
+
+_STEP, _EVALUATION = "loss", "epoch"
+"""What follows the step in a line of either kind."""
+_LINE = re.compile(rf"\bstep (\d+)/\d+ · ({_STEP}|{_EVALUATION}) ")
+
+
+def step_line(
+    step: int, total_steps: int, loss: float, lr: float, grad_norm: float, tokens_per_s: float, pace_s: float
+) -> str:
+    """`step 840/3420 · loss 0.5814 · lr 4.1e-06 · grad 0.93 · 812 tokens/s · 3:12:07 left`"""
+    speed = f"{tokens_per_s:,.0f}" if tokens_per_s >= 10 else f"{tokens_per_s:.1f}"
+    left = clock(pace_s * max(0, total_steps - step))
+    return (
+        f"step {step}/{total_steps} · {_STEP} {loss:.4f} · lr {lr:.1e} · grad {grad_norm:.2f} · {speed} tokens/s · "
+        f"{left} left"
+    )
+
+
+def evaluation_line(step: int, total_steps: int, epoch: float, eval_loss: float) -> str:
+    """`step 840/3420 · epoch 0.74 · validation loss 0.5671`"""
+    return f"step {step}/{total_steps} · {_EVALUATION} {epoch:.2f} · validation loss {eval_loss:.4f}"
+
+
+def subject_of(line: str) -> tuple[int, Kind] | None:
+    """The step that a line of the log is about, and of which kind the line is; None for any other line."""
+    match = _LINE.search(line)
+    return (int(match[1]), "step" if match[2] == _STEP else "evaluation") if match else None
+
+
+def subject_of_record(record: dict[str, Any]) -> tuple[int, Kind]:
+    """The same of a line of metrics.jsonl, which is written with it."""
+    return record["step"], "evaluation" if "eval_loss" in record else "step"
+
+
+def clock(seconds: float) -> str:
+    """`3:12:07`, or `12:07` under an hour."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
