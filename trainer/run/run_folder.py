@@ -113,6 +113,14 @@ class RunDir:
     def read_events(self) -> list[dict[str, Any]]:
         return list(read_lines(self.events))
 
+    def read_outcome(self) -> dict[str, Any] | None:
+        """What the last start of the trainer said at its end; None where it said nothing, yet or at all."""
+        try:
+            outcome = json.loads(self.outcome.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return outcome if isinstance(outcome, dict) else None
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl as written: a step that was trained again after a resume appears once for each attempt."""
         return list(read_lines(self.metrics))

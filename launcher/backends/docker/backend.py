@@ -12,16 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import Abilities, BackendStatus, DownReport, Handle, Submission
+from launcher.backends.base import Abilities, DownReport, Handle, Submission
 from launcher.backends.docker import container as parts
 from launcher.backends.docker import engine, image
 from launcher.backends.home import processes
 from launcher.backends.home.machine import memory_bytes
-from launcher.backends.home.run_folder import HomeBackend, read_outcome
+from launcher.backends.home.run_folder import HomeBackend, Look, as_told, last_words
 from launcher.runs import ledger
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
-from launcher.runs.states import RunState, after_down, state_of_exit_code
+from launcher.runs.states import RunState, state_of_exit_code
 from trainer.run import secret_file
 
 KILLED_EXIT_CODE = 137
@@ -117,14 +117,6 @@ class DockerBackend(HomeBackend):
             return None
         return {"container": container.id, "name": container.name, "host": platform.node()}
 
-    def status(self, record: RunRecord) -> BackendStatus:
-        state, detail, exit_code = self._state(record)
-        if record.down_requested_at is not None:
-            state = after_down(state)
-        return BackendStatus(
-            state, detail, exit_code, node=platform.node(), price_usd_per_hour=0.0, price_usd_so_far=0.0
-        )
-
     def down(self, record: RunRecord, grace_s: float) -> DownReport:
         client = engine.connect(timeout_s=grace_s + _STOP_MARGIN_S)
         container = _container(client, record.run_id)
@@ -154,16 +146,15 @@ class DockerBackend(HomeBackend):
         how = "killed" if was_killed else "stopped by itself"
         return DownReport(True, detail=f"{how}; its container is removed", was_killed=was_killed, price_usd=0.0)
 
-    def _state(self, record: RunRecord) -> tuple[RunState, str, int | None]:
-        outcome = read_outcome(record)
+    def look(self, record: RunRecord) -> Look:
+        outcome = record.files.read_outcome()
         try:
             container = _container(engine.connect(), record.run_id)
         except BackendError:
             if outcome is None:
                 raise
-            exit_code = outcome.get("exit_code")
-            detail = f"{outcome.get('reason') or 'ended'} (the Docker engine does not answer now)"
-            return state_of_exit_code(exit_code), detail, exit_code
+            state, reason, exit_code = as_told(outcome)
+            return state, f"{reason or 'ended'} (the Docker engine does not answer now)", exit_code
         if container is not None and _is_active(container):
             paused = "; `docker unpause` lets it go on" if container.status == "paused" else ""
             return RunState.RUNNING, f"container {container.name}{paused}", None
@@ -171,17 +162,14 @@ class DockerBackend(HomeBackend):
             return RunState.CREATED, "being started", None
         if container is None or container.status == "created":
             if outcome is not None:
-                exit_code = outcome.get("exit_code")
-                return state_of_exit_code(exit_code), str(outcome.get("reason") or ""), exit_code
+                return as_told(outcome)
             if record.submissions == 0 or not record.files.events.exists():
                 return RunState.LOST, "it was never started; `dolphin resume` starts it", None
             return RunState.LOST, "its container is gone without an outcome; `dolphin resume` goes on", None
         return _ended(record, container.attrs["State"], outcome)
 
 
-def _ended(
-    record: RunRecord, ended: dict[str, Any], outcome: dict[str, Any] | None
-) -> tuple[RunState, str, int | None]:
+def _ended(record: RunRecord, ended: dict[str, Any], outcome: dict[str, Any] | None) -> Look:
     """State of a container that is over: its exit code is the run's, the outcome says why."""
     exit_code = int(ended["ExitCode"])
     if outcome is not None:
@@ -200,18 +188,9 @@ def _ended(
         )
     return (
         state_of_exit_code(exit_code),
-        ended.get("Error") or _last_words(record) or f"exit code {exit_code}",
+        ended.get("Error") or last_words(record) or f"exit code {exit_code}",
         exit_code,
     )
-
-
-def _last_words(record: RunRecord) -> str:
-    """The last line of the log that says something."""
-    try:
-        lines = record.files.log.read_bytes()[-4096:].decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return ""
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
 def _container(client: Any, run_id: str) -> Any:

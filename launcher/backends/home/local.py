@@ -14,13 +14,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.backends.base import Abilities, BackendStatus, DownReport, Handle, Submission
+from launcher.backends.base import Abilities, DownReport, Handle, Submission
 from launcher.backends.home import processes
-from launcher.backends.home.run_folder import HomeBackend, read_outcome
+from launcher.backends.home.run_folder import HomeBackend, Look, as_told, last_words
 from launcher.runs import ledger
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
-from launcher.runs.states import RunState, after_down, state_of_exit_code
+from launcher.runs.states import RunState
 
 
 class LocalBackend(HomeBackend):
@@ -71,18 +71,10 @@ class LocalBackend(HomeBackend):
                 return {**asdict(identity), "host": platform.node()}
         return None
 
-    def status(self, record: RunRecord) -> BackendStatus:
-        state, detail, exit_code = self._state(record)
-        if record.down_requested_at is not None:
-            state = after_down(state)
-        return BackendStatus(
-            state, detail, exit_code, node=platform.node(), price_usd_per_hour=0.0, price_usd_so_far=0.0
-        )
-
     def down(self, record: RunRecord, grace_s: float) -> DownReport:
         root = _root(record)
         host = (record.handle or {}).get("host", platform.node())
-        if host != platform.node() and read_outcome(record) is None:
+        if host != platform.node() and record.files.read_outcome() is None:
             raise BackendError(f"{record.run_id}: runs on {host}, this is {platform.node()}; run `dolphin down` there")
         num_found, was_killed, left = processes.stop(record.run_id, root, grace_s)
         if left:
@@ -92,7 +84,7 @@ class LocalBackend(HomeBackend):
         how = "killed" if was_killed else "stopped by itself"
         return DownReport(True, detail=f"{how}; {num_found} processes gone", was_killed=was_killed, price_usd=0.0)
 
-    def _state(self, record: RunRecord) -> tuple[RunState, str, int | None]:
+    def look(self, record: RunRecord) -> Look:
         root = _root(record)
         if root is not None and processes.is_alive(root):
             return RunState.RUNNING, f"process {root.pid}", None
@@ -101,17 +93,16 @@ class LocalBackend(HomeBackend):
                 return RunState.CREATED, "being started", None
             if self.find(record.run_id) is not None:
                 return RunState.RUNNING, "its launcher died while starting it", None
-        elif record.handle.get("host") != platform.node() and read_outcome(record) is None:
+        elif record.handle.get("host") != platform.node() and record.files.read_outcome() is None:
             return RunState.LOST, f"it was started on {record.handle.get('host')}: ask there", None
-        outcome = read_outcome(record)
+        outcome = record.files.read_outcome()
         if outcome is not None:
-            exit_code = outcome.get("exit_code")
-            return state_of_exit_code(exit_code), str(outcome.get("reason") or ""), exit_code
+            return as_told(outcome)
         if record.submissions == 0 or (record.handle is None and not record.files.events.exists()):
             return RunState.LOST, "it was never started; `dolphin resume` starts it", None
         orphans = processes.of_run(record.run_id)
         rest = f"{len(orphans)} of its processes still run: `dolphin down` ends them; then " if orphans else ""
-        last = _last_line(record.files.log)
+        last = last_words(record)
         said = f"; the log ends: {last}" if last else ""
         detail = f"its process is gone without an outcome (killed, or a reboot); {rest}`dolphin resume` goes on{said}"
         return RunState.LOST, detail, None
@@ -121,14 +112,3 @@ def _root(record: RunRecord) -> processes.Identity | None:
     if record.handle is None:
         return None
     return processes.Identity(record.handle["pid"], record.handle["started"])
-
-
-def _last_line(log: Path) -> str:
-    try:
-        with open(log, "rb") as handle:
-            handle.seek(max(0, handle.seek(0, os.SEEK_END) - 4096))
-            lines = handle.read().decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    said = [line.strip() for line in lines if line.strip()]
-    return said[-1][:160] if said else ""

@@ -6,7 +6,8 @@ to know what runs there.
 
 from __future__ import annotations
 
-import json
+import os
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from launcher.runs import ledger
 from launcher.runs.copying import copy_folder
 from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
-from launcher.runs.states import is_over
+from launcher.runs.states import RunState, after_down, is_over, state_of_exit_code
 from launcher.units import GIB
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from launcher.jobfile.spec import JobSpec
 
 _CHUNK_BYTES = 1 << 18
+_LAST_WORDS = 300
+"""Characters of a log's last line that are shown."""
+
+Look = tuple[RunState, str, int | None]
+"""A run's state, one line about it, and the trainer's exit code where it ended."""
 
 
 def read_from(path: Path, offset: int) -> bytes | None:
@@ -39,7 +45,7 @@ def read_from(path: Path, offset: int) -> bytes | None:
 
 
 class HomeBackend(ABC):
-    """Satisfies `offers`, `place`, `logs`, `read_file` and `fetch` of `launcher.backends.base.Backend`."""
+    """Satisfies `offers`, `place`, `status`, `logs`, `read_file` and `fetch` of `launcher.backends.base.Backend`."""
 
     name: str
 
@@ -61,8 +67,17 @@ class HomeBackend(ABC):
         count = nproc or machine.default_ranks(job, len(gpus))
         return Placement(str(folder), str(ledger.cache_dir()), count, "cuda" if gpus else "cpu")
 
+    def status(self, record: RunRecord) -> BackendStatus:
+        state, detail, exit_code = self.look(record)
+        if record.down_requested_at is not None:
+            state = after_down(state)
+        return BackendStatus(
+            state, detail, exit_code, node=platform.node(), price_usd_per_hour=0.0, price_usd_so_far=0.0
+        )
+
     @abstractmethod
-    def status(self, record: RunRecord) -> BackendStatus: ...
+    def look(self, record: RunRecord) -> Look:
+        """What the run is now, whether or not somebody asked it to stop."""
 
     def logs(self, record: RunRecord, after: Cursor = BEGINNING) -> Iterator[LogChunk]:
         offset = int(after or 0)
@@ -92,7 +107,7 @@ class HomeBackend(ABC):
         elif what == "checkpoints":
             source = files.checkpoints
         else:
-            outcome = read_outcome(record)
+            outcome = record.files.read_outcome()
             if outcome is None or outcome.get("state") != "done":
                 state = self.status(record).state
                 raise BackendError(
@@ -104,10 +119,18 @@ class HomeBackend(ABC):
         return copy_folder(source, target)
 
 
-def read_outcome(record: RunRecord) -> dict[str, Any] | None:
-    """What the trainer said at its end; None where it said nothing (yet)."""
+def as_told(outcome: dict[str, Any]) -> Look:
+    """How the run ended, in the trainer's own words."""
+    exit_code = outcome.get("exit_code")
+    return state_of_exit_code(exit_code), str(outcome.get("reason") or ""), exit_code
+
+
+def last_words(record: RunRecord) -> str:
+    """The last line of the log that says something; empty where there is none."""
     try:
-        outcome = json.loads(record.files.outcome.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return outcome if isinstance(outcome, dict) else None
+        with open(record.files.log, "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+            lines = log.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip()[:_LAST_WORDS] for line in reversed(lines) if line.strip()), "")

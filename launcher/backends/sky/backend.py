@@ -36,7 +36,6 @@ from launcher.backends.sky.records import (
     hourly_price,
     last_step,
     node_attempts,
-    outcome_of,
     reach_of,
     run_dir_of,
     saved_at,
@@ -132,7 +131,7 @@ class SkyRuns:
         if is_over(state):
             self._reading.complete(record)
         step = last_step(record)
-        outcome = outcome_of(record)
+        outcome = record.files.read_outcome() or {}
         state, detail, exit_code = sky_status.settled(state, outcome, job.reason)
         known = sky_status.detail_of(job.status, state, step=step, is_known=job.status in table)
         detail = known if known and state in (RunState.RECOVERING, RunState.LOST) else detail or known
@@ -241,7 +240,7 @@ class SkyRuns:
             return RunState.PROVISIONING, "SkyPilot is taking it in", None
         if record.handle is None and ledger.is_locked(record):
             return RunState.CREATED, "being submitted", None
-        outcome = outcome_of(record)
+        outcome = record.files.read_outcome() or {}
         if outcome:  # the trainer's own word came home before SkyPilot forgot the job, as with a cluster that is down
             presumed = RunState.SUCCEEDED if outcome.get("exit_code") == 0 else RunState.FAILED
             return sky_status.settled(presumed, outcome, None)

@@ -39,13 +39,6 @@ def run_dir_of(record: RunRecord) -> str | None:
     return None
 
 
-def outcome_of(record: RunRecord) -> dict[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(record.files.outcome.read_bytes())
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
 def last_step(record: RunRecord) -> int | None:
     steps = [line.get("step") for line in read_lines(record.files.metrics) if line.get("loss") is not None]
     return steps[-1] if steps else None
