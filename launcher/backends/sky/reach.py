@@ -6,14 +6,13 @@ configuration for Slurm (~/.slurm/config) names the login nodes.
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import subprocess
 import tarfile
 from pathlib import Path
 from typing import Protocol
 
+from launcher.runs.copying import arriving
 from launcher.runs.errors import BackendError
 
 _TIMEOUT_S = 60
@@ -30,7 +29,7 @@ class Reach(Protocol):
         """Make an empty file; BackendError where that fails."""
 
     def copy(self, path: str, target: Path) -> Path:
-        """The folder or file as `target`, whole or not at all."""
+        """The folder as `target`, whole or not at all (launcher.runs.copying)."""
 
 
 def reach(infra: str | None) -> Reach | None:
@@ -58,16 +57,10 @@ class OverSsh:
         self._check(self._run(f"touch {_quoted(path)}"), path)
 
     def copy(self, path: str, target: Path) -> Path:
-        target = target.absolute()
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise BackendError(f"{target}: is not an empty folder; name another one")
-        partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-        parent, name = _quoted(os.path.dirname(path)), shlex.quote(os.path.basename(path))
-        try:
-            partial.mkdir(parents=True)
-            with subprocess.Popen(
-                self._command(f"tar -C {parent} -cf - {name}"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            ) as ssh:
+        with arriving(target, f"{path} on {self._cluster}") as partial:
+            partial.mkdir()
+            command = self._command(f"tar -C {_quoted(path)} -cf - .")
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ssh:
                 assert ssh.stdout is not None
                 assert ssh.stderr is not None
                 problem = ""
@@ -77,19 +70,9 @@ class OverSsh:
                 except (tarfile.TarError, EOFError) as error:
                     problem = str(error)
                 said = ssh.stderr.read().decode(errors="replace").strip()
-                if ssh.wait() or problem:
-                    raise BackendError(f"{path} on {self._cluster}: cannot be copied: {said or problem}")
-            source = partial / os.path.basename(path)
-            if source.is_dir():
-                os.replace(source, target)
-                shutil.rmtree(partial)
-                return target
-            os.replace(partial, target)
-            return target / source.name
-        except OSError as error:
-            raise BackendError(f"{target}: cannot copy {path} there: {error.strerror or error}") from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if ssh.returncode or problem:
+                raise BackendError(f"{path} on {self._cluster}: cannot be copied: {said or problem}")
+        return target.absolute()
 
     def _command(self, command: str) -> list[str]:
         config = str(Path(SLURM_CONFIG).expanduser())
