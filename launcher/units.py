@@ -10,6 +10,8 @@ import re
 
 MIB = 2**20
 GIB = 2**30
+MB = 10**6
+GB = 10**9
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -27,7 +29,7 @@ def size(size_bytes: float | None) -> str:
 
 def gigabytes(size_bytes: float) -> str:
     """As `size`, for columns that are compared: in GB, in MB where that would be under 0.1 GB."""
-    return f"{size_bytes / 1e9:,.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:,.1f} MB"
+    return f"{size_bytes / GB:,.1f} GB" if size_bytes >= 0.1 * GB else f"{size_bytes / MB:,.1f} MB"
 
 
 def seconds(value: float | None) -> str:

@@ -42,9 +42,9 @@ class ResourcesSpec(SpecModel):
     container: Literal["auto", "image", "docker", "none"] = "auto"
     """How the image runs: as the node itself (`image`), in docker on the node (`docker`), not at all (`none`); `auto` chooses."""
     disk_gb: PositiveInt = 512
-    """Disk of a node in gigabytes."""
+    """Disk of a node in GiB, which SkyPilot and the clouds call GB."""
     memory_gb: PositiveInt | None = None
-    """Host memory of a node in gigabytes, at least. Where not given, a launch on GPUs asks for what the plan needs."""
+    """Host memory of a node in GiB, which SkyPilot and the clouds call GB, at least. Where not given, a launch on GPUs asks for what the plan needs."""
     max_hourly_cost: Annotated[float, Field(gt=0)] | None = None
     """Take no node that costs more than this many US dollars per hour."""
 

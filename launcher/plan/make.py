@@ -25,7 +25,7 @@ from launcher.plan.history import PastRun, attention_span, measured_speed_on_cpu
 from launcher.plan.host_memory import host_memory, node_gib
 from launcher.plan.throughput import StepFlops
 from launcher.plan.zero_stage import SAFETY, Choice, Pace, StageOption, choices, choose_zero, flops_of, workload
-from launcher.units import MIB
+from launcher.units import GB, MIB, gigabytes
 from trainer.run.evaluation_interval import evaluation_interval
 from trainer.run.optimizer_state import OPTIMIZER_STATES
 from trainer.run.save_interval import expected_interval_s, preemptions_per_day
@@ -260,7 +260,7 @@ def _save_cost(subject: Subject, ranks: int, step_s: float) -> tuple[float, floa
         alike = alike and (theirs.unfrozen, theirs.offload) == (job.train.unfrozen, job.train.offload)
         if alike and run.save_blocked_s is not None and run.save_whole_s is not None:
             return run.save_blocked_s, run.save_whole_s
-    size_gb = subject.checkpoint_bytes / 1e9
+    size_gb = subject.checkpoint_bytes / GB
     whole = size_gb / STORE_GB_PER_S
     held = whole / job.resources.num_nodes if job.train.offload == "optimizer" else size_gb / ranks / HOST_GB_PER_S
     return max(0.0, held - step_s), whole
@@ -270,7 +270,7 @@ def _row(offer: Offer, machine: Machine, subject: Subject, steps: Steps, deadlin
     why_not = ""
     if machine.chosen.fits is False:
         lacks = -(machine.chosen.spare_bytes or 0) + SAFETY * (machine.memory_bytes or 0)
-        why_not = f"lacks {lacks / 1e9:.1f} GB of memory"
+        why_not = f"lacks {gigabytes(lacks)} of memory"
     elif _has_small_host(offer, machine):
         why_not = f"has {offer.host_memory_gib:,.0f} GiB of host memory, needs {machine.host_gib:,}"
     if steps.total is None or machine.step_s is None:
@@ -323,10 +323,10 @@ def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine,
         notes.append(f"steps are an estimate from {data.source}; `dolphin data job.yaml` counts them")
     fitting = [option for option in machine.options if option.fits]
     fewest = min(fitting, key=lambda option: option.traffic.total_bytes, default=machine.chosen)
-    if machine.chosen.traffic.total_bytes - fewest.traffic.total_bytes >= 1e9:  # less is not worth a person's minute
+    if machine.chosen.traffic.total_bytes - fewest.traffic.total_bytes >= GB:  # less is not worth a person's minute
         notes.append(
-            f"zero: auto would take stage {fewest.stage}, which fits and sends {fewest.traffic.total_bytes / 1e9:.0f} GB a "
-            f"step instead of {machine.chosen.traffic.total_bytes / 1e9:.0f}"
+            f"zero: auto would take stage {fewest.stage}, which fits and sends {fewest.traffic.total_bytes / GB:.0f} GB a "
+            f"step instead of {machine.chosen.traffic.total_bytes / GB:.0f}"
         )
     alone = machine.without_offload
     if alone is not None:

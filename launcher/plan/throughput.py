@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from launcher.models.architecture import TrainedModel, count
 from launcher.plan.gpus import Card
+from launcher.units import GB
 from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState
 
 LINK_EFFICIENCY = {True: 0.75, False: 0.5}
@@ -181,10 +182,10 @@ def step_time(
 ) -> StepTime:  # fmt: skip
     """On `ranks` cards, at the card's assumed utilisation or the one given."""
     compute = flops.total / (ranks * card.bf16_tflops * 1e12 * (utilisation or card.utilisation))
-    rate = card.link_gb_per_s * 1e9 * LINK_EFFICIENCY[card.has_nvlink]
+    rate = card.link_gb_per_s * GB * LINK_EFFICIENCY[card.has_nvlink]
     hidden = max(0.0, traffic.hidden_bytes / rate - OVERLAP * traffic.shadow_share * compute)
     offload_s = 0.0
     if offload is not None:
-        offload_s = offload.bus_bytes / (card.host_gb_per_s * 1e9 * BUS_EFFICIENCY)
-        offload_s += offload.update_bytes / (UPDATE_GB_PER_S * 1e9)
+        offload_s = offload.bus_bytes / (card.host_gb_per_s * GB * BUS_EFFICIENCY)
+        offload_s += offload.update_bytes / (UPDATE_GB_PER_S * GB)
     return StepTime(compute, hidden + traffic.exposed_bytes / rate, offload_s=offload_s)

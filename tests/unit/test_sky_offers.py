@@ -77,7 +77,7 @@ def test_a_need_that_no_node_meets_is_said(home: Path, monkeypatch: pytest.Monke
             return list(catalog_offers(spec, home / ".sky" / "catalogs" / "v8"))
 
     job: JobSpec = job_of(accelerators="L40S:1", infra="aws", spot="never", memory_gb=256)
-    with pytest.raises(NoCapacity, match=r"256 GB of host memory are needed.*L40S:1 have 128 at most"):
+    with pytest.raises(NoCapacity, match=r"256 GiB of host memory are needed.*L40S:1 have 128 at most"):
         offers_of(Small(), job, None)
     job = job_of(accelerators="L40S:1", infra="aws", spot="never", memory_gb=128)
     assert [offer.instance_type for offer in offers_of(Small(), job, None)] == ["g6e.4xlarge"]

@@ -22,6 +22,7 @@ from launcher.runs import ledger
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, state_of_exit_code
+from launcher.units import MIB
 from trainer.run import secret_file
 
 KILLED_EXIT_CODE = 137
@@ -97,7 +98,7 @@ class DockerBackend(HomeBackend):
             # The ranks meet at their host's name, which nothing resolves where there is no network.
             "hostname": "localhost" if network == "none" else None,
             # The ranks of a node and the data's workers exchange through shared memory.
-            "shm_size": max(64 << 20, memory_bytes() // 2),
+            "shm_size": max(64 * MIB, memory_bytes() // 2),
             "security_opt": ["no-new-privileges"],
             "detach": True,
         }

@@ -22,6 +22,7 @@ from launcher.backends.base import Offer
 from launcher.backends.sky import errors
 from launcher.backends.sky.backend import SkyRuns
 from launcher.runs.errors import BackendError, LauncherError
+from launcher.units import GIB, MIB
 
 _JOB_FIELDS = (
     "job_id", "task_id", "job_name", "status", "recovery_count", "failure_reason", "details", "submitted_at", "start_at",
@@ -99,7 +100,7 @@ class SkyClient:
             for info in infos:
                 if info.accelerator_count != count:
                     continue
-                memory = round(info.device_memory * 1024) if info.device_memory else None
+                memory = round(info.device_memory * GIB / MIB) if info.device_memory else None
                 host = info.memory if info.memory and info.memory == info.memory else None  # a NaN is unknown
                 place = infra if cloud in _ON_SALE_NOWHERE else f"{cloud}/{info.region}{f'/{zone}' if zone else ''}"
                 for price, spot in ((info.price, False), (info.spot_price, True)):

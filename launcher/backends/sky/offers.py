@@ -38,7 +38,7 @@ def offers_of(client: Any, job: JobSpec, nproc: int | None) -> list[Offer]:
     if not roomy:
         most = max(offer.host_memory_gib or 0 for offer in found)
         raise NoCapacity(
-            f"resources.memory_gb: {job.resources.memory_gb} GB of host memory are needed, and nodes with {gpu}:{count} have "
+            f"resources.memory_gb: {job.resources.memory_gb} GiB of host memory are needed, and nodes with {gpu}:{count} have "
             f"{most:,.0f} at most; `dolphin plan` shows what takes them"
         )
     found = roomy
