@@ -7,6 +7,7 @@ import gzip
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.support.data_job import chat, data_job, write_rows
 from tests.support.fault_proxy import FaultProxy
 from trainer.data import hub
 from trainer.data.prepare import prepare
+from trainer.data.prepared import Prepared
 from trainer.data.readers import blocks
 from trainer.run.exits import BadInput
 from trainer.run.spec import SourceSpec
@@ -37,29 +39,43 @@ def bucket(object_server: tuple[str, int]) -> Iterator[Any]:
         yield boto3.client("s3", region_name="us-east-1", endpoint_url=proxy.url)
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs"])
-@pytest.mark.parametrize("path", ["mix/", "mix", "mix/*", "mix/*.gz"])
-def test_objects_give_the_tokens_of_the_same_files(bucket: Any, tmp_path: Path, scheme: str, path: str) -> None:
+@dataclass(frozen=True)
+class Mix:
+    """Rows that lie in a bucket as several files, and what the same rows in one local file give."""
+
+    tokenizer: Path
+    expected: Prepared
+
+
+@pytest.fixture(scope="module")
+def mix(bucket: Any, tmp_path_factory: pytest.TempPathFactory) -> Mix:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    local = write_rows(tmp_path / "all.jsonl", ROWS)
+    root = tmp_path_factory.mktemp("mix")
+    local = write_rows(root / "all.jsonl", ROWS)
     lines = local.read_bytes().splitlines(keepends=True)
-    pq.write_table(pa.Table.from_pylist(ROWS[20:]), tmp_path / "c.parquet")
+    pq.write_table(pa.Table.from_pylist(ROWS[20:]), root / "c.parquet")
     objects = {
         "mix/a.jsonl.gz": gzip.compress(b"".join(lines[:10])),
         "mix/b.jsonl": b"".join(lines[10:20]),
-        "mix/c.parquet": (tmp_path / "c.parquet").read_bytes(),
+        "mix/c.parquet": (root / "c.parquet").read_bytes(),
         "mix/README.md": b"no data",
         "mixed/other.jsonl": lines[0],
     }
     for name, content in objects.items():
         bucket.put_object(Bucket="bucket", Key=name, Body=content)
-    expected = prepare(data_job(tmp_path, local, name="local"))
-    data = prepare(data_job(tmp_path, [{"path": f"{scheme}://bucket/{path}"}]))
+    expected = prepare(data_job(root, local))
+    return Mix(root / "tokenizer", expected)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+@pytest.mark.parametrize("path", ["mix/", "mix", "mix/*", "mix/*.gz"])
+def test_objects_give_the_tokens_of_the_same_files(mix: Mix, tmp_path: Path, scheme: str, path: str) -> None:
+    data = prepare(data_job(tmp_path, [{"path": f"{scheme}://bucket/{path}"}], tokenizer=mix.tokenizer))
     count = 10 if path.endswith(".gz") else 30
     assert len(data.train) == count
-    assert np.array_equal(data.tokens, expected.tokens[: expected.offsets[count]])
+    assert np.array_equal(data.tokens, mix.expected.tokens[: mix.expected.offsets[count]])
     assert data.name_of(0) == f"{scheme}://bucket/mix/a.jsonl.gz:1"
 
 
@@ -139,15 +155,16 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def local_hub(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def local_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "hub.parquet")
-    _Hub.content = (tmp_path / "hub.parquet").read_bytes()
+    parquet = tmp_path_factory.mktemp("hub") / "hub.parquet"
+    pq.write_table(pa.Table.from_pylist(ROWS), parquet)
+    _Hub.content = parquet.read_bytes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
     server.server_close()
@@ -175,6 +192,8 @@ def ask_hub(endpoint: str, path: str, home: Path, **extra: str) -> dict[str, Any
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"} | extra
+    # Left alone, the library counts the download at a server of its own on the internet, and loads torch to read rows.
+    environment |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "USE_TORCH": "0"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, path], env=environment, capture_output=True, text=True, timeout=200
     )
