@@ -164,7 +164,7 @@ def test_a_run_whose_launcher_died_before_recording_it_is_found_by_its_label(ben
 
 
 def test_no_line_of_the_log_twice_and_none_lost_whoever_reads_on(bench):
-    record = bench.submit(steps=300, pause_s=0.005)
+    record = bench.submit(steps=300, pause_s=0.002)
     text, cursor = "", ""
     while True:
         is_ended = is_over(bench.backend.status(record).state)

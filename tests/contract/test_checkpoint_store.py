@@ -176,7 +176,7 @@ def test_a_download_survives(make, proxy, kind, fault):
 
 
 def test_a_store_that_stays_away_ends_in_an_error_that_says_so(make, proxy, monkeypatch):
-    monkeypatch.setenv("DOLPHIN_STORE_RETRY_S", "1")
+    monkeypatch.setenv("DOLPHIN_STORE_RETRY_S", "0.3")
     store = make("s3")
     proxy.rule = after(1000, "503", lambda request: True)
     with pytest.raises(StoreError, match="503") as caught:

@@ -86,5 +86,5 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> An
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
+        time.sleep(0.02)
     return value
