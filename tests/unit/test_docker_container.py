@@ -55,8 +55,9 @@ def test_a_glob_mounts_the_folder_above_it(tmp_path):
     assert container.mounts_of(job, node_job(job, tmp_path)).read_only == (str(tmp_path / "data"),)
 
 
-def test_what_would_hide_the_images_own_files_is_refused(tmp_path):
-    job = job_of(model={"base": "/usr/share"})
+@pytest.mark.parametrize("folder", ["/usr/share", "/"])
+def test_what_would_hide_the_images_own_files_is_refused_before_it_is_searched_for_links(tmp_path, folder):
+    job = job_of(model={"base": folder})
     with pytest.raises(BackendError, match="move it elsewhere"):
         container.mounts_of(job, node_job(job, tmp_path))
 

@@ -41,8 +41,11 @@ def mounts_of(job: JobSpec, train: NodeJob) -> Mounts:
     writable = [train.run_dir, train.cache_dir]
     if train.spec.checkpoint.store is not None and "://" not in train.spec.checkpoint.store:
         writable.append(train.spec.checkpoint.store)
-    readable = [path for name in _local_inputs(job) for path in _with_link_targets(name)]
-    for path in (*readable, *writable):
+    inputs = _local_inputs(job)
+    for path in (*inputs, *writable):
+        _check_mountable(path)  # before all of `/usr` is searched
+    readable = [path for name in inputs for path in _with_link_targets(name)]
+    for path in readable:
         _check_mountable(path)
     outermost = _outermost(readable)
     return Mounts(tuple(path for path in outermost if path not in writable), _outermost(writable))
