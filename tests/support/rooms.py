@@ -10,36 +10,42 @@ from __future__ import annotations
 import ast
 import functools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports(path: Path) -> tuple[tuple[str, int], ...]:
+    """Every module that `path` imports, anywhere in it, with its line; `from a import b` is a and a.b."""
+    found: list[tuple[str, int]] = []
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: a relative import"
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        found += [(name, node.lineno) for name in names]
+    return tuple(found)
+
+
+@functools.cache
 def imports_when_run(path: Path) -> tuple[tuple[str, int], ...]:
-    """Every module that `path` imports, anywhere in it but under `if TYPE_CHECKING`, with its line; `from a import b` is a
-    and a.b."""
-    return tuple(_imports(path))
-
-
-def _imports(path: Path) -> Iterator[tuple[str, int]]:
-    tree = ast.parse(path.read_text())
+    """As `imports`, without those under `if TYPE_CHECKING`."""
     for_types = {
         line
-        for node in ast.walk(tree)
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        if node.lineno not in for_types:
-            yield from ((name, node.lineno) for name in found)
+    return tuple((name, line) for name, line in imports(path) if line not in for_types)
 
 
 def modules_of(package: str) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rooms import floors_of, imports_when_run, modules_of, rooms_of
+from rooms import floors_of, imports, imports_when_run, modules_of, rooms_of, tree_of
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
@@ -32,19 +32,6 @@ FLOORS = {
 NODE_STACK = ("torch", "transformers", "deepspeed", "datasets", "safetensors", "numpy", "tokenizers")
 ONLY_IMPORTERS = {"sky": "launcher/backends/sky/client.py", "docker": "launcher/backends/docker"}
 """Prefix of the only files that may import a backend's library."""
-
-
-def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Every module that `path` imports, anywhere in it, with its line; `from a import b` is a and a.b."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}:{node.lineno}: a relative import"
-            yield node.module or "", node.lineno
-            for alias in node.names:
-                yield f"{node.module}.{alias.name}", node.lineno
 
 
 def sources(package: str) -> list[Path]:
@@ -87,7 +74,7 @@ def needs_node_stack(name: str, seen: frozenset[str] = frozenset()) -> bool:
 
 def top_level_imports(path: Path) -> Iterator[tuple[str, int]]:
     """What importing `path` loads: its imports outside functions and outside `if TYPE_CHECKING`."""
-    pending: list[ast.stmt] = list(ast.parse(path.read_text()).body)
+    pending: list[ast.stmt] = list(tree_of(path).body)
     while pending:
         node = pending.pop()
         if isinstance(node, ast.Import):
