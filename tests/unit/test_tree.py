@@ -5,6 +5,7 @@ The forbidden phrases are put together here, so that this file does not hold the
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tomllib
@@ -17,6 +18,7 @@ LARGEST_FILE_BYTES = 1 << 20
 LONGEST_MODULE_LINES = 400
 
 
+@functools.cache
 def tracked() -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode != 0:
@@ -24,6 +26,7 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
+@functools.cache
 def texts() -> list[tuple[Path, str]]:
     found = []
     for path in tracked():
