@@ -47,6 +47,8 @@ class ResourcesSpec(SpecModel):
     """Host memory of a node in GiB, which SkyPilot and the clouds call GB, at least. Where not given, a launch on GPUs asks for what the plan needs."""
     max_hourly_cost: Annotated[float, Field(gt=0)] | None = None
     """Take no node that costs more than this many US dollars per hour."""
+    max_upload_gb: Annotated[float, Field(gt=0)] = 20
+    """Refuse a launch that would send more than this many gigabytes of this machine's files to a node."""
 
     @property
     def gpu_name(self) -> str | None:

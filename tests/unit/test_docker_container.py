@@ -12,9 +12,11 @@ from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BackendError
 from trainer.run.spec import NodeJob
 
+AT_HOME = {"model": {"base": "/nowhere/base"}, "data": {"sources": [{"path": "/nowhere/data.jsonl"}]}}
+
 
 def job_of(**groups) -> JobSpec:
-    given = {"name": "t", "model": {"base": "/nowhere/base"}, "data": {"sources": [{"path": "/nowhere/data.jsonl"}]}}
+    given = {"name": "t", "model": {"base": "owner/base"}, "data": {"sources": [{"path": "hf://owner/data"}]}}
     return JobSpec.model_validate(given | groups)
 
 
@@ -35,24 +37,40 @@ def test_inputs_are_read_only_and_only_the_runs_own_folders_are_written(tmp_path
         checkpoint={"store": str(tmp_path / "store")},
     )
     mounts = container.mounts_of(job, node_job(job, tmp_path))
-    assert mounts.read_only == (str(base), str(data))
+    assert mounts.read_only == ((str(base), str(base)), (str(data), str(data)))
     assert mounts.read_write == (str(tmp_path / "cache"), str(tmp_path / "run"), str(tmp_path / "store"))
 
 
-def test_a_hubs_snapshot_of_links_brings_its_blobs(tmp_path):
+def test_a_hubs_snapshot_of_links_brings_its_own_blobs_and_no_other(tmp_path):
     blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     (blobs / "123").write_text("weights")
+    (blobs / "456").write_text("another revision's")
     (snapshot / "model.safetensors").symlink_to("../../blobs/123")
     job = job_of(model={"base": str(snapshot)})
-    assert container.mounts_of(job, node_job(job, tmp_path)).read_only == (str(blobs), str(snapshot))
+    assert container.mounts_of(job, node_job(job, tmp_path)).read_only == (
+        (str(snapshot / "model.safetensors"), str(blobs / "123")),
+    )
 
 
-def test_a_glob_mounts_the_folder_above_it(tmp_path):
-    (tmp_path / "data" / "a").mkdir(parents=True)
-    job = job_of(data={"sources": [{"path": f"{tmp_path}/data/*/part-*.jsonl"}]})
-    assert container.mounts_of(job, node_job(job, tmp_path)).read_only == (str(tmp_path / "data"),)
+def test_a_glob_mounts_what_it_matches_and_not_the_home_folder_around_it(tmp_path):
+    data = tmp_path / "a" / "part-1.jsonl"
+    data.parent.mkdir()
+    for path in (data, tmp_path / "a" / "notes.txt", tmp_path / ".env"):
+        path.write_text("{}")
+    job = job_of(data={"sources": [{"path": f"{tmp_path}/*/part-*.jsonl"}]})
+    assert container.mounts_of(job, node_job(job, tmp_path)).read_only == ((str(data), str(data)),)
+
+
+def test_a_folder_with_a_key_in_it_is_mounted_without_the_key(tmp_path):
+    project = tmp_path / "project"
+    (project / ".ssh").mkdir(parents=True)
+    (project / ".ssh" / "id_ed25519").write_text("PRIVATE")
+    (project / "a.jsonl").write_text("{}")
+    job = job_of(data={"sources": [{"path": str(project)}]})
+    data = str(project / "a.jsonl")
+    assert container.mounts_of(job, node_job(job, tmp_path)).read_only == ((data, data),)
 
 
 @pytest.mark.parametrize("folder", ["/usr/share", "/"])
@@ -78,7 +96,7 @@ def test_what_would_hide_the_images_own_files_is_refused_before_it_is_searched_f
     ],
 )
 def test_a_run_has_a_network_only_where_it_reaches_for_one(groups, needed):
-    assert container.needs_network(job_of(**groups)) is needed
+    assert container.needs_network(job_of(**AT_HOME | groups)) is needed
 
 
 def test_no_secret_is_in_the_containers_environment(tmp_path):

@@ -17,7 +17,7 @@ from rooms import floors_of, imports, imports_when_run, modules_of, rooms_of, tr
 ROOT = Path(__file__).parents[2]
 FLOORS = {
     "launcher": "config models runs units < jobfile < backends < follow plan < commands < cli < __main__",
-    "launcher.backends": "base findings release < home < docker sky",
+    "launcher.backends": "base findings inputs release < home < docker sky",
     "launcher.backends.docker": "container engine < image < backend doctor",
     "launcher.backends.sky": "bucket_copy catalog doctor errors node reach status task < log offers ship < records < reading < backend < client",
     "launcher.commands": "convert data doctor launch plan runs schema spectrum validate < reference < init",
@@ -25,7 +25,7 @@ FLOORS = {
     "launcher.jobfile": "axolotl field_docs paths pattern_checks source_checks spec < load settle",
     "launcher.plan": "data_facts gpu_memory gpus preemption unfrozen < host_memory throughput < history zero_stage < make < of_job view",
     "trainer": "run < data supervise < model < engine < checkpoint export < rank sample",
-    "trainer.run": "exits log_lines optimizer_state patterns run_folder < spec < evaluation_interval formats packages save_interval secret_file stores weights_index",
+    "trainer.run": "exits local_files log_lines optimizer_state patterns run_folder < spec < evaluation_interval formats packages save_interval secret_file stores weights_index",
     "trainer.supervise": "heartbeat parent_death signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
 }
 """The import rules, a line a package: rooms that may know nothing of each other, and behind each `<` those that stand on them."""

@@ -166,9 +166,10 @@ def test_a_secret_s_value_is_in_the_secrets_alone(tmp_path: Path) -> None:
 
 def test_local_files_travel_once_and_train_json_names_them_as_the_node_sees_them(tmp_path: Path) -> None:
     data, model = tmp_path / "data.jsonl", tmp_path / "model"
-    data.write_text("{}")
     model.mkdir()
     (tmp_path / "more").mkdir()
+    for path in (data, model / "config.json", tmp_path / "more" / "a.jsonl"):
+        path.write_text("{}")
     job = JobSpec.model_validate({
         "name": "demo",
         "model": {"base": str(model), "tokenizer": str(model), "chat_template": "{{ messages }}"},
@@ -177,14 +178,15 @@ def test_local_files_travel_once_and_train_json_names_them_as_the_node_sees_them
     })  # fmt: skip
     shipment = ship(train_of(job))
     spec = NodeJob.model_validate_json(shipment.train_json).spec
-    assert sorted(shipment.file_mounts.values()) == sorted([str(model), str(data), f"{tmp_path}/more"])
+    assert [one.path for one in shipment.inputs] == [str(model), str(data), f"{tmp_path}/more/*.jsonl"]
     assert spec.model.base == spec.model.tokenizer
     assert str(tmp_path) not in shipment.train_json
     assert spec.data.sources[1].path.endswith("/more/*.jsonl")
     assert spec.data.sources[2].path == "hf://owner/data"
     assert spec.model.chat_template == "{{ messages }}"
+    mounts = shipment.file_mounts(tmp_path)
     for source in [spec.model.base, *(s.path for s in spec.data.sources[:2])]:
-        assert any(source.replace("@DATA@", "~/dolphin-data").startswith(there) for there in shipment.file_mounts)
+        assert any(source.replace("@DATA@", "~/dolphin-data").startswith(there) for there in mounts)
 
 
 def test_a_bucket_is_no_folder_of_the_node() -> None:

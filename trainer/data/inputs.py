@@ -6,7 +6,6 @@ path, size and time of change, so that a second launch reads nothing.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data import hub, remote
-from trainer.data.readers import HUB, KINDS, Block, InputFile, blocks, kind_of
+from trainer.data.readers import HUB, Block, InputFile, blocks
 from trainer.run.exits import BadInput
+from trainer.run.local_files import KINDS, data_files, kind_of
 from trainer.run.run_folder import write_atomic
 from trainer.run.spec import SourceSpec
 
@@ -47,17 +47,7 @@ def files_of(source: SourceSpec, place: str) -> list[InputFile]:
             )
             for entry in chosen
         ]
-    path = Path(source.path)
-    if path.is_dir():
-        found = sorted(
-            child for child in path.rglob("*") if child.is_file() and kind_of(child.name) and not _hidden(child, path)
-        )
-        root = path
-    elif path.is_file():
-        found, root = [path], path.parent
-    else:
-        found = sorted(Path(match) for match in glob.glob(source.path, recursive=True) if Path(match).is_file())
-        root = Path(os.path.commonpath([child.parent for child in found])) if found else path
+    found, root = data_files(source.path)
     if not found:
         raise BadInput(
             f"{place}: there is no such file, folder or match; the path must be absolute or relative to job.yaml"
@@ -112,10 +102,6 @@ def _kind(name: str, place: str) -> dict[str, str]:
     if kind is None:
         raise BadInput(f"{place}: {name} is of no known type; there are {', '.join(KINDS)}, also with .gz or .zst")
     return {"kind": kind[0], "compression": kind[1]}
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _content_hash(path: str) -> str:

@@ -22,12 +22,12 @@ import orjson
 from trainer.data.remote import opened
 from trainer.run.exits import BadInput
 from trainer.run.formats.conversation import BadRow, Reason
+from trainer.run.local_files import ARRAY, CSV, LINES, PARQUET
 
 BLOCK_BYTES = 1 << 20
 BLOCK_ROWS = 256
-LINES, ARRAY, PARQUET, CSV, TEXT, HUB = "lines", "array", "parquet", "csv", "text", "hub"
-KINDS = {".jsonl": LINES, ".ndjson": LINES, ".json": ARRAY, ".parquet": PARQUET, ".csv": CSV, ".tsv": CSV, ".txt": TEXT}
-COMPRESSIONS = (".gz", ".zst")
+HUB = "hub"
+"""The kind of what is no file but a data set of the hub; the others are local_files'."""
 _BETWEEN_ROWS = (" ", "\t", "\r", "\n", ",")
 
 
@@ -94,13 +94,6 @@ def blocks(file: InputFile) -> Iterator[Block]:
                 yield from _streamed(file, handle)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{file.name} cannot be read: {error}") from error
-
-
-def kind_of(name: str) -> tuple[str, str] | None:
-    """(kind, compression) by a file's name; None for what is not data."""
-    compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
-    kind = KINDS.get(Path(name.removesuffix(compression)).suffix)
-    return (kind, compression) if kind else None
 
 
 def _decode(block: bytes) -> Iterator[dict[str, Any] | BadRow]:

@@ -92,7 +92,7 @@ class DockerBackend(HomeBackend):
                 has_secrets=bool(submission.secrets),
                 has_network=network != "none",
             ),
-            "mounts": [Mount(path, path, type="bind", read_only=True) for path in mounts.read_only]
+            "mounts": [Mount(path, source, type="bind", read_only=True) for path, source in mounts.read_only]
             + [Mount(path, path, type="bind") for path in mounts.read_write],
             "network_mode": network,
             # The ranks meet at their host's name, which nothing resolves where there is no network.

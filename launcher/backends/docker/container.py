@@ -1,54 +1,74 @@
 """What the container of a run is made of: its mounts, environment, network and GPUs, as values. Pure but for looking at paths.
 
-Every folder is mounted under the name that it has on this machine, so that train.json, and with it every result, is
-the same as on the local backend. Refuses to know the engine and its library.
+Everything is mounted under the name that it has on this machine, so that train.json, and with it every result, is the
+same as on the local backend: what the job reads and nothing around it. Refuses to know the engine and its library.
 """
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from launcher.backends.inputs import Input, local_inputs, looks_secret, named_paths
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BackendError
 from trainer.run.run_folder import LOG_FILE, TRAIN_FILE
-from trainer.run.spec import NodeJob, UnfrozenSpec
+from trainer.run.spec import NodeJob
 
 RUN_LABEL = "dolphin.run"
 SECRETS_NAME = ".secrets.json"
 """In the run folder, for the moment between the start of the container and the trainer's first line."""
 THE_IMAGES_OWN = ("/bin", "/dev", "/etc", "/lib", "/lib64", "/opt/dolphin", "/proc", "/sbin", "/sys", "/usr")
 """Where a mount would hide the image's own files. /usr/local/share and the like are in it too."""
-_MAX_LINKS = 10_000
+_MAX_FILES = 4096
+"""Mounts of single files in one container: an engine takes about a millisecond for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mounts:
     """Folders and files of this machine that the container sees under the same names."""
 
-    read_only: tuple[str, ...]
+    read_only: tuple[tuple[str, str], ...]
+    """Path in the container, and where its bytes are on this machine: another place where the path is a link."""
     read_write: tuple[str, ...]
 
 
 def mounts_of(job: JobSpec, train: NodeJob) -> Mounts:
     """Data, models and templates read-only; the run folder, the cache and a checkpoint folder read-write.
 
-    Raises BackendError for a path that cannot be mounted.
+    A folder that the job names is one mount where all of it may be seen; otherwise, and of a glob, file by file.
+    Raises BackendError for a path that cannot be mounted, BadUsage for what must not be read (`launcher.backends.inputs`).
     """
     writable = [train.run_dir, train.cache_dir]
     if train.spec.checkpoint.store is not None and "://" not in train.spec.checkpoint.store:
         writable.append(train.spec.checkpoint.store)
-    inputs = _local_inputs(job)
-    for path in (*inputs, *writable):
-        _check_mountable(path)  # before all of `/usr` is searched
-    readable = [path for name in inputs for path in _with_link_targets(name)]
-    for path in readable:
+    for _, path in named_paths(job):
+        _check_mountable(path)  # before a look at what may be the whole system
+    readable: dict[str, str] = {}
+    for one in local_inputs(job):
+        readable |= {one.root: one.root} if _is_plain(one) else {file.path: file.source for file in one.files}
+    for path in (*readable, *writable):
         _check_mountable(path)
-    outermost = _outermost(readable)
-    return Mounts(tuple(path for path in outermost if path not in writable), _outermost(writable))
+    outermost = [path for path in _outermost(readable) if path not in writable]
+    if len(outermost) > _MAX_FILES:
+        raise BackendError(
+            f"{outermost[0]} and others: {len(outermost)} single files are too many to mount; put them into a folder of "
+            "their own, without links, and name the folder"
+        )
+    return Mounts(tuple((path, readable[path]) for path in outermost), _outermost(writable))
+
+
+def _is_plain(one: Input) -> bool:
+    """Whether it is a folder in which nothing is a link and nothing looks like a secret."""
+    if os.path.islink(one.path) or not os.path.isdir(one.path):
+        return False
+    for folder, children, files in os.walk(one.path):
+        for name in (*children, *files):
+            path = os.path.join(folder, name)
+            if os.path.islink(path) or looks_secret(os.path.relpath(path, one.path)):
+                return False
+    return True
 
 
 def needs_network(job: JobSpec) -> bool:
@@ -96,52 +116,6 @@ def gpu_ids(num_wanted: int, visible: str | None) -> list[str]:
     if visible is None:
         return [str(index) for index in range(num_wanted)]
     return [name.strip() for name in visible.split(",")][:num_wanted]
-
-
-def _local_inputs(job: JobSpec) -> list[str]:
-    """Absolute paths of everything that the job reads on this machine."""
-    names: list[str | None] = [job.model.base, job.model.tokenizer, job.model.chat_template]
-    if isinstance(job.train.unfrozen, UnfrozenSpec):
-        names.append(job.train.unfrozen.spectrum.snr)
-    for source in job.data.sources:
-        names.append(_part_before_magic(source.path))
-    return [name for name in names if name is not None and name.startswith("/") and os.path.exists(name)]
-
-
-def _part_before_magic(path: str) -> str:
-    """`/data` of `/data/*/part-*.jsonl`; the path itself where it is no glob (or a file is really called so)."""
-    if "://" in path or not glob.has_magic(path) or os.path.exists(path):
-        return path
-    fixed = Path("/")
-    for part in Path(path).parts[1:]:
-        if glob.has_magic(part):
-            break
-        fixed /= part
-    return str(fixed)
-
-
-def _with_link_targets(name: str) -> Iterable[str]:
-    """The path, and the folders that links inside it point into (a hub's snapshot is links into its blobs)."""
-    yield name
-    if not os.path.isdir(name):
-        return
-    num_links = 0
-    inside = os.path.realpath(name)
-    folders = set()
-    for folder, children, files in os.walk(name):
-        for child in (*children, *files):
-            path = os.path.join(folder, child)
-            if not os.path.islink(path):
-                continue
-            num_links += 1
-            if num_links > _MAX_LINKS:
-                raise BackendError(
-                    f"{name}: holds more than {_MAX_LINKS} links, which cannot all be mounted; copy the files"
-                )
-            target = os.path.normpath(os.path.join(folder, os.readlink(path)))
-            if not target.startswith((name + "/", inside + "/")) and os.path.exists(target):
-                folders.add(os.path.dirname(target))
-    yield from sorted(folders)
 
 
 def _check_mountable(path: str) -> None:

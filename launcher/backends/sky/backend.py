@@ -40,7 +40,7 @@ from launcher.backends.sky.records import (
     run_dir_of,
     saved_at,
 )
-from launcher.backends.sky.ship import pack
+from launcher.backends.sky.ship import pack, unstage
 from launcher.backends.sky.task import IDLE_MINUTES, build_task, folder_store, places_of, ship
 from launcher.jobfile.settle import Placement
 from launcher.jobfile.spec import JobSpec
@@ -103,10 +103,13 @@ class SkyRuns:
             if cluster:
                 idle = None if all(place.cloud == "slurm" for place in places) else IDLE_MINUTES
                 job_id = self._client.launch_cluster(task, cluster, idle, asked)
-                return {"kind": "cluster", "cluster": cluster, "job_id": job_id}
-            return {"kind": "managed", "job_id": self._client.launch_managed(task, record.run_id, asked)}
+                handle = {"kind": "cluster", "cluster": cluster, "job_id": job_id}
+            else:
+                handle = {"kind": "managed", "job_id": self._client.launch_managed(task, record.run_id, asked)}
         except NoCapacity as error:
             raise NoCapacity(f"{error} [asked for {', '.join(tried(job, places))}]") from None
+        unstage(record.folder)
+        return handle
 
     def find(self, run_id: str) -> Handle | None:
         for job in self._client.jobs(run_id, active_only=True):

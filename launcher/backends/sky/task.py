@@ -1,23 +1,24 @@
 """A run as a SkyPilot task dictionary. Pure: no sky, no network, no clock; reads files of dolphin and nothing else.
 
-Owns which SkyPilot keys a job becomes, which clouds lack spot instances or docker images, and which local files travel.
+Owns which SkyPilot keys a job becomes, which clouds lack spot instances or docker images, and what train.json says
+on the node.
 Refuses to know requests, clusters and prices' sources.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from launcher.backends.inputs import Input, local_inputs
 from launcher.backends.release import image_of_release
-from launcher.config.names import HUB_ID, URL
+from launcher.config.names import URL
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
 from trainer.run.exits import ExitCode
@@ -36,6 +37,8 @@ NO_AUTOSTOP = frozenset({"hyperbolic", "primeintellect", "slurm", "verda", "yott
 NO_DISK_SIZE = frozenset({"kubernetes", "slurm", "ssh"})
 INPUTS = "~/dolphin-inputs"
 DATA = "~/dolphin-data"
+STAGED = "inputs"
+"""In the run's folder: the files of this machine that travel, as hard links or copies, one folder an input."""
 IDLE_MINUTES = 15
 """Autostop: a node whose run is over and that nobody tore down costs at most this long."""
 OWN_ENVIRONMENT = ("DOLPHIN_PYTHON", "DOLPHIN_TORCH_INDEX")
@@ -61,8 +64,12 @@ class Shipment:
     """A run's `train.json` with placeholders for the node's folders, and where local files go."""
 
     train_json: str
-    file_mounts: dict[str, str] = field(default_factory=dict)
-    """Path on the node to path here."""
+    inputs: tuple[Input, ...] = ()
+    """Where each of them is staged, and goes: STAGED/0 to DATA/0, and so on."""
+
+    def file_mounts(self, folder: Path) -> dict[str, str]:
+        """Path on the node to path here, for inputs that are staged in this folder."""
+        return {f"{DATA}/{number}": str(folder / str(number)) for number in range(len(self.inputs))}
 
 
 def cloud_of(infra: str) -> str:
@@ -99,7 +106,8 @@ def build_task(
     is_managed: bool = True,
     secrets: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The task as SkyPilot's own parser takes it. `staging` is the folder here that becomes INPUTS on the node."""
+    """The task as SkyPilot's own parser takes it. `staging` is the folder here that becomes INPUTS on the node; beside it
+    lies STAGED, with the job's own files."""
     template = yaml.safe_load(template_text())
     installed = requirements() + job.env.get("DOLPHIN_TORCH_INDEX", "")
     venv = f"venv-{hashlib.sha256(installed.encode()).hexdigest()[:12]}"
@@ -117,7 +125,7 @@ def build_task(
         "num_nodes": job.resources.num_nodes,
         "resources": _resources(job, places, is_managed, image),
         "envs": envs,
-        "file_mounts": {INPUTS: str(staging), **shipment.file_mounts},
+        "file_mounts": {INPUTS: str(staging), **shipment.file_mounts(staging.parent / STAGED)},
         "setup": template["setup"],
         "run": template["run"],
     }
@@ -127,37 +135,27 @@ def build_task(
 
 
 def ship(train: NodeJob) -> Shipment:
-    """`train.json` for the node: paths of this machine become paths below DATA, and mounts that bring the files there."""
+    """`train.json` for the node: paths of this machine become paths below DATA. With what must be there.
+
+    Raises BadUsage for a file that must not travel (`launcher.backends.inputs`)."""
     values = train.model_dump(mode="json")
-    mounts: dict[str, str] = {}
-
-    def sent(path: str) -> str:
-        """The path on the node of a local file or folder; globs keep their pattern below their fixed folder."""
-        base, pattern = path, ""
-        if glob.has_magic(path) and not Path(path).exists():
-            parts = Path(path).parts
-            fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-            base, pattern = str(Path(*parts[:fixed])), "/" + "/".join(parts[fixed:])
-        for there, here in mounts.items():
-            if here == base:
-                return f"@DATA@{there.removeprefix(DATA)}{pattern}"
-        there = f"{DATA}/{len(mounts)}/{Path(base).name}"
-        mounts[there] = base
-        return f"@DATA@{there.removeprefix(DATA)}{pattern}"
-
+    inputs = local_inputs(train.spec)
+    there = {one.path: f"@DATA@/{number}/{_name_there(one)}" for number, one in enumerate(inputs)}
     spec = values["spec"]
     for source in spec["data"]["sources"]:
-        if not URL.match(source["path"]):
-            source["path"] = sent(source["path"])
-    model = spec["model"]
+        source["path"] = there.get(source["path"], source["path"])
     for key in ("base", "tokenizer", "chat_template"):
-        if model[key] is not None and _is_local(model[key]):
-            model[key] = sent(model[key])
+        spec["model"][key] = there.get(spec["model"][key], spec["model"][key])
     unfrozen = spec["train"]["unfrozen"]
-    if isinstance(unfrozen, dict) and _is_local(unfrozen["spectrum"]["snr"]):
-        unfrozen["spectrum"]["snr"] = sent(unfrozen["spectrum"]["snr"])
-    text = NodeJob.model_validate(values).model_dump_json(indent=2) + "\n"
-    return Shipment(text, mounts)
+    if isinstance(unfrozen, dict):
+        unfrozen["spectrum"]["snr"] = there.get(unfrozen["spectrum"]["snr"], unfrozen["spectrum"]["snr"])
+    return Shipment(NodeJob.model_validate(values).model_dump_json(indent=2) + "\n", tuple(inputs))
+
+
+def _name_there(one: Input) -> str:
+    """As the trainer is told: a file's or folder's own name; of a glob its folder's name and the pattern below it."""
+    root = Path(one.root)
+    return str(root.name / Path(one.path).relative_to(root))
 
 
 def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str]) -> dict[str, Any]:
@@ -261,8 +259,3 @@ def _by_price(places: Sequence[Place]) -> list[Place]:
     """Cheapest first; those of unknown price after them, in the job's order."""
     known = sorted((p for p in places if p.price_usd_per_hour is not None), key=lambda p: p.price_usd_per_hour or 0.0)
     return known + [p for p in places if p.price_usd_per_hour is None]
-
-
-def _is_local(name: str) -> bool:
-    """Whether it names something on this machine: load_job made such names absolute."""
-    return name.startswith("/") and not HUB_ID.match(name) and "\n" not in name
