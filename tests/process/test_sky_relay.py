@@ -22,7 +22,7 @@ from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, So
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def ship(folder: Path, run_dir: Path, bucket: Path | None = None) -> Path:
+def ship(folder: Path, run_dir: Path, bucket: Path | None = None, submission: int = 1) -> Path:
     inputs = folder / "dolphin-inputs"
     inputs.mkdir(exist_ok=True)
     (inputs / "relay.py").write_text(Path(relay.__file__).read_text())
@@ -39,6 +39,7 @@ def ship(folder: Path, run_dir: Path, bucket: Path | None = None) -> Path:
     (inputs / "train.json").write_text(job.model_dump_json())
     config = {
         "run_id": "demo-1",
+        "submission": submission,
         "run_dir": str(run_dir),
         "image": "",
         "env": [],
@@ -121,3 +122,27 @@ def test_nodes_that_share_nothing_but_a_bucket_tell_one_story(tmp_path: Path) ->
     assert (bucket / "model" / "config.json").exists()
     assert copy_prefix(f"{bucket}/model", tmp_path / "fetched") == tmp_path / "fetched"
     assert (tmp_path / "fetched" / "config.json").exists()
+
+
+def test_a_run_that_a_person_stopped_or_that_failed_does_not_read_as_a_reclaimed_node(tmp_path: Path) -> None:
+    def run(submission: int, stop_at: int | None = None, **wish: Any) -> str:
+        process = start(ship(tmp_path, tmp_path / "run", submission=submission), **wish)
+        if stop_at is not None:
+            wait_until(lambda: any(line["step"] >= stop_at for line in read_lines(tmp_path / "run" / "metrics.jsonl")))
+            process.terminate()
+        process.communicate(timeout=60)
+        told = [line for line in (tmp_path / "run" / "log.txt").read_text().splitlines() if "resuming from" in line]
+        return told[-1] if told else ""
+
+    run(1, stop_at=3, steps=400, pause_s=0.05)
+    step = int((tmp_path / "run" / "checkpoints" / "saved").read_text())
+    told = run(2, steps=step + 2, exit=1, reason="the disk of the node is full")
+    assert told == f"dolphin: stopped with everything saved (SIGTERM) at step {step}; resuming from {step}"
+    told = run(3, steps=step + 400, vanish_at=step + 4)
+    assert told == (
+        f"dolphin: ended with exit code 1 (the disk of the node is full) at step {step + 2}; resuming from {step}"
+    )
+    told = run(4, steps=step + 5)
+    assert told == (
+        f"dolphin: cut off without a word (cancelled, or its node is gone) at step {step + 3}; resuming from {step}"
+    )

@@ -92,7 +92,7 @@ class SkyRuns:
         prices = [[offer.infra, offer.spot, offer.price_usd_per_hour] for offer in offers]
         write_atomic(record.folder / PRICES_FILE, json.dumps(prices))
         shipment = ship(train)
-        staging = pack(record.folder, job, train, shipment, list(submission.secrets))
+        staging = pack(record.folder, job, train, shipment, list(submission.secrets), record.submissions)
         task = build_task(job, train, places, shipment, staging, is_managed=not cluster, secrets=submission.secrets)
         self._client.check_task(task)
 

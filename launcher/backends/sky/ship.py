@@ -26,7 +26,9 @@ NOTHING_IGNORED = ".skyignore"
 """With this file in a folder SkyPilot asks no .gitignore of it, nor of a repository around it."""
 
 
-def pack(folder: Path, job: JobSpec, train: NodeJob, shipment: Shipment, secret_names: Sequence[str]) -> Path:
+def pack(
+    folder: Path, job: JobSpec, train: NodeJob, shipment: Shipment, secret_names: Sequence[str], submission: int = 1
+) -> Path:
     """Write the folder anew inside the run's own, the job's files beside it (`task.STAGED`), and return it.
 
     Raises BackendError where they cannot be staged, or went away since they were listed.
@@ -36,7 +38,7 @@ def pack(folder: Path, job: JobSpec, train: NodeJob, shipment: Shipment, secret_
     target.mkdir()
     (target / NOTHING_IGNORED).write_text("# everything in this folder travels\n")
     (target / TRAIN_FILE).write_text(shipment.train_json)
-    (target / "relay.json").write_text(json.dumps(relay_config(job, train, secret_names), indent=2))
+    (target / "relay.json").write_text(json.dumps(relay_config(job, train, secret_names, submission), indent=2))
     (target / "requirements.txt").write_text(requirements())
     shutil.copy2(Path(relay.__file__), target / "relay.py")
     shutil.copy2(Path(bucket.__file__), target / "bucket.py")

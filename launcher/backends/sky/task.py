@@ -158,8 +158,10 @@ def _name_there(one: Input) -> str:
     return str(root.name / Path(one.path).relative_to(root))
 
 
-def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str]) -> dict[str, Any]:
-    """relay.json: what the relay on the node must know besides train.json. No secret's value."""
+def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str], submission: int = 1) -> dict[str, Any]:
+    """relay.json: what the relay on the node must know besides train.json. No secret's value.
+
+    `submission` counts the starts by a person; one that SkyPilot repeats keeps its number."""
     store = folder_store(job)
     names = sorted(
         {*job.env, *secret_names, "DOLPHIN_RUN_ID", "DOLPHIN_NUM_NODES", "DOLPHIN_NODE_RANK", "DOLPHIN_MASTER_ADDR"}
@@ -167,6 +169,7 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str]) -> d
     mounts = [path for path in (store, train.cache_dir, DATA) if path]
     return {
         "run_id": train.run_id,
+        "submission": submission,
         "run_dir": train.run_dir,
         "image": image_of(job, train) or "",
         "env": names,

@@ -36,6 +36,7 @@ SAVE_EVERY_S = 30.0
 """Records go to a bucket this often: a node that is taken away loses at most so much of its log, and no step."""
 REPLAY_BYTES = 64_000
 PHASE, RESUMED = "phase", "resumed"
+ATTEMPT_STARTED, STOPPED, FINISHED = "attempt_started", "preempted", "finished"
 """Events of the trainer."""
 PULLING_IMAGE = "pulling image"
 PREEMPTED = 75
@@ -110,6 +111,8 @@ class Relay:
         self._marks: list[tuple[str, float]] = []
         self._last_step: int | None = None
         self._past_step: int | None = None
+        self._past_end: str | None = None
+        self._past_submission: int | None = None
         self._told_resume = self._told_timing = False
 
     def run(self) -> int:
@@ -214,6 +217,7 @@ class Relay:
             "infra": "/".join(str(cloud[k]) for k in ("cloud", "region", "zone") if cloud.get(k)),
             "setup_at": float(os.environ.get("DOLPHIN_SETUP_AT") or self.began),
             "managed_job": os.environ.get("SKYPILOT_MANAGED_JOB_ID"),
+            "submission": self.config.get("submission"),
         }
 
     def _command(self) -> list[str]:
@@ -281,26 +285,40 @@ class Relay:
 
     def _learn(self, kind: str, line: str) -> None:
         """Notice what makes a line of the relay's own: a resume, the first step."""
-        if kind not in "EM":
+        if kind not in "NEM":
             return
         try:
             record = json.loads(line)
         except ValueError:
             return
-        if kind == "E":
+        if kind == "N":
+            if not self.start_number:
+                self._past_submission = record.get("submission")
+        elif kind == "E":
             name = record.get("event")
-            if name == PHASE and self.start_number:
+            if not self.start_number and name in (ATTEMPT_STARTED, STOPPED, FINISHED):
+                self._past_end = _end_of(record, self._past_end)
+            elif name == PHASE and self.start_number:
                 self._marks.append((record.get("phase"), record.get("time", 0.0)))
             elif name == RESUMED and self._past_step is not None and not self._told_resume:
                 self._told_resume = True
-                self._say(f"node reclaimed at step {self._past_step}; resuming from {record.get('step')}")
+                self._say(f"{self._what_happened()}; resuming from {record.get('step')}")
         elif record.get("loss") is not None:
             self._last_step = record.get("step")
             if self.start_number and not self._told_timing:
                 self._told_timing = True
                 if self._past_step is not None and not self._told_resume:
-                    self._say(f"node reclaimed at step {self._past_step} before the first save; starting over")
+                    self._say(f"{self._what_happened()}, before the first save; starting over")
                 self._say_timing(time.time())
+
+    def _what_happened(self) -> str:
+        """How the start before this one ended: what SkyPilot starts again by itself was on a node that was taken away; what
+        a person did, as its own last words have it."""
+        if self._past_submission == self.config.get("submission"):
+            return f"node reclaimed at step {self._past_step}"
+        return (
+            f"{self._past_end or 'cut off without a word (cancelled, or its node is gone)'} at step {self._past_step}"
+        )
 
     def _say_timing(self, now: float) -> None:
         """Phase by phase, from the first command on the node to the first step."""
@@ -343,6 +361,16 @@ class Relay:
         self.stops += 1
         if self.child is not None and self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
+
+
+def _end_of(event: dict[str, Any], so_far: str | None) -> str | None:
+    """How a start ended, after one more of its events; None while it goes on."""
+    if event.get("event") == ATTEMPT_STARTED:
+        return None
+    reason = f" ({event['reason']})" if event.get("reason") else ""
+    if event.get("event") == STOPPED:
+        return f"stopped with everything saved{reason}"
+    return so_far or f"ended with exit code {event.get('exit_code')}{reason}"
 
 
 def die_with_parent() -> None:
