@@ -237,6 +237,15 @@ def fetch(
 
 
 @app.command()
+def forget(run: OneRun) -> int:
+    """Take a run that is over out of the list; its results are kept."""
+    from launcher.commands import runs
+    from launcher.runs import ledger
+
+    return runs.forget(ledger.find(run))
+
+
+@app.command()
 def doctor(json_: Json = False) -> int:
     """Check this machine, backend by backend, and say what to do."""
     from launcher.commands.doctor import doctor_command

@@ -1,4 +1,4 @@
-"""`logs`, `status`, `down` and `fetch`: commands on a run that exists. Refuses to know any particular backend."""
+"""`logs`, `status`, `down`, `fetch` and `forget`: commands on a run that exists. Refuses to know any particular backend."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from launcher.follow import screen
 from launcher.follow.attend import follow_to_end
 from launcher.follow.follow import LogFrom, show_log
 from launcher.follow.run_view import RunView
-from launcher.follow.status import as_json, as_rows, observe, run_table, status_of
+from launcher.follow.status import (
+    as_json,
+    as_rows,
+    observe,
+    observe_record,
+    run_table,
+    status_of,
+    was_refused,
+    with_detail,
+)
 from launcher.runs import ledger
-from launcher.runs.errors import LauncherError
+from launcher.runs.errors import BackendError, BadUsage, LauncherError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import EXIT_CODES, EndReason, RunState, is_over
+from trainer.run.spec import NodeJob
 
 _NUM_STORY_LINES = 8
 
@@ -32,7 +42,7 @@ def logs(record: RunRecord, start: LogFrom, *, is_following: bool) -> int:
 
 def status(record: RunRecord, *, json_wanted: bool) -> int:
     """What the run does: on standard output, as this is what was asked for."""
-    seen = observe(get_backend(record.backend), record)
+    seen = observe_record(record)
     if json_wanted:
         print(json.dumps(as_json(seen), ensure_ascii=False, indent=2))
         return 0
@@ -49,16 +59,17 @@ def status(record: RunRecord, *, json_wanted: bool) -> int:
 def status_of_all(*, json_wanted: bool) -> int:
     """Every run, newest first."""
     seen, problems = [], []
-    for record in ledger.all_runs():
+    records = ledger.all_runs()
+    for record in records:
         try:
-            seen.append(observe(get_backend(record.backend), record))
+            seen.append(observe_record(record))
         except LauncherError as error:  # one unreachable cloud must not hide the other runs
             problems.append(f"{record.run_id}: {error}")
     if json_wanted:
         print(json.dumps([as_json(one) for one in seen], ensure_ascii=False, indent=2))
     elif seen:
         screen.table(["run", "on", "state", "step", "loss", "started"], run_table(seen), file=sys.stdout)
-    else:
+    elif not records:
         screen.say(f"there is no run in {ledger.runs_dir()}; `dolphin launch job.yaml` makes one")
     for problem in problems:
         screen.say(problem)
@@ -93,6 +104,48 @@ def fetch(record: RunRecord, target: Path, what: Fetchable) -> int:
     backend = get_backend(record.backend)
     print(backend.fetch(record, what, target))
     return 0
+
+
+def forget(record: RunRecord) -> int:
+    """Take a run that is over out of the ledger, once its backend has nothing of it left. Results are kept, and named."""
+    with ledger.locked(record) as record:
+        seen = observe_record(record)
+        if not is_over(seen.status.state):
+            raise BadUsage(
+                f"{record.run_id}: is {with_detail(seen.status)}; `dolphin down {record.run_id}` stops it, then it can be forgotten"
+            )
+        _remove_leftovers(record)
+        published = _published(record)
+        kept = ledger.forget(record)
+    screen.say(f"{record.run_id}: forgotten ({seen.status.state.value})")
+    for path in (*kept, *published):
+        screen.say(f"  kept: {path}")
+    return 0
+
+
+def _remove_leftovers(record: RunRecord) -> None:
+    """What a run that is over may have left with its backend; BackendError where it stays, or is not known."""
+    if record.options.get("cluster"):
+        return  # the cluster is the user's, warm for other runs
+    try:
+        report = get_backend(record.backend).down(record, 0.0)
+    except BackendError as error:
+        if was_refused(record) and not (record.folder / ledger.REQUEST_FILE).exists():
+            return  # nobody ever took it in
+        raise BackendError(
+            f"{record.run_id}: what {record.backend} has left of it is not known ({error}); nothing was forgotten"
+        ) from None
+    if not report.is_gone:
+        raise BackendError(f"{record.run_id}: not all of it is gone: {'; '.join(report.left)}; nothing was forgotten")
+
+
+def _published(record: RunRecord) -> list[str]:
+    """Where the run's checkpoints and model are beside its folder, if anywhere."""
+    try:
+        store = NodeJob.read(record.files.train_json).spec.checkpoint.store
+    except (OSError, ValueError):
+        return []
+    return [f"{store.rstrip('/')}/{record.run_id}"] if store and not was_refused(record) else []
 
 
 def _what_is_kept(record: RunRecord, view: RunView) -> str:

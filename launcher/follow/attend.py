@@ -8,11 +8,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import Backend
+from launcher.backends.base import Backend, BackendStatus
 from launcher.follow import screen as console
 from launcher.follow.follow import LogFrom, follow
 from launcher.follow.readers import ViewReader
-from launcher.follow.status import Observation, as_json, model_of, observe, price_text, with_detail
+from launcher.follow.status import Observation, as_json, model_of, observe, price_text, status_of, with_detail
 from launcher.runs import ledger
 from launcher.runs.errors import LauncherError, ReaderGone
 from launcher.runs.ledger import RunRecord
@@ -34,10 +34,12 @@ def follow_to_end(
     try:
         with console.open_screen(out) as screen:
             follow(backend, record, screen, start, reader)
-    except (KeyboardInterrupt, ReaderGone):
-        say_detached(backend, record)
+    except (KeyboardInterrupt, ReaderGone) as left:
+        status = say_detached(backend, record)
         if json_wanted:
             print_json(observe(backend, record), EndReason.DETACHED)
+        if isinstance(left, ReaderGone) and status is not None and is_over(status.state):
+            return exit_code_of(status.state)  # `dolphin logs RUN | head` of a run that is over
         return EXIT_CODES[EndReason.DETACHED]
     seen = observe(backend, ledger.load(record.folder))
     sum_up(seen)
@@ -73,14 +75,23 @@ def _say_sample(sample: dict[str, Any]) -> None:
             console.say(textwrap.fill(text, 110, initial_indent=f"  {name:10}", subsequent_indent=" " * 12))
 
 
-def say_detached(backend: Backend, record: RunRecord) -> None:
+def say_detached(backend: Backend, record: RunRecord) -> BackendStatus | None:
+    """The last words to a person who leaves: what the run does without them, asked and not assumed. Returns it, None where
+    the backend does not say."""
     try:
-        hourly = backend.status(record).price_usd_per_hour
-    except LauncherError:
-        hourly = None
-    console.say(f"Detached; the run goes on{f' (${hourly:.2f}/h)' if hourly else ''}.")
+        status = status_of(backend, ledger.load(record.folder))
+    except LauncherError as error:
+        console.say(f"Detached; whether the run goes on is not known now ({error}).")
+        status = None
+    if status is not None and is_over(status.state):
+        console.say(f"{record.run_id}: {with_detail(status)}")
+        return status
+    if status is not None:
+        hourly = status.price_usd_per_hour
+        console.say(f"Detached; the run goes on{f' (${hourly:.2f}/h)' if hourly else ''}.")
     console.say(f"  come back: dolphin logs {record.run_id}")
     console.say(f"  stop it:   dolphin down {record.run_id}")
+    return status
 
 
 def print_json(seen: Observation, reason: EndReason | None) -> None:

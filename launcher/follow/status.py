@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from launcher.backends.base import Backend, BackendStatus
+from launcher.backends.base import Backend, BackendError, BackendStatus, get_backend
 from launcher.follow.readers import read_outcome, read_view
 from launcher.follow.run_view import RunView
 from launcher.follow.screen import numbers
@@ -33,11 +34,33 @@ def observe(backend: Backend, record: RunRecord) -> Observation:
     return Observation(record, status_of(backend, record), read_view(backend, record), read_outcome(backend, record))
 
 
+def observe_record(record: RunRecord) -> Observation:
+    """As `observe`, through the record's own backend; of a start that failed also where that backend cannot be asked."""
+    try:
+        return observe(get_backend(record.backend), record)
+    except BackendError:
+        if not was_refused(record):
+            raise
+        return Observation(record, _not_started(record), RunView(), {})
+
+
 def status_of(backend: Backend, record: RunRecord) -> BackendStatus:
-    """The backend's word; where the submit failed and the backend has nothing of the run, why."""
-    error = record.submit_error
-    if error is None or record.handle is not None or backend.find(record.run_id) is not None:
+    """The backend's word; where the submit failed and the backend has nothing of the run, or does not answer, why."""
+    if not was_refused(record):
         return backend.status(record)
+    with contextlib.suppress(BackendError):
+        if backend.find(record.run_id) is not None:
+            return backend.status(record)
+    return _not_started(record)
+
+
+def was_refused(record: RunRecord) -> bool:
+    """Whether the newest start failed before the backend took it in."""
+    return record.submit_error is not None and record.handle is None
+
+
+def _not_started(record: RunRecord) -> BackendStatus:
+    error = record.submit_error or {}
     state = _SUBMIT_ERRORS.get(EndReason(error["reason"]), RunState.FAILED)
     return BackendStatus(state, f"was not started: {error['message']}", price_usd_so_far=0.0)
 

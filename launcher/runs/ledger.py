@@ -10,10 +10,12 @@ import contextlib
 import dataclasses
 import difflib
 import fcntl
+import hashlib
 import json
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,9 +27,14 @@ from trainer.run.run_folder import RunDir, write_atomic
 
 RECORD_FILE = "record.json"
 LOCK_FILE = ".lock"
+REQUEST_FILE = "sky-request"
+"""In a run's folder: the request by which somebody else takes a start in, from the moment on that it is sent."""
+RESULTS = ("model", "checkpoints")
+"""Of a run folder, what `forget` leaves."""
 _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _MAX_NAME_IN_ID = 40
 """Keeps a run id within the 63 characters that labels of Kubernetes and clouds allow."""
+_HASH_LETTERS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +92,21 @@ def new_id(name: str) -> str:
     """A run id for a job of this name; taken only once `create` made its folder."""
     stamp = time.strftime("%y%m%d-%H%M%S", time.gmtime())
     tail = "".join(secrets.choice(_ID_LETTERS) for _ in range(4))
-    return f"{id_stem(name)}-{stamp}-{tail}"
+    return f"{name_in_id(name)}-{stamp}-{tail}"
 
 
-def id_stem(name: str) -> str:
-    """What the ids of a job's runs begin with."""
-    return name[:_MAX_NAME_IN_ID].rstrip("-")
+def name_in_id(name: str) -> str:
+    """What a run id begins with: the name of its job, or of a long one its beginning and a hash of all of it, so that two names
+    that begin alike stay two."""
+    if len(name) <= _MAX_NAME_IN_ID:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_HASH_LETTERS]
+    return f"{name[: _MAX_NAME_IN_ID - _HASH_LETTERS - 1].rstrip('-')}-{digest}"
 
 
 def is_id_of(run_id: str, name: str) -> bool:
     """Whether `new_id` may have made the id for a job of this name."""
-    return re.fullmatch(re.escape(id_stem(name)) + rf"-\d{{6}}-\d{{6}}-[{_ID_LETTERS}]{{4}}", run_id) is not None
+    return re.fullmatch(re.escape(name_in_id(name)) + rf"-\d{{6}}-\d{{6}}-[{_ID_LETTERS}]{{4}}", run_id) is not None
 
 
 def folder_of(run_id: str) -> Path:
@@ -144,6 +155,34 @@ def load(folder: Path) -> RunRecord:
         return RunRecord(folder=folder, **values)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise LauncherError(f"{path}: cannot read the run's record ({error}); the folder may be removed") from None
+
+
+def forget(record: RunRecord) -> list[Path]:
+    """Take the run out of the ledger: its record first, then all that is no result. Returns the results that stay."""
+    kept = [record.folder / name for name in RESULTS if _holds_anything(record.folder / name)]
+    try:
+        (record.folder / RECORD_FILE).unlink()
+        for path in record.folder.iterdir():
+            if path in kept:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        if not kept:
+            record.folder.rmdir()
+    except OSError as error:
+        raise LauncherError(
+            f"{record.run_id}: cannot remove {error.filename or record.folder} ({error.strerror}); remove the folder by hand"
+        ) from None
+    return kept
+
+
+def _holds_anything(folder: Path) -> bool:
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
 
 
 def all_runs() -> list[RunRecord]:

@@ -120,6 +120,13 @@ def after_down(state: RunState) -> RunState:
     return state if is_over(state) else RunState.STOPPING
 
 
+def told_after_down(state: RunState, detail: str) -> tuple[RunState, str]:
+    """`after_down` with its detail: where the run left no word of its end, it was the `down` that ended it, and no reboot."""
+    if state is RunState.LOST:
+        detail = "ended by `dolphin down` before it could say a word; `dolphin resume` goes on"
+    return after_down(state), detail
+
+
 def exit_code_of(state: RunState) -> int:
     """Exit code of a command that waited for the run; raises ValueError where it is not over."""
     reason = END_REASONS[state]

@@ -144,3 +144,12 @@ def test_a_home_that_cannot_be_written_is_said_in_a_line(tmp_path, monkeypatch):
     (tmp_path / "other" / "runs").write_text("")
     with pytest.raises(LauncherError, match="set DOLPHIN_HOME"):
         ledger.create("demo-1", "demo", "local")
+
+
+def test_two_long_names_that_begin_alike_are_two_jobs():
+    """A sweep over names that part after their fortieth letter: each may run, and each is found by its name."""
+    a, b = "llama-3-1-8b-instruct-customer-support-lr1e5", "llama-3-1-8b-instruct-customer-support-lr2e5"
+    assert ledger.name_in_id(a) != ledger.name_in_id(b)
+    assert ledger.name_in_id(a) == ledger.name_in_id(a)
+    assert ledger.new_id(a).startswith("llama-3-1-8b-instruct-customer-su")
+    assert ledger.name_in_id("demo") == "demo"

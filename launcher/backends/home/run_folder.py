@@ -19,7 +19,7 @@ from launcher.runs import ledger
 from launcher.runs.copying import copy_folder
 from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
-from launcher.runs.states import RunState, after_down, is_over, state_of_exit_code
+from launcher.runs.states import RunState, is_over, state_of_exit_code, told_after_down
 from launcher.units import GIB
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class HomeBackend(ABC):
     def status(self, record: RunRecord) -> BackendStatus:
         state, detail, exit_code = self.look(record)
         if record.down_requested_at is not None:
-            state = after_down(state)
+            state, detail = told_after_down(state, detail)
         return BackendStatus(
             state, detail, exit_code, node=platform.node(), price_usd_per_hour=0.0, price_usd_so_far=0.0
         )

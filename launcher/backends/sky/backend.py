@@ -48,11 +48,10 @@ from launcher.runs import ledger
 from launcher.runs.copying import copy_folder
 from launcher.runs.errors import BackendError, BadUsage, LauncherError, NoCapacity
 from launcher.runs.ledger import RunRecord
-from launcher.runs.states import RunState, after_down, is_over
+from launcher.runs.states import RunState, is_over, told_after_down
 from trainer.run.run_folder import CHECKPOINTS_FOLDER, MODEL_FOLDER, SAVE_FILE, write_atomic
 from trainer.run.spec import NodeJob
 
-REQUEST_FILE = "sky-request"
 NODE_FOLDER = "/tmp/dolphin"
 """Where a run lives on a node that shares no folder with the next one."""
 _SAVED_AGAIN_S = 2.0
@@ -97,7 +96,7 @@ class SkyRuns:
         self._client.check_task(task)
 
         def asked(request: str) -> None:
-            write_atomic(record.folder / REQUEST_FILE, request)
+            write_atomic(record.folder / ledger.REQUEST_FILE, request)
 
         try:
             if cluster:
@@ -127,7 +126,9 @@ class SkyRuns:
         job = self._job(record)
         if job is None:
             state, detail, exit_code = self._without_job(record)
-            return BackendStatus(after_down(state) if record.down_requested_at else state, detail, exit_code)
+            if record.down_requested_at is not None:
+                state, detail = told_after_down(state, detail)
+            return BackendStatus(state, detail, exit_code)
         is_managed = self._kind(record) == "managed"
         table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
         state = sky_status.managed_state(job.status) if is_managed else sky_status.cluster_job_state(job.status)
@@ -139,7 +140,7 @@ class SkyRuns:
         known = sky_status.detail_of(job.status, state, step=step, is_known=job.status in table)
         detail = known if known and state in (RunState.RECOVERING, RunState.LOST) else detail or known
         if record.down_requested_at is not None:
-            state = after_down(state)
+            state, detail = told_after_down(state, detail)
         now = time.time()
         hourly = hourly_price(record, job)
         attempts = node_attempts(record, job, state, now, hourly)
@@ -217,7 +218,7 @@ class SkyRuns:
         """Never two of the same run, nor two of the same job by mistake."""
         if self.find(record.run_id) is not None:
             raise BackendError(f"{record.run_id}: is active already; `dolphin logs {record.run_id}` follows it")
-        for job in self._client.jobs(ledger.id_stem(record.name), active_only=True):
+        for job in self._client.jobs(ledger.name_in_id(record.name), active_only=True):
             if ledger.is_id_of(job.name, record.name):
                 raise BadUsage(
                     f"{record.name}: a job of this name is {job.status.lower()} already ({job.name}); `dolphin logs {job.name}` "

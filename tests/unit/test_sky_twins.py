@@ -1,0 +1,45 @@
+"""Two jobs of one name by mistake are refused; two jobs whose names only begin alike are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from launcher.backends.sky.backend import SkyRuns
+from launcher.runs import ledger
+from launcher.runs.errors import BadUsage
+from launcher.runs.ledger import RunRecord
+
+A = "llama-3-1-8b-instruct-customer-support-lr1e5"
+B = "llama-3-1-8b-instruct-customer-support-lr2e5"
+
+
+class Queue:
+    """Managed jobs that run, found by a part of their name as SkyPilot finds them."""
+
+    def __init__(self, *names: str) -> None:
+        self.ids = [ledger.new_id(name) for name in names]
+
+    def jobs(self, part: str, *, active_only: bool) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=run_id, status="RUNNING", job_id=1) for run_id in self.ids if part in run_id]
+
+    def pending_launch(self, run_id: str) -> None:
+        return None
+
+
+def refuse_twins(running: str, started: str) -> None:
+    record = RunRecord(ledger.new_id(started), Path("/nonexistent"), started, "sky", 0.0)
+    SkyRuns(Queue(running))._refuse_twins(record)
+
+
+@pytest.mark.parametrize(("running", "started"), [(A, B), ("demo", "demo-2"), ("demo-2", "demo"), ("my-demo", "demo")])
+def test_names_that_begin_alike_may_run_beside_each_other(running: str, started: str) -> None:
+    refuse_twins(running, started)
+
+
+@pytest.mark.parametrize("name", [A, "demo"])
+def test_a_second_job_of_the_same_name_is_refused(name: str) -> None:
+    with pytest.raises(BadUsage, match="set another `name`"):
+        refuse_twins(name, name)
