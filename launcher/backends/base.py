@@ -158,6 +158,12 @@ class Backend(Protocol):
         """Where the run would live, and on how many ranks. `folder` is the run's folder in the ledger. Starts nothing."""
         ...
 
+    def preflight(self, job: JobSpec, train: NodeJob, options: Mapping[str, Any]) -> list[str]:
+        """Raise whatever can be known to keep a start of this from succeeding: no engine, no library, no store, too much to
+        send. Asked before the person is, and before the ledger. Returns lines to read before the answer: what leaves this
+        machine. `options` are the backend's own of the command line. Starts and writes nothing."""
+        ...
+
     def submit(self, submission: Submission) -> Handle:
         """Start the run, labelled with its run id, and return once it is accepted. A run of that id that is active
         already is an error: never two."""

@@ -97,7 +97,8 @@ def launch(path: Path, options: LaunchOptions) -> int:
     start = Start.of(job, backend, options.nproc)
     run_id = ledger.new_id(job.name)
     job, train = start.settled(run_id)
-    _show_plan(start, train)
+    notes = backend.preflight(job, train, options.backend_options)
+    _show_plan(start, train, notes)
     _confirm(options)
     while True:
         try:
@@ -135,7 +136,10 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
             _refuse_other_results(record, before, train)
     else:
         job, train = start.job, before
+    notes = backend.preflight(job, train, record.options)
     screen.say(f"{record.run_id}: was {status.state.value}; starting it again")
+    for note in notes:
+        screen.say(f"  {note}")
     reader = ViewReader(backend, record)
     reader.read()  # what came before is told already
     log_from = LogFrom(after=end_of_log(backend, record))
@@ -224,7 +228,7 @@ def _refuse_active(record: RunRecord, status: BackendStatus) -> None:
         raise BadUsage(f"{record.run_id}: is {with_detail(status)}; `dolphin logs {record.run_id}` follows it")
 
 
-def _show_plan(start: Start, train: NodeJob) -> None:
+def _show_plan(start: Start, train: NodeJob, notes: Sequence[str]) -> None:
     job = start.job
     if start.plan is not None:
         summarise(start.plan)
@@ -235,6 +239,8 @@ def _show_plan(start: Start, train: NodeJob) -> None:
     screen.say(
         f"  {train.world_size} ranks ({train.device}), ZeRO-{train.spec.train.zero}, {train.global_batch} sequences a step"
     )
+    for note in notes:
+        screen.say(f"  {note}")
 
 
 def _confirm(options: LaunchOptions) -> None:

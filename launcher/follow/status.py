@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from launcher.backends.base import Backend, BackendError, BackendStatus, get_backend
+from launcher.backends.base import Backend, BackendStatus, get_backend
 from launcher.follow.readers import read_outcome, read_view
 from launcher.follow.run_view import RunView
 from launcher.follow.screen import numbers
+from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import EndReason, RunState, is_over
 from launcher.units import seconds

@@ -38,6 +38,7 @@ from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, is_over
 from trainer.run.run_folder import write_atomic
+from trainer.run.spec import NodeJob
 
 
 @dataclass
@@ -63,8 +64,6 @@ class Bench:
         record = record or self.record()
         record = ledger.update(record, submissions=record.submissions + 1, handle=None, down_requested_at=None)
         train = record.files.train_json.read_text()
-        from trainer.run.spec import NodeJob
-
         job = self.job.model_copy(update={"env": {**self.job.env, "FAKE": json.dumps(wish)}})
         submission = Submission(record, job, NodeJob.model_validate_json(train), secrets={"FAKE_TOKEN": SECRET})
         handle = self.backend.submit(submission)
@@ -313,3 +312,25 @@ def test_every_backend_says_what_it_can_do_without_being_reached() -> None:
     stated = {option for name in BACKENDS for option in backend_class(name).abilities.options}
     offered = {parameter.name for parameter in get_command(app).commands["launch"].params}  # type: ignore[attr-defined]
     assert stated <= offered, "an option of a backend that the command line does not have"
+
+
+def test_a_preflight_starts_and_writes_nothing(bench, tmp_path):
+    record = bench.record()
+    train = NodeJob.read(record.files.train_json)
+    before = sorted(tmp_path.rglob("*"))
+    assert isinstance(bench.backend.preflight(bench.job, train, {}), list)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert bench.backend.find(record.run_id) is None
+
+
+def test_what_makes_a_start_impossible_is_known_before_it(bench, monkeypatch):
+    """The same refusal as the submit's, in words and reason, without a run to blame."""
+    local_only(bench)
+    import importlib.util
+
+    record = bench.record()
+    train = NodeJob.read(record.files.train_json)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else real(name, *rest))
+    with pytest.raises(BackendError, match=r"dolphin-launcher\[train\]"):
+        bench.backend.preflight(bench.job, train, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 from pathlib import Path
 
@@ -120,3 +121,18 @@ def test_forgetting_a_run_keeps_its_results_and_says_where(dolphin, job):
     assert f"kept: {folder / 'checkpoints'}" in said
     assert [path.name for path in folder.iterdir()] == ["checkpoints"]
     assert "there is no run" in dolphin.run("status", expect=2).stderr
+
+
+def test_what_cannot_start_is_told_before_the_question_and_leaves_no_run(dolphin, job):
+    dolphin.extra_environment = {"DOCKER_HOST": f"unix://{dolphin.home}/none.sock"}
+    master, slave = pty.openpty()
+    process = dolphin.start("launch", job, "--on", "docker", stdin=slave)
+    _, err = process.communicate(timeout=60)
+    os.close(master)
+    os.close(slave)
+    assert process.returncode == 4
+    assert "none.sock" in err
+    assert "Start it" not in err
+    assert dolphin.run_ids() == []
+    assert "none.sock" in dolphin.run("launch", job, "--on", "docker", "-y", expect=4).stderr
+    assert dolphin.run_ids() == []

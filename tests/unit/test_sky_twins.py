@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from launcher.backends.sky.backend import SkyRuns
 from launcher.runs import ledger
 from launcher.runs.errors import BadUsage
-from launcher.runs.ledger import RunRecord
 
 A = "llama-3-1-8b-instruct-customer-support-lr1e5"
 B = "llama-3-1-8b-instruct-customer-support-lr2e5"
@@ -25,13 +23,9 @@ class Queue:
     def jobs(self, part: str, *, active_only: bool) -> list[SimpleNamespace]:
         return [SimpleNamespace(name=run_id, status="RUNNING", job_id=1) for run_id in self.ids if part in run_id]
 
-    def pending_launch(self, run_id: str) -> None:
-        return None
-
 
 def refuse_twins(running: str, started: str) -> None:
-    record = RunRecord(ledger.new_id(started), Path("/nonexistent"), started, "sky", 0.0)
-    SkyRuns(Queue(running))._refuse_twins(record)
+    SkyRuns(Queue(running))._refuse_namesakes(started)
 
 
 @pytest.mark.parametrize(("running", "started"), [(A, B), ("demo", "demo-2"), ("demo-2", "demo"), ("my-demo", "demo")])

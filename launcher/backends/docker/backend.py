@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.backends.base import Abilities, DownReport, Handle, Submission
 from launcher.backends.docker import container as parts
@@ -25,6 +26,10 @@ from launcher.runs.states import RunState, state_of_exit_code
 from launcher.units import MIB
 from trainer.run import secret_file
 
+if TYPE_CHECKING:
+    from launcher.jobfile.spec import JobSpec
+    from trainer.run.spec import NodeJob
+
 KILLED_EXIT_CODE = 137
 _SECRETS_TIMEOUT_S = 120
 """A cold start of Python in the container takes seconds; a busy machine, more."""
@@ -37,6 +42,16 @@ class DockerBackend(HomeBackend):
     name = "docker"
     abilities = Abilities()
     poll_s = 1.0
+
+    def preflight(self, job: JobSpec, train: NodeJob, options: Mapping[str, Any]) -> list[str]:
+        parts.mounts_of(job, train)
+        client = engine.connect()
+        if train.device == "cuda" and not engine.has_gpu_runtime(client):
+            raise BackendError(
+                "--on docker: the engine has no GPU runtime; install nvidia-container-toolkit and restart docker, or set "
+                "CUDA_VISIBLE_DEVICES= to use the CPU"
+            )
+        return []
 
     def submit(self, submission: Submission) -> Handle:
         record, train = submission.record, submission.train

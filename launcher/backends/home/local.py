@@ -11,8 +11,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from launcher.backends.base import Abilities, DownReport, Handle, Submission
 from launcher.backends.home import processes
@@ -22,6 +24,10 @@ from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
 
+if TYPE_CHECKING:
+    from launcher.jobfile.spec import JobSpec
+    from trainer.run.spec import NodeJob
+
 
 class LocalBackend(HomeBackend):
     """Satisfies `launcher.backends.base.Backend`."""
@@ -30,12 +36,13 @@ class LocalBackend(HomeBackend):
     abilities = Abilities()
     poll_s = 0.5
 
+    def preflight(self, job: JobSpec, train: NodeJob, options: Mapping[str, Any]) -> list[str]:
+        _require_trainer()
+        return []
+
     def submit(self, submission: Submission) -> Handle:
         record = submission.record
-        if importlib.util.find_spec("torch") is None:
-            raise BackendError(
-                "--on local: the trainer is not installed here; pip install 'dolphin-launcher[train]', or use --on docker or sky"
-            )
+        _require_trainer()
         if processes.of_run(record.run_id):
             raise BackendError(
                 f"{record.run_id}: processes of this run still run; `dolphin down {record.run_id}` first"
@@ -106,6 +113,13 @@ class LocalBackend(HomeBackend):
         said = f"; the log ends: {last}" if last else ""
         detail = f"its process is gone without an outcome (killed, or a reboot); {rest}`dolphin resume` goes on{said}"
         return RunState.LOST, detail, None
+
+
+def _require_trainer() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise BackendError(
+            "--on local: the trainer is not installed here; pip install 'dolphin-launcher[train]', or use --on docker or sky"
+        )
 
 
 def _root(record: RunRecord) -> processes.Identity | None:

@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from launcher.backends.base import (
     Submission,
 )
 from launcher.backends.home.run_folder import read_from
+from launcher.backends.inputs import check_upload
 from launcher.backends.sky import status as sky_status
 from launcher.backends.sky.catalog import has_memory
 from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress, tried
@@ -77,6 +78,16 @@ class SkyRuns:
         count = nproc or job.resources.ranks_per_node or job.resources.gpus_per_node or 1
         on_cpu = job.resources.gpu_name is None or job.env.get("DOLPHIN_DEVICE") == "cpu"
         return Placement(f"{store}/{run_id}", f"{store}/cache", count, "cpu" if on_cpu else "cuda")
+
+    def preflight(self, job: JobSpec, train: NodeJob, options: Mapping[str, Any]) -> list[str]:
+        refuse_losing_progress(job, options)
+        shipment = ship(train)
+        lines = check_upload(shipment.inputs, job)
+        self._refuse_namesakes(job.name)
+        places = places_of(job, job.resources.infra or self._client.enabled())
+        task = build_task(job, train, places, shipment, Path("/"), is_managed=not options.get("cluster"))
+        self._client.check_task({key: value for key, value in task.items() if key != "file_mounts"})
+        return lines
 
     def submit(self, submission: Submission) -> Handle:
         record, job, train = submission.record, submission.job, submission.train
@@ -218,10 +229,14 @@ class SkyRuns:
         """Never two of the same run, nor two of the same job by mistake."""
         if self.find(record.run_id) is not None:
             raise BackendError(f"{record.run_id}: is active already; `dolphin logs {record.run_id}` follows it")
-        for job in self._client.jobs(ledger.name_in_id(record.name), active_only=True):
-            if ledger.is_id_of(job.name, record.name):
+        self._refuse_namesakes(record.name)
+
+    def _refuse_namesakes(self, name: str) -> None:
+        """Names compare whole."""
+        for job in self._client.jobs(ledger.name_in_id(name), active_only=True):
+            if ledger.is_id_of(job.name, name):
                 raise BadUsage(
-                    f"{record.name}: a job of this name is {job.status.lower()} already ({job.name}); `dolphin logs {job.name}` "
+                    f"{name}: a job of this name is {job.status.lower()} already ({job.name}); `dolphin logs {job.name}` "
                     "follows it; for one more, set another `name`"
                 )
 

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trainer
-from launcher.backends.base import BackendError
 from launcher.backends.sky.node import bucket, relay
 from launcher.backends.sky.task import STAGED, Shipment, relay_config, requirements
 from launcher.jobfile.spec import JobSpec
+from launcher.runs.errors import BackendError
 from trainer.run.run_folder import TRAIN_FILE
 from trainer.run.spec import NodeJob
 
