@@ -98,6 +98,7 @@ EXAMPLES: dict[str, str] = {
     "resources.disk_gb": "1024",
     "resources.memory_gb": "256",
     "resources.max_hourly_cost": "15",
+    "resources.max_upload_gb": "60",
     "env": "{NCCL_DEBUG: INFO}",
     "secrets": "[HF_TOKEN, WANDB_API_KEY]",
 }

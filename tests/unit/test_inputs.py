@@ -13,7 +13,7 @@ from launcher.backends.inputs import check_upload, local_inputs, looks_secret
 from launcher.backends.sky import ship as sky_ship
 from launcher.backends.sky.ship import NOTHING_IGNORED, pack, unstage
 from launcher.backends.sky.task import STAGED, ship
-from launcher.jobfile.settle import settle
+from launcher.jobfile.settle import Placement, settle
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
 from trainer.run.local_files import data_files
@@ -56,7 +56,7 @@ def staged(job: JobSpec, run: Path) -> dict[str, Path]:
 
 
 def train_of(job: JobSpec) -> NodeJob:
-    return settle(job, nproc=1, run_id="t-1", run_dir="/tmp/d/t-1", cache_dir="/tmp/d/cache", device="cuda", zero=0)
+    return settle(job, Placement("/tmp/d/t-1", "/tmp/d/cache", 1, "cuda"), run_id="t-1", zero=0)
 
 
 def test_a_glob_sends_what_it_matches_and_not_the_folder_around_it(tmp_path: Path) -> None:
