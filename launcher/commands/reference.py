@@ -23,6 +23,8 @@ ABOUT = """\
 An unknown key, a wrong type and two settings that contradict each other are errors: `dolphin validate` tells all of them, each
 with its line. `dolphin launch --set train.max_steps=20` states a key for once, `dolphin init` writes a job with every key in it,
 and editors complete and check one by [job.schema.json](job.schema.json). Paths are relative to the job's file.
+`$NAME` and `${NAME}` are not expanded, and refused where a name or a path stands: pass what depends on the machine with `--set`.
+Keys at the top that begin with `x-` are your own, for YAML anchors that other keys take up.
 """
 
 EXAMPLES: dict[str, str] = {

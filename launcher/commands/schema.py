@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from launcher.config.key_hints import groups_in
 from launcher.jobfile.field_docs import explanations
+from launcher.jobfile.load import OWN_KEYS
 from launcher.jobfile.spec import JobSpec
 
 
@@ -26,6 +27,7 @@ def job_schema() -> dict[str, Any]:
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         **schema,
+        "patternProperties": {f"^{OWN_KEYS}": {"description": "Your own: YAML anchors to be used below, notes."}},
         "title": "dolphin job",
         "description": "A fine-tuning job for dolphin: `dolphin validate`, `dolphin plan` and `dolphin launch` take it.",
     }

@@ -23,9 +23,12 @@ from launcher.config.key_hints import all_keys, groups_in, unknown_key
 from launcher.config.problems import Finding, LocatedProblem, SpecErrors, from_pydantic, key_name
 from launcher.config.text import read_text
 from launcher.config.yaml_lines import Document, Where, read_scalar, read_yaml
+from launcher.jobfile.name_checks import name_findings
 from launcher.jobfile.paths import resolve_paths
 from launcher.jobfile.spec import JobSpec, job_findings
 
+OWN_KEYS = "x-"
+"""Keys at the top of a file that begin so are the writer's own: YAML anchors to be used below, notes."""
 RIVALS = (
     ("train.max_steps", "train.epochs"),
     ("train.global_batch", "train.accumulation"),
@@ -67,6 +70,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     path = Path(path)
     text = read_text(path)
     document = read_yaml(text)
+    if isinstance(document.data, dict):
+        document.data = {key: value for key, value in document.data.items() if not key.startswith(OWN_KEYS)}
     source = Source(str(path), document, document.data)
     located = [LocatedProblem(source.file, line, key_name(where), message) for line, where, message in document.faults]
     if document.data is None and not located:
@@ -85,6 +90,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     findings += invalid
     if job is not None:
         findings += job_findings(job)
+        findings += name_findings(job, path.resolve().parent)
         if any(source.format or source.fields or source.filter for source in job.data.sources):
             from launcher.jobfile.source_checks import source_findings
 

@@ -22,7 +22,7 @@ FLOORS = {
     "launcher.backends.sky": "bucket_copy catalog doctor errors node reach status task < log offers ship < records < reading < backend < client",
     "launcher.commands": "convert data doctor launch plan runs schema spectrum validate < reference < init",
     "launcher.follow": "run_view < readers screen < follow status < attend",
-    "launcher.jobfile": "axolotl field_docs paths pattern_checks source_checks spec < load settle",
+    "launcher.jobfile": "axolotl field_docs name_checks paths pattern_checks source_checks spec < load settle",
     "launcher.plan": "data_facts gpu_memory gpus preemption unfrozen < host_memory throughput < history zero_stage < make < of_job view",
     "trainer": "run < data supervise < model < engine < checkpoint export < rank sample",
     "trainer.run": "exits local_files log_lines optimizer_state patterns run_folder < spec < evaluation_interval formats packages save_interval secret_file stores weights_index",
