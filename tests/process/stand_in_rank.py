@@ -14,6 +14,7 @@ import time
 from trainer.run.exits import BadInput, Preempted
 from trainer.run.run_folder import EventKind, RunDir
 from trainer.run.spec import NodeJob
+from trainer.supervise import rendezvous
 from trainer.supervise.rank_guard import rank_guard
 
 
@@ -80,7 +81,8 @@ class Agreement:
         import torch.distributed as dist
 
         self._torch, self._dist = torch, dist
-        dist.init_process_group("gloo")
+        where = rendezvous.init_method(os.environ)
+        dist.init_process_group("gloo", where, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
 
     def on(self, wish: float) -> bool:
         value = self._torch.tensor([float(wish)])

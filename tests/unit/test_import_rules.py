@@ -26,7 +26,7 @@ FLOORS = {
     "launcher.plan": "data_facts gpu_memory gpus preemption unfrozen < host_memory throughput < history zero_stage < make < of_job view",
     "trainer": "run < data supervise < model < engine < checkpoint export < rank sample",
     "trainer.run": "exits local_files log_lines optimizer_state patterns run_folder < spec < evaluation_interval formats packages save_interval secret_file stores weights_index",
-    "trainer.supervise": "heartbeat parent_death signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
+    "trainer.supervise": "heartbeat parent_death rendezvous signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
 }
 """The import rules, a line a package: rooms that may know nothing of each other, and behind each `<` those that stand on them."""
 NODE_STACK = ("torch", "transformers", "deepspeed", "datasets", "safetensors", "numpy", "tokenizers")

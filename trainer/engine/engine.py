@@ -26,6 +26,7 @@ from trainer.engine import optimizer as optim
 from trainer.model.packed import PackedModel, hf_name
 from trainer.run.exits import TrainingFailed
 from trainer.run.spec import NodeJob
+from trainer.supervise import rendezvous
 
 
 def initialize_distributed(device: str) -> tuple[int, int, torch.device]:
@@ -39,7 +40,12 @@ def initialize_distributed(device: str) -> tuple[int, int, torch.device]:
     else:
         _skip_unused_extension()
     with quiet():
-        deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
+        deepspeed.init_distributed(
+            dist_backend="nccl" if device == "cuda" else "gloo",
+            init_method=rendezvous.init_method(os.environ),
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        )
     return dist.get_rank(), dist.get_world_size(), where
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from trainer.run.exits import BadInput, EndKind
 from trainer.run.run_folder import STOP_FILE, RunDir
 from trainer.run.spec import NodeJob
-from trainer.supervise import parent_death
+from trainer.supervise import parent_death, rendezvous
 from trainer.supervise.heartbeat import BUSY_FACTOR, DEFAULT_FLOOR_S, Beat, hang, read_heartbeat
 from trainer.supervise.rank_guard import RankEnd, read_rank_end, stack_file
 from trainer.supervise.signals import Wake, kill_descendants
@@ -115,13 +115,22 @@ class Attempt:
         """Global ranks of this node."""
 
     def run(self) -> Evidence:
+        """Raises OSError where this node has no room for the folder of the rendezvous."""
+        if self.nodes.count > 1:
+            return self._run(None)
+        with rendezvous.private_folder() as folder:
+            return self._run(folder)
+
+    def _run(self, folder: Path | None) -> Evidence:
+        """`folder` is where the ranks of one node meet; None for several nodes."""
         oom_before = oom_kills()
         report = self.dir / f"torchrun-{self.nodes.rank}.json"
         self._torchrun = subprocess.Popen(
             parent_death.command(
-                os.getpid(), sys.executable, "-m", "trainer.supervise.torchrun", str(report), *self._arguments()
+                os.getpid(), sys.executable, "-m", "trainer.supervise.torchrun", str(report), *self._arguments(folder)
             ),
-            env=rank_environment(self.job, os.environ),
+            env=rank_environment(self.job, os.environ)
+            | rendezvous.ranks_environment(os.environ, folder, self.nodes.master_addr),
             start_new_session=True,
             stdin=subprocess.DEVNULL,
         )
@@ -142,10 +151,10 @@ class Attempt:
     def _failures(self, found: dict[str, list[dict[str, int]]]) -> dict[int, int]:
         return {failure["rank"] - self.ranks[0]: failure["exit_code"] for failure in found["failures"]}
 
-    def _arguments(self) -> list[str]:
+    def _arguments(self, folder: Path | None) -> list[str]:
         """torchrun's arguments; each rank hangs on torchrun by a lifeline of its own."""
-        if self.nodes.count == 1:
-            where = ["--standalone"]
+        if folder is not None:
+            where = rendezvous.of_one_node(folder, self.job.run_id)
         else:
             where = [
                 f"--nnodes={self.nodes.count}", f"--node-rank={self.nodes.rank}", "--rdzv-backend=static",
