@@ -297,6 +297,7 @@ def spectrum_names(
 
 def main() -> None:
     """Entry point. Every error that is not a defect of dolphin is one or two lines, without a traceback."""
+    _take_no_strangers_modules()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     # Looking for pydantic plugins reads the metadata of every installed package: a tenth of `dolphin validate`.
@@ -320,6 +321,15 @@ def _interrupted() -> int:
     from launcher.runs.states import EXIT_CODES, EndReason
 
     return EXIT_CODES[EndReason.DETACHED]
+
+
+def _take_no_strangers_modules() -> None:
+    """A `trainer.py` on PYTHONPATH or in the working folder is not dolphin's."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from trainer.run import python
+
+    del sys.path[0]
+    python.protect()
 
 
 def _explain(error: Exception, debug: bool) -> int:

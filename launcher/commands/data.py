@@ -7,6 +7,7 @@ tokenizer; what it leaves in the cache, a later local launch finds.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger
 from launcher.runs.errors import BadUsage
 from launcher.runs.states import EXIT_CODES, EndReason
+from trainer.run import python
 from trainer.run.exits import INTERRUPTED, ExitCode
 
 if TYPE_CHECKING:
@@ -73,8 +75,9 @@ def data_command(path: Path, overrides: Sequence[str], show: int, json_wanted: b
 
 
 def _prepare(train_json: Path, show: int) -> tuple[int, list[dict[str, Any]]]:
-    command = [sys.executable, "-m", "trainer.data.prepare", str(train_json), "--show", str(show)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+    command = python.command("trainer.data.prepare", str(train_json), "--show", str(show))
+    environment = python.environment(dict(os.environ))
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         assert process.stdout is not None
         try:
             lines = process.stdout.read().splitlines()

@@ -6,6 +6,7 @@ Owns the cache of scans. Refuses to measure: that takes torch, so the trainer's 
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from launcher.models.hub_cache import local_folder
 from launcher.models.spectrum import read_snr, select
 from launcher.runs.errors import BadUsage, LauncherError
 from launcher.runs.ledger import cache_dir
+from trainer.run import python
 from trainer.run.exits import BadInput, ExitCode
 from trainer.run.spec import TrainSpec, UnfrozenSpec
 from trainer.run.weights_index import fingerprint, stored_tensors
@@ -66,9 +68,11 @@ def scan(model: str, revision: str | None, options: list[str]) -> str:
             "a scan needs torch, which is not installed here: pip install 'dolphin-launcher[train]', "
             "or give an SNR file scanned elsewhere"
         )
-    command = [sys.executable, "-m", "trainer.model.spectrum", model, *options]
+    command = python.command("trainer.model.spectrum", model, *options)
     command += [] if revision is None else ["--revision", revision]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, env=python.environment(dict(os.environ)), stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode == ExitCode.BAD_INPUT:
         raise BadUsage(f"{model}: cannot be scanned; the reason is above")
     if done.returncode:

@@ -89,7 +89,7 @@ BACKENDS_TESTED = ["local"]
 @pytest.fixture(params=BACKENDS_TESTED)
 def bench(request, tmp_path, monkeypatch) -> Iterator[Bench]:
     monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PYTHONPATH", str(FAKE_TRAINER))
+    monkeypatch.setenv("DOLPHIN_SOURCE", str(FAKE_TRAINER))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     backend = get_backend(request.param)
     yield Bench(backend, load_job(write_job(tmp_path / "job")))

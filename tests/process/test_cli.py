@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from dolphin_cli import Dolphin, write_job
 
-ALLOWED = {"launcher", "typer", "annotated_doc", "shellingham"}
-"""What `dolphin --help` may load beside the standard library: the command line, typer and what typer itself loads."""
+ALLOWED = {"launcher", "trainer", "typer", "annotated_doc", "shellingham"}
+"""What `dolphin --help` may load beside the standard library: the command line, the order of the path, typer and what typer loads."""
 
 _REPORT = """
 import os, resource, sys

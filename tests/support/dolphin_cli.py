@@ -53,8 +53,7 @@ class Dolphin:
         environment = os.environ | {"DOLPHIN_HOME": str(self.home), "CUDA_VISIBLE_DEVICES": ""} | self.extra_environment
         environment.pop("DOLPHIN_RUN_ID", None)
         if self.fake is not None:
-            path = os.pathsep.join([str(FAKE_TRAINER), *filter(None, [os.environ.get("PYTHONPATH")])])
-            environment |= {"PYTHONPATH": path, "FAKE": json.dumps(self.fake)}
+            environment |= {"DOLPHIN_SOURCE": str(FAKE_TRAINER), "FAKE": json.dumps(self.fake)}
         return environment
 
     def start(self, *arguments: str | Path, **popen: Any) -> subprocess.Popen[str]:

@@ -25,7 +25,7 @@ FLOORS = {
     "launcher.jobfile": "axolotl field_docs name_checks paths pattern_checks source_checks spec < load settle",
     "launcher.plan": "data_facts gpu_memory gpus preemption unfrozen < host_memory throughput < history zero_stage < make < of_job view",
     "trainer": "run < data supervise < model < engine < checkpoint export < rank sample",
-    "trainer.run": "exits local_files log_lines optimizer_state patterns run_folder < spec < evaluation_interval formats packages save_interval secret_file stores weights_index",
+    "trainer.run": "exits local_files log_lines optimizer_state patterns python run_folder < spec < evaluation_interval formats packages save_interval secret_file stores weights_index",
     "trainer.supervise": "heartbeat parent_death rendezvous signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
 }
 """The import rules, a line a package: rooms that may know nothing of each other, and behind each `<` those that stand on them."""
@@ -170,3 +170,30 @@ def test_what_ships_alone_to_a_node_needs_nothing_that_a_node_may_lack() -> None
                 is_within(name, package) for package in packages
             )
             assert known, f"{module}.py:{line} imports {name}"
+
+
+STARTS_OF_PYTHON = {
+    "trainer/run/python.py": "the one way",
+    "trainer/supervise/parent_death.py": "isolated: it imports nothing from any folder",
+    "trainer/supervise/attempt.py": "puts the folder of its tools on the PATH",
+    "launcher/backends/home/local.py": "puts the folder of its tools on the PATH",
+    "launcher/commands/doctor.py": "names it",
+    "launcher/backends/sky/node/relay.py": "ships alone, and sets PYTHONSAFEPATH",
+    "launcher/backends/docker/container.py": "the image's Python, with PYTHONSAFEPATH",
+}
+
+
+def test_python_is_started_in_one_way_alone() -> None:
+    """A plain `python -m` imports from the working folder, where a downloaded data set may have a numpy.py."""
+    found = {
+        str(path.relative_to(ROOT))
+        for package in ("launcher", "trainer")
+        for path in sources(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Attribute) and node.attr == "executable")
+        or (isinstance(node, ast.Constant) and node.value in ("-m", "-c", "python3"))
+    }
+    assert found == set(STARTS_OF_PYTHON)
+    for name in ("trainer/supervise/attempt.py", "launcher/backends/home/local.py"):
+        text = (ROOT / name).read_text()
+        assert text.count("sys.executable") == text.count("Path(sys.executable).parent") == 1

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.run import python
 from trainer.run.exits import BadInput, EndKind
 from trainer.run.run_folder import STOP_FILE, RunDir
 from trainer.run.spec import NodeJob
@@ -127,7 +128,7 @@ class Attempt:
         report = self.dir / f"torchrun-{self.nodes.rank}.json"
         self._torchrun = subprocess.Popen(
             parent_death.command(
-                os.getpid(), sys.executable, "-m", "trainer.supervise.torchrun", str(report), *self._arguments(folder)
+                os.getpid(), *python.command("trainer.supervise.torchrun", str(report), *self._arguments(folder))
             ),
             env=rank_environment(self.job, os.environ)
             | rendezvous.ranks_environment(os.environ, folder, self.nodes.master_addr),
@@ -161,7 +162,7 @@ class Attempt:
                 f"--master-addr={self.nodes.master_addr}", f"--master-port={self.nodes.master_port}",
                 f"--rdzv-id={self.job.run_id}",
             ]  # fmt: skip
-        rank = [sys.executable, "-u", "-m", self._main, str(self._train_json), "--attempt", str(self.number)]
+        rank = python.command(self._main, str(self._train_json), "--attempt", str(self.number))
         return [
             *where, f"--nproc-per-node={self.job.nproc}", f"--shutdown-timeout={SHUTDOWN_TIMEOUT_S}",
             "--signals-to-handle=SIGTERM,SIGINT", "--max-restarts=0", "--no-python",
@@ -250,7 +251,7 @@ class Attempt:
 def rank_environment(job: NodeJob, environment: Mapping[str, str]) -> dict[str, str]:
     """What torchrun and the ranks find in their environment."""
     bin_dir = str(Path(sys.executable).parent)
-    env = dict(environment)
+    env = python.environment(dict(environment))
     env["PATH"] = os.pathsep.join(
         [bin_dir, *env.get("PATH", os.defpath).split(os.pathsep)]
     )  # DeepSpeed looks for ninja

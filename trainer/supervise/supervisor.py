@@ -25,7 +25,7 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from trainer.run import secret_file
+from trainer.run import python, secret_file
 from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, TrainingFailed
 from trainer.run.packages import require_packages
 from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDir, end_torn_line, node_mark
@@ -185,7 +185,7 @@ class Supervisor:
         if self._prepare == "none":
             return None
         self._emit(EventKind.PHASE, attempt, phase=Phase.PREPARING_DATA.value)
-        command = [sys.executable, "-u", "-m", self._prepare, str(self._train_json)]
+        command = python.command(self._prepare, str(self._train_json))
         child = subprocess.Popen(
             parent_death.command(os.getpid(), *command),
             env=rank_environment(self._job, {"OMP_NUM_THREADS": "1", **os.environ}),

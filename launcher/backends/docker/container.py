@@ -96,6 +96,7 @@ def environment_of(
         "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
         run_marker: train.run_id,
         "DOLPHIN_LOG": f"{train.run_dir}/{LOG_FILE}",
+        "PYTHONSAFEPATH": "1",  # an image of one's own may start in a folder that holds anything
     }
     if not has_network:
         # Only the loopback interface is there, and a container without a network cannot resolve its own name.

@@ -23,6 +23,7 @@ from launcher.runs import ledger
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
+from trainer.run import python
 
 if TYPE_CHECKING:
     from launcher.jobfile.spec import JobSpec
@@ -49,7 +50,7 @@ class LocalBackend(HomeBackend):
             )
         files = record.files
         files.outcome.unlink(missing_ok=True)  # of an earlier attempt: it must not speak for this one
-        environment = {**os.environ, **submission.job.env, **submission.secrets}
+        environment = python.environment({**os.environ, **submission.job.env, **submission.secrets})
         environment[processes.RUN_MARKER] = record.run_id
         environment["PYTHONUNBUFFERED"] = "1"
         # DeepSpeed looks for ninja on the PATH, where a virtual environment that is not activated is missing.
@@ -57,7 +58,7 @@ class LocalBackend(HomeBackend):
         try:
             with open(files.log, "ab") as log:
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "trainer.supervise", str(files.train_json)],
+                    python.command("trainer.supervise", str(files.train_json)),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

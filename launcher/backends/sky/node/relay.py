@@ -249,6 +249,7 @@ class Relay:
         """The trainer's Python: of this node, or in a container of the image with the run's folders and variables."""
         if self._how() != "docker":
             os.environ["PYTHONUNBUFFERED"] = "1"
+            os.environ["PYTHONSAFEPATH"] = "1"  # no module of the folder that SkyPilot starts jobs in
             return [os.environ.get("DOLPHIN_PYTHON") or sys.executable]
         command = [
             "docker",
@@ -259,6 +260,8 @@ class Relay:
             "--ipc=host",
             "--label",
             "dolphin.run=" + self.config["run_id"],
+            "-e",
+            "PYTHONSAFEPATH=1",
         ]
         if name:
             command += ["--name", name]
