@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.data import checksums
 from trainer.data.batch import Share
 from trainer.data.plan import DataPlan
 from trainer.data.prepared import VERSION, Prepared
@@ -51,6 +52,9 @@ def write(folder: Path, count: int) -> None:
         "pad_token": 0,
     }
     (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "report.json").write_text("{}")
+    large = ["tokens.bin", "weights.bin"]
+    checksums.write(folder, [path.name for path in folder.iterdir() if path.name not in large], large)
 
 
 def main() -> None:

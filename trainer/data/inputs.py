@@ -64,9 +64,10 @@ def fingerprints(files: list[InputFile], cache_dir: Path) -> list[str]:
     """Hash of the content of each file, from the memory of earlier runs where the file has not changed since."""
     memory_path = cache_dir / "fingerprints.json"
     try:
-        memory: dict[str, list[Any]] = json.loads(memory_path.read_text(encoding="utf-8"))
+        content = json.loads(memory_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        memory = {}
+        content = None
+    memory: dict[str, Any] = content if isinstance(content, dict) else {}
     out, changed = [], False
     for file in files:
         if not file.is_local:
@@ -75,7 +76,7 @@ def fingerprints(files: list[InputFile], cache_dir: Path) -> list[str]:
         status = os.stat(file.url)
         state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
         known = memory.get(os.path.abspath(file.url))
-        if known is None or known[:-1] != state:
+        if not (isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str)):
             known = [*state, _content_hash(file.url)]
             memory[os.path.abspath(file.url)] = known
             changed = True

@@ -21,6 +21,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from trainer.data.build import build
+from trainer.data.checksums import DamagedEntry
 from trainer.data.inputs import files_of, fingerprints, where
 from trainer.data.prepared import REPORT, VERSION, Prepared
 from trainer.data.progress import Progress
@@ -48,13 +49,15 @@ def prepare(job: NodeJob, progress: Progress | None = None) -> Prepared:
     contents = fingerprints([file for own in files for file in own], cache)
     key = cache_key(job, tokenizer, files, contents)
     entry = cache / key
-    if not entry.is_dir():
+    data = _whole(entry, key)
+    if data is None:
         with FileLock(cache / f"{key}.lock"):
-            if not entry.is_dir():
+            data = _whole(entry, key, progress)
+            if data is None:
                 for stale in cache.glob(f"{key}.tmp-*"):  # of a killed run: whoever builds this entry holds the lock
                     shutil.rmtree(stale, ignore_errors=True)
                 build(job, tokenizer, files, entry, progress)
-    data = Prepared.load(entry, key)
+                data = Prepared.load(entry, key)
     report = json.loads((entry / REPORT).read_text(encoding="utf-8"))
     write_report(job.run_dir, report)
     problem = bad_share_problem(report, job.spec.data.max_bad_fraction)
@@ -62,6 +65,22 @@ def prepare(job: NodeJob, progress: Progress | None = None) -> Prepared:
         raise BadInput(problem)
     data.point_to(job.run_dir)
     return data
+
+
+def _whole(entry: Path, key: str, progress: Progress | None = None) -> Prepared | None:
+    """The entry; None where there is none. One that is not what was written is removed, and that is said, where `progress`
+    is given: by whoever holds the lock."""
+    if not entry.is_dir():
+        return None
+    try:
+        return Prepared.load(entry, key)
+    except DamagedEntry as error:
+        if progress is not None:
+            progress.finish(f"the prepared data in the cache is damaged ({entry.name}: {error}); it is made again")
+            aside = entry.with_name(f"{key}.tmp-damaged")  # a run that has it mapped keeps what it has
+            shutil.rmtree(aside, ignore_errors=True)
+            entry.rename(aside)
+        return None
 
 
 def cache_key(

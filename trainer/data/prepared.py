@@ -1,6 +1,7 @@
 """Prepared: tokenized conversations on disk, written once and then only mapped into memory.
 
-Owns the files of a cache entry. A folder is complete or it does not exist: it is written under another name and renamed.
+Owns the files of a cache entry. A folder is complete or it does not exist: it is written under another name, flushed and
+renamed; what a disk did to it since is found when it is opened.
 Refuses to know formats, templates, packing and ranks. A *sequence* is one conversation, or one piece of a split one.
 
     meta.json      version, token type, palette of weights, names of the files that were read, counts
@@ -11,6 +12,7 @@ Refuses to know formats, templates, packing and ranks. A *sequence* is one conve
     weight_sum.npy float64 a sequence; trained.npy int32 a sequence (tokens with a weight above 0)
     train.npy, validation.npy   int64: the sequences of each part; a sequence may be in training more than once
     report.json    what became of every row
+    checksums.json, tokens.bin.blocks, weights.bin.blocks   what all of these must hold (checksums.py)
 """
 
 from __future__ import annotations
@@ -18,18 +20,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from trainer.run.exits import BadInput
+from trainer.data import checksums
+from trainer.data.checksums import Blocks, DamagedEntry
+from trainer.run.exits import BadInput, TrainingFailed
 from trainer.run.run_folder import RunDir, write_atomic
 
 VERSION = 1
 MAX_WEIGHTS = 256
 REPORT = "report.json"
+_ARRAYS = ("offsets", "origin", "weight_sum", "trained", "train", "validation")
+_LARGE = ["tokens.bin", "weights.bin"]
+_FILES = ["meta.json", REPORT, *(f"{name}.npy" for name in _ARRAYS), *_LARGE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,23 +57,23 @@ class Prepared:
     train: np.ndarray
     validation: np.ndarray
     meta: dict[str, Any]
+    guards: Mapping[str, Blocks] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, path: str | Path, key: str) -> Prepared:
+        """Raises DamagedEntry where a file is not what was written, BadInput where there is no entry."""
         folder = Path(path)
         try:
-            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadInput(f"prepared data is not at {folder} ({error.strerror}); prepare it again") from error
+            guards = checksums.verify(folder, _FILES)
+        except FileNotFoundError:
+            raise BadInput(f"prepared data is not at {folder}; prepare it again") from None
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta["version"] != VERSION:
             raise BadInput(
                 f"prepared data at {folder} is of version {meta['version']}, not {VERSION}; prepare it again"
             )
         total = meta["tokens"]
-        arrays = {
-            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-            for name in ("offsets", "origin", "weight_sum", "trained", "train", "validation")
-        }
+        arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _ARRAYS}
         return cls(
             path=folder,
             key=key,
@@ -73,12 +81,13 @@ class Prepared:
             weight_codes=_mapped(folder / "weights.bin", "uint8", total),
             palette=np.array(meta["palette"], dtype=np.float32),
             meta=meta,
+            guards=guards,
             **arrays,
         )
 
     @classmethod
     def open(cls, run_dir: str | Path) -> Prepared:
-        """The data that `prepare` settled for this run."""
+        """The data that `prepare` settled for this run. Raises TrainingFailed where it was damaged since."""
         pointer = RunDir(run_dir).prepared
         try:
             content = json.loads(pointer.read_text(encoding="utf-8"))
@@ -86,7 +95,10 @@ class Prepared:
             raise BadInput(
                 f"{pointer} is not there: prepare the data first (python -m trainer.data.prepare)"
             ) from error
-        return cls.load(content["path"], content["key"])
+        try:
+            return cls.load(content["path"], content["key"])
+        except DamagedEntry as error:
+            raise _damaged(Path(content["path"]), error) from error
 
     def point_to(self, run_dir: str | Path) -> None:
         """Leave in the run folder what `open` reads."""
@@ -103,10 +115,21 @@ class Prepared:
 
     def token_weights(self, sequence: int) -> np.ndarray:
         """float32: how much each token of a sequence counts as a target."""
-        return self.palette[self.weight_codes[self.offsets[sequence] : self.offsets[sequence + 1]]]
+        return self.palette[self.weight_codes[self._range(sequence, "weights.bin", 1)]]
 
     def token_ids(self, sequence: int) -> np.ndarray:
-        return self.tokens[self.offsets[sequence] : self.offsets[sequence + 1]]
+        return self.tokens[self._range(sequence, "tokens.bin", self.tokens.itemsize)]
+
+    def _range(self, sequence: int, name: str, item_bytes: int) -> slice:
+        """Where a sequence lies in a file that is what was written there. Raises TrainingFailed where it is not."""
+        start, end = int(self.offsets[sequence]), int(self.offsets[sequence + 1])
+        guard = self.guards.get(name)
+        if guard is not None:
+            try:
+                guard.check(start * item_bytes, end * item_bytes)
+            except DamagedEntry as error:
+                raise _damaged(self.path, error) from error
+        return slice(start, end)
 
 
 @dataclass
@@ -195,11 +218,11 @@ class Writer:
         }
         (self.folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False) + "\n", encoding="utf-8")
         (self.folder / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        for handle in (self._tokens, self._weights):
-            handle.flush()
-            os.fsync(handle.fileno())
-            handle.close()
+        self._tokens.close()
+        self._weights.close()
+        checksums.write(self.folder, [name for name in _FILES if name not in _LARGE], _LARGE)
         os.replace(self.folder, destination)
+        checksums.flush(destination.parent)
 
     def abandon(self) -> None:
         """Leave nothing behind of what was not finished."""
@@ -217,6 +240,17 @@ class Writer:
                     )
                 self._palette[value] = len(self._palette)
         return np.array([self._palette[value] for value in values.tolist()], np.uint8)[inverse]
+
+
+def _damaged(entry: Path, error: DamagedEntry) -> TrainingFailed:
+    """What a rank says, which cannot build the entry again: without its sums, the next start finds it damaged and does."""
+    try:
+        (entry / checksums.NAME).unlink(missing_ok=True)
+    except OSError:  # a cache that is not ours to change; its preparation looks at all of it
+        pass
+    return TrainingFailed(
+        f"prepared data at {entry} is damaged: {error}; `dolphin resume` prepares it again and goes on"
+    )
 
 
 def _mapped(path: Path, dtype: str, count: int) -> np.ndarray:
