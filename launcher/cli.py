@@ -199,17 +199,16 @@ def status(
     return runs.status(ledger.find(run), json_wanted=json_)
 
 
-@app.command()
-def down(
+@app.command("down")
+def down_(
     run: Run = None,
     grace: Annotated[float, typer.Option("--grace", min=0, help="Seconds that the trainer has to save.")] = 60.0,
     now: Annotated[bool, typer.Option("--now", help="Kill at once; steps since the last save are lost.")] = False,
 ) -> int:
     """Stop a run, and return once it is known to be gone."""
-    from launcher.commands import runs
-    from launcher.runs import ledger
+    from launcher.commands.down import down
 
-    return runs.down(ledger.find(run), 0.0 if now else grace)
+    return down(run, 0.0 if now else grace)
 
 
 @app.command()

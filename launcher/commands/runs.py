@@ -1,31 +1,20 @@
-"""`logs`, `status`, `down`, `fetch` and `forget`: commands on a run that exists. Refuses to know any particular backend."""
+"""`logs`, `status`, `fetch` and `forget`: commands on a run that exists. Refuses to know any particular backend."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 
 from launcher.backends.base import Fetchable, get_backend
 from launcher.follow import screen
 from launcher.follow.attend import follow_to_end
 from launcher.follow.follow import LogFrom, show_log
-from launcher.follow.run_view import RunView
-from launcher.follow.status import (
-    as_json,
-    as_rows,
-    observe,
-    observe_record,
-    run_table,
-    status_of,
-    was_refused,
-    with_detail,
-)
+from launcher.follow.status import as_json, as_rows, observe_record, run_table, was_refused, with_detail
 from launcher.runs import ledger
-from launcher.runs.errors import BackendError, BadUsage, LauncherError
+from launcher.runs.errors import BROKEN_FILES, BackendError, BadUsage, broken
 from launcher.runs.ledger import RunRecord
-from launcher.runs.states import EXIT_CODES, EndReason, RunState, is_over
+from launcher.runs.states import EXIT_CODES, EndReason, is_over
 from trainer.run.spec import NodeJob
 
 _NUM_STORY_LINES = 8
@@ -63,8 +52,8 @@ def status_of_all(*, json_wanted: bool) -> int:
     for record in records:
         try:
             seen.append(observe_record(record))
-        except LauncherError as error:  # one unreachable cloud must not hide the other runs
-            problems.append(f"{record.run_id}: {error}")
+        except BROKEN_FILES as error:  # one unreachable cloud, or one run's broken files, must not hide the other runs
+            problems.append(f"{record.run_id}: {broken(error)}")
     if json_wanted:
         print(json.dumps([as_json(one) for one in seen], ensure_ascii=False, indent=2))
     elif seen:
@@ -73,30 +62,9 @@ def status_of_all(*, json_wanted: bool) -> int:
         screen.say(f"there is no run in {ledger.runs_dir()}; `dolphin launch job.yaml` makes one")
     for problem in problems:
         screen.say(problem)
+    for run_id in ledger.unreadable_runs():
+        screen.say(f"{run_id}: its record cannot be read; `dolphin down {run_id}` stops what there is of it")
     return EXIT_CODES[EndReason.BACKEND] if problems else 0
-
-
-def down(record: RunRecord, grace_s: float) -> int:
-    """Stop the run; 0 once it is known to be gone."""
-    backend = get_backend(record.backend)
-    with ledger.locked(record, wait_s=30.0) as record:
-        before = status_of(backend, record)
-        if not is_over(before.state):
-            record = ledger.update(record, down_requested_at=time.time())
-            how = f"up to {grace_s:.0f} s for it to save" if grace_s else "killing it, without a save"
-            screen.say(f"{record.run_id}: is {before.state.value}; stopping ({how})")
-        report = backend.down(record, grace_s)
-        seen = observe(backend, record)
-    if not report.is_gone:
-        screen.say(f"{record.run_id}: NOT gone: {report.detail}; what is left:")
-        for item in report.left:
-            screen.say(f"  {item}")
-        return EXIT_CODES[EndReason.BACKEND]
-    price = f"; ${report.price_usd:.2f} in all" if report.price_usd else ""
-    screen.say(f"{record.run_id}: {seen.status.state.value}, {report.detail}{price}")
-    if seen.status.state is not RunState.SUCCEEDED:
-        screen.say(_what_is_kept(record, seen.view))
-    return 0
 
 
 def fetch(record: RunRecord, target: Path, what: Fetchable) -> int:
@@ -146,9 +114,3 @@ def _published(record: RunRecord) -> list[str]:
     except (OSError, ValueError):
         return []
     return [f"{store.rstrip('/')}/{record.run_id}"] if store and not was_refused(record) else []
-
-
-def _what_is_kept(record: RunRecord, view: RunView) -> str:
-    if view.saved_step is None:
-        return f"  nothing was saved yet; `dolphin resume {record.run_id}` begins again"
-    return f"  saved at step {view.saved_step}; `dolphin resume {record.run_id}` goes on from there"

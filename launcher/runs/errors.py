@@ -33,3 +33,16 @@ class ReaderGone(LauncherError):
     """Whoever read standard output has enough (`dolphin logs | head`); there is nobody to tell."""
 
     reason = EndReason.DETACHED
+
+
+BROKEN_FILES = (LauncherError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What looking at a run may end in once somebody, or a full disk, was at its files."""
+
+
+def broken(error: BaseException) -> str:
+    """Such an error for a person: dolphin's own as it is, any other with its kind."""
+    return (
+        str(error)
+        if isinstance(error, LauncherError)
+        else f"its files cannot be read ({type(error).__name__}: {error})"
+    )

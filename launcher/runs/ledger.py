@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.runs.errors import BadUsage, LauncherError
+from launcher.runs.states import EndReason
 from trainer.run.run_folder import RunDir, write_atomic
 
 RECORD_FILE = "record.json"
@@ -152,9 +153,26 @@ def load(folder: Path) -> RunRecord:
         known = {f.name for f in dataclasses.fields(RunRecord)} - {"folder"}
         values = {key: value for key, value in values.items() if key in known}
         values["secret_names"] = tuple(values.get("secret_names", ()))
-        return RunRecord(folder=folder, **values)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise LauncherError(f"{path}: cannot read the run's record ({error}); the folder may be removed") from None
+        record = RunRecord(folder=folder, **values)
+        _check(record)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise LauncherError(f"{path}: cannot read the run's record ({error})") from None
+    return record
+
+
+def _check(record: RunRecord) -> None:
+    """Raises ValueError for a field of another kind: what reads the record trusts it."""
+    kinds: dict[str, Any] = {
+        "run_id": str, "name": str, "backend": str, "created_at": int | float, "nproc": int | None, "device": str | None,
+        "options": dict, "handle": dict | None, "submissions": int, "submitted_at": int | float | None,
+        "down_requested_at": int | float | None, "submit_error": dict | None,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if not isinstance(getattr(record, name), kind):
+            raise ValueError(f"{name} is {str(getattr(record, name))[:40]!r}")
+    error = record.submit_error
+    if error is not None and not (error.get("reason") in set(EndReason) and isinstance(error.get("message"), str)):
+        raise ValueError("submit_error says no reason")
 
 
 def forget(record: RunRecord) -> list[Path]:
@@ -192,6 +210,28 @@ def all_runs() -> list[RunRecord]:
         with contextlib.suppress(LauncherError):
             records.append(load(path.parent))
     return sorted(records, key=lambda record: (record.created_at, record.run_id), reverse=True)
+
+
+def unreadable_runs() -> list[str]:
+    """Run ids of folders whose record is there and cannot be read."""
+    found = []
+    for path in sorted(runs_dir().glob(f"*/{RECORD_FILE}")):
+        try:
+            load(path.parent)
+        except LauncherError:
+            found.append(path.parent.name)
+    return found
+
+
+def without_record(run: str) -> str | None:
+    """The run id of the one folder whose name is `run`, or begins so, and which has no record that can be read."""
+    try:
+        names = [path.name for path in runs_dir().iterdir() if path.name.startswith(run)]
+    except OSError:
+        return None
+    readable = {record.run_id for record in all_runs()}
+    matches = [name for name in names if name == run] or [name for name in names if name not in readable]
+    return matches[0] if len(matches) == 1 else None
 
 
 def find(run: str | None = None) -> RunRecord:
@@ -236,7 +276,7 @@ def is_locked(record: RunRecord) -> bool:
     """Whether a command is starting or stopping the run at this moment."""
     try:
         descriptor = os.open(record.folder / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:  # there is none, or none that anybody could hold
         return False
     try:
         return not _try_lock(descriptor)

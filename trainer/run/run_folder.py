@@ -7,6 +7,7 @@ ships without this package repeats what it needs of it (launcher/backends/sky/no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -167,8 +168,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def write_atomic(path: Path, text: str) -> None:
     """Write under a temporary name, flush to disk, rename: a reader sees the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

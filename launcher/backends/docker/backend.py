@@ -6,6 +6,7 @@ outcome are read as a local run's and outlive container and engine. Refuses to k
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -136,7 +137,8 @@ class DockerBackend(HomeBackend):
     def down(self, record: RunRecord, grace_s: float) -> DownReport:
         client = engine.connect(timeout_s=grace_s + _STOP_MARGIN_S)
         container = _container(client, record.run_id)
-        (record.folder / parts.SECRETS_NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only folder must not keep the container running
+            (record.folder / parts.SECRETS_NAME).unlink(missing_ok=True)
         if container is None:
             return DownReport(True, detail="nothing of it was running", price_usd=0.0)
         was_active, was_killed = _is_active(container), False
@@ -247,7 +249,7 @@ def _keep_ending(record: RunRecord, container: Any) -> None:
     """What the engine itself says of a container that could not write its log, before it is removed."""
     error = container.attrs["State"].get("Error")
     if error:
-        with open(record.files.log, "a", encoding="utf-8") as log:
+        with contextlib.suppress(OSError), open(record.files.log, "a", encoding="utf-8") as log:
             log.write(f"docker: {error}\n")
 
 

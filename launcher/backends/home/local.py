@@ -124,6 +124,5 @@ def _require_trainer() -> None:
 
 
 def _root(record: RunRecord) -> processes.Identity | None:
-    if record.handle is None:
-        return None
-    return processes.Identity(record.handle["pid"], record.handle["started"])
+    pid, started = (record.handle or {}).get("pid"), (record.handle or {}).get("started")
+    return processes.Identity(pid, started) if isinstance(pid, int) and isinstance(started, str) and pid > 0 else None
