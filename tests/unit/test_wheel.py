@@ -63,8 +63,11 @@ def told(installed: Path, program: str) -> str:
 
 
 def test_nothing_lands_in_site_packages_but_the_two_packages(release: Path) -> None:
-    """A `sky` there would be SkyPilot's; files outside of it are lost with `pip install --user`."""
-    assert sorted(path.name for path in release.iterdir() if path.suffix != ".dist-info") == ["launcher", "trainer"]
+    """A `sky` there would be SkyPilot's; files outside of it are lost with `pip install --user`. The command goes to bin."""
+    [data] = [path for path in release.iterdir() if path.suffix == ".data"]
+    assert [path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file()] == ["scripts/dolphin"]
+    rest = [path.name for path in release.iterdir() if path.suffix not in (".dist-info", ".data")]
+    assert sorted(rest) == ["launcher", "trainer"]
 
 
 def test_an_installed_launcher_has_the_template_that_a_launch_on_a_cluster_needs(release: Path) -> None:

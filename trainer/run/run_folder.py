@@ -40,9 +40,9 @@ JOURNAL_FILE = "journal"
 """A name for the folder's contents: lines that nodes without a folder in common wrote are put in order by it."""
 LOG_TIMES_FILE = "log.times"
 """Now and then the number of a line of the log and when it was written."""
-NODE_FIELDS = ("time", "node", "infra", "setup_at", "managed_job")
+NODE_FIELDS = ("time", "node", "infra", "setup_at", "managed_job", "submission")
 """Of a line of nodes.jsonl: start of the run's first process there, host name, where as SkyPilot writes it, start of the
-node's first command, SkyPilot's job id. Times in seconds since the epoch."""
+node's first command, SkyPilot's job id, and which submit of the run it was (from 1). Times in seconds since the epoch."""
 
 STOP_FILE = "STOP"
 """In a run folder: whoever writes it asks the run to save and stop."""
