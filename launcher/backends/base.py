@@ -16,7 +16,7 @@ from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.states import RunState
 
 if TYPE_CHECKING:
-    from launcher.backends.findings import Finding
+    from launcher.backends.checks import Check
     from launcher.jobfile.settle import Placement
     from launcher.jobfile.spec import JobSpec
     from launcher.runs.ledger import RunRecord
@@ -252,9 +252,9 @@ def able_backends(is_able: Callable[[Abilities], bool]) -> list[str]:
     return [name for name in BACKENDS if is_able(backend_class(name).abilities)]
 
 
-def checks_of(name: str) -> list[Finding]:
+def checks_of(name: str) -> list[Check]:
     """What `dolphin doctor` finds of a backend; it needs nothing that could be missing."""
-    found: list[Finding] = _load(_registered(name).checks)()
+    found: list[Check] = _load(_registered(name).checks)()
     return found
 
 

@@ -27,7 +27,7 @@ from launcher.backends.base import (
     checks_of,
     get_backend,
 )
-from launcher.backends.findings import Finding
+from launcher.backends.checks import Check
 from launcher.backends.home import processes
 from launcher.cli import app
 from launcher.jobfile.load import load_job
@@ -307,7 +307,7 @@ def test_every_backend_says_what_it_can_do_without_being_reached() -> None:
         found = backend_class(name)
         assert found.name == name
         assert isinstance(found.abilities, Abilities)
-        assert all(isinstance(finding, Finding) and finding.backend == name for finding in checks_of(name))
+        assert all(isinstance(finding, Check) and finding.backend == name for finding in checks_of(name))
     assert able_backends(lambda abilities: abilities.has_many_nodes)
     stated = {option for name in BACKENDS for option in backend_class(name).abilities.options}
     offered = {parameter.name for parameter in get_command(app).commands["launch"].params}  # type: ignore[attr-defined]

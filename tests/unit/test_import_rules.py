@@ -17,7 +17,7 @@ from rooms import floors_of, imports, imports_when_run, modules_of, rooms_of, tr
 ROOT = Path(__file__).parents[2]
 FLOORS = {
     "launcher": "config models runs units < jobfile < backends < follow plan < commands < cli < __main__",
-    "launcher.backends": "base findings inputs release < home < docker sky",
+    "launcher.backends": "base checks inputs release < home < docker sky",
     "launcher.backends.docker": "container engine < image < backend doctor",
     "launcher.backends.sky": "bucket_copy catalog doctor errors node reach status task < log offers ship < records < reading < backend < client",
     "launcher.commands": "convert data doctor down launch plan runs schema spectrum validate < reference < init",

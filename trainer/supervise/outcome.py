@@ -9,7 +9,7 @@ from trainer.run.exits import EXIT_CODES, EndKind
 from trainer.run.run_folder import EventKind, RunDir, write_atomic
 
 
-class Story:
+class PastEvents:
     """What events.jsonl says about the run so far; read again at every question, for the ranks write it too."""
 
     def __init__(self, run_dir: RunDir) -> None:
@@ -31,7 +31,7 @@ class Story:
 
 
 def write_outcome(
-    run_dir: RunDir, story: Story, kind: EndKind, reason: str, step: int, attempt: int, seconds: float
+    run_dir: RunDir, past: PastEvents, kind: EndKind, reason: str, step: int, attempt: int, seconds: float
 ) -> None:
     """The last file of a start of the trainer: whoever finds it knows that the start is over, and how."""
     done = kind is EndKind.DONE
@@ -40,9 +40,9 @@ def write_outcome(
         "exit_code": int(EXIT_CODES[kind]),
         "reason": reason,
         "step": step,
-        "total_steps": story.last(EventKind.PLAN, "total_steps"),
-        "eval_loss": story.last(EventKind.EVALUATED, "eval_loss"),
-        "model": story.last(EventKind.EXPORTED, "model") if done else None,
+        "total_steps": past.last(EventKind.PLAN, "total_steps"),
+        "eval_loss": past.last(EventKind.EVALUATED, "eval_loss"),
+        "model": past.last(EventKind.EXPORTED, "model") if done else None,
         "attempt": attempt,
         "seconds": seconds,
     }

@@ -32,7 +32,7 @@ from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDi
 from trainer.run.spec import NodeJob
 from trainer.supervise import parent_death, spot_notices
 from trainer.supervise.attempt import Attempt, Nodes, Stopping, rank_environment, say, whole_number
-from trainer.supervise.outcome import Story, write_outcome
+from trainer.supervise.outcome import PastEvents, write_outcome
 from trainer.supervise.signals import Wake, kill_descendants
 from trainer.supervise.verdict import AttemptEnd, death, judge
 
@@ -88,7 +88,7 @@ class Supervisor:
         parent_death.adopt_orphans()
         self._wake = Wake()
         self._stopping = Stopping(self._wake, self._run_dir)
-        self._story = Story(self._run_dir)
+        self._past = PastEvents(self._run_dir)
         self._restarts = 0
         self._stop_said = False
 
@@ -157,20 +157,20 @@ class Supervisor:
         """The last events, and the outcome."""
         if self._nodes.rank != 0:
             return
-        saved = self._story.saved_step()
+        saved = self._past.saved_step()
         if kind is EndKind.PREEMPTED:
-            if self._story.last(EventKind.STOP_REQUESTED, "attempt") != attempt:
+            if self._past.last(EventKind.STOP_REQUESTED, "attempt") != attempt:
                 self._emit(EventKind.STOP_REQUESTED, attempt, reason=asked, step=step)
             self._emit(EventKind.PREEMPTED, attempt, step=saved, reason=reason)
         if kind is EndKind.DONE:
             self._emit(EventKind.PHASE, attempt, phase=Phase.DONE.value)
         self._emit(EventKind.FINISHED, attempt, exit_code=int(EXIT_CODES[kind]), reason=reason)
         seconds = time.time() - self._began
-        write_outcome(self._run_dir, self._story, kind, reason, max(step, saved or 0), attempt, seconds)
+        write_outcome(self._run_dir, self._past, kind, reason, max(step, saved or 0), attempt, seconds)
 
     def _settle_stop(self, asked: str, end: AttemptEnd) -> tuple[EndKind, str]:
         """How a run ends that was asked to stop: in agreement, at once, or with an error on its way out."""
-        saved, at_once = self._story.saved_step(), self._stopping.at_once or end.at_once
+        saved, at_once = self._past.saved_step(), self._stopping.at_once or end.at_once
         if end.kind is EndKind.PREEMPTED and not at_once:
             return EndKind.PREEMPTED, asked
         how = "left at once on a second signal" if at_once else f"did not stop cleanly ({end.reason})"
@@ -208,7 +208,7 @@ class Supervisor:
         if code == 0:
             return None
         if self._stopping.reason is not None:
-            return AttemptEnd(EndKind.PREEMPTED, "while preparing data", self._story.saved_step() or 0)
+            return AttemptEnd(EndKind.PREEMPTED, "while preparing data", self._past.saved_step() or 0)
         if code == ExitCode.BAD_INPUT:
             return AttemptEnd(EndKind.BAD_INPUT, last, 0)
         reason = f"preparing data {death(code, 0)}" if code < 0 else f"preparing data failed: {last}"
@@ -220,11 +220,11 @@ class Supervisor:
             return
         self._say_stop(reason, attempt, step)
         grace_s = self._stopping.notice_grace_s or self._grace_s
-        save_s = self._story.last_save_seconds()
+        save_s = self._past.last_save_seconds()
         if grace_s and save_s is not None and save_s > grace_s:
             say(
                 f"the grace of {grace_s:.0f} s is too short for a save (the last one took {save_s:.0f} s): what was "
-                f"trained after the checkpoint of step {self._story.saved_step()} may have to be done again"
+                f"trained after the checkpoint of step {self._past.saved_step()} may have to be done again"
             )
 
     def _say_stop(self, reason: str, attempt: int, step: int) -> None:

@@ -9,8 +9,8 @@ import os
 import shutil
 import socket
 
+from launcher.backends.checks import Check, Health, installed_version
 from launcher.backends.docker import engine, image
-from launcher.backends.findings import Finding, Health, installed_version
 from launcher.backends.home.machine import local_gpus
 from launcher.runs.errors import BackendError, LauncherError
 from launcher.units import size
@@ -20,19 +20,19 @@ NEEDED_BYTES = {"cpu": 8_000_000_000, "cuda": 60_000_000_000}
 """To build dolphin's image by variant: the image and the stages that it is built from."""
 
 
-def checks() -> list[Finding]:
+def checks() -> list[Check]:
     """The SDK, an engine that answers, and what that engine has."""
     sdk = installed_version("docker")
-    findings = [
-        Finding("docker", "docker SDK", Health.OK, sdk)
+    results = [
+        Check("docker", "docker SDK", Health.OK, sdk)
         if sdk
-        else Finding("docker", "docker SDK", Health.MISSING, "not installed", "pip install 'dolphin-launcher[docker]'")
+        else Check("docker", "docker SDK", Health.MISSING, "not installed", "pip install 'dolphin-launcher[docker]'")
     ]
     host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     if not host.startswith("unix://"):
         return [
-            *findings,
-            Finding(
+            *results,
+            Check(
                 "docker",
                 "daemon",
                 Health.MISSING,
@@ -43,14 +43,14 @@ def checks() -> list[Finding]:
     path = host.removeprefix("unix://")
     problem = _ping_problem(path)
     if problem is not None:
-        return [*findings, Finding("docker", "daemon", Health.MISSING, path, problem)]
-    findings.append(Finding("docker", "daemon", Health.OK, path))
+        return [*results, Check("docker", "daemon", Health.MISSING, path, problem)]
+    results.append(Check("docker", "daemon", Health.OK, path))
     if sdk is None:
-        return findings
-    return [*findings, *_of_engine()]
+        return results
+    return [*results, *_of_engine()]
 
 
-def _of_engine() -> list[Finding]:
+def _of_engine() -> list[Check]:
     """One finding a check; a missing one where the engine refuses to be asked."""
     gpus = local_gpus()
     variant = "cuda" if gpus else "cpu"
@@ -59,29 +59,27 @@ def _of_engine() -> list[Finding]:
         found = [_gpus(client, len(gpus))] if gpus else []
         return [*found, _image(client, variant), _disk(client, variant)]
     except BackendError as error:
-        return [Finding(BACKEND, "engine", Health.MISSING, "cannot be used", str(error))]
+        return [Check(BACKEND, "engine", Health.MISSING, "cannot be used", str(error))]
 
 
-def _gpus(client, num_gpus: int) -> Finding:  # type: ignore[no-untyped-def]
+def _gpus(client, num_gpus: int) -> Check:  # type: ignore[no-untyped-def]
     if engine.has_gpu_runtime(client):
-        return Finding(BACKEND, "GPUs", Health.OK, f"{num_gpus} can be given to containers")
+        return Check(BACKEND, "GPUs", Health.OK, f"{num_gpus} can be given to containers")
     advice = "install nvidia-container-toolkit and restart docker, or set CUDA_VISIBLE_DEVICES= to use the CPU"
-    return Finding(BACKEND, "GPUs", Health.MISSING, "no GPU runtime in the engine", advice)
+    return Check(BACKEND, "GPUs", Health.MISSING, "no GPU runtime in the engine", advice)
 
 
-def _image(client, variant: str) -> Finding:  # type: ignore[no-untyped-def]
+def _image(client, variant: str) -> Check:  # type: ignore[no-untyped-def]
     try:
         name = image.own_tag(image.ROOT, image.build_arguments(variant))
     except LauncherError as error:
-        return Finding(BACKEND, "image", Health.NOTE, "none of its own", str(error))
+        return Check(BACKEND, "image", Health.NOTE, "none of its own", str(error))
     if image.is_there(client, name):
-        return Finding(BACKEND, "image", Health.OK, name)
-    return Finding(
-        BACKEND, "image", Health.NOTE, "not built yet", f"the first launch builds {name}, which takes minutes"
-    )
+        return Check(BACKEND, "image", Health.OK, name)
+    return Check(BACKEND, "image", Health.NOTE, "not built yet", f"the first launch builds {name}, which takes minutes")
 
 
-def _disk(client, variant: str) -> Finding:  # type: ignore[no-untyped-def]
+def _disk(client, variant: str) -> Check:  # type: ignore[no-untyped-def]
     with engine.explained("asking the engine for its folder"):
         folder = client.info().get("DockerRootDir") or "/"
     existing = folder if os.path.isdir(folder) else "/"
@@ -89,8 +87,8 @@ def _disk(client, variant: str) -> Finding:  # type: ignore[no-untyped-def]
     found = f"{folder}, {size(free_bytes)} free"
     if free_bytes < NEEDED_BYTES[variant]:
         advice = f"building the image needs {size(NEEDED_BYTES[variant])}; `docker system prune` frees some"
-        return Finding(BACKEND, "disk", Health.NOTE, found, advice)
-    return Finding(BACKEND, "disk", Health.OK, found)
+        return Check(BACKEND, "disk", Health.NOTE, found, advice)
+    return Check(BACKEND, "disk", Health.OK, found)
 
 
 def _ping_problem(path: str) -> str | None:

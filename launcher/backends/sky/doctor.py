@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from launcher.backends.findings import Finding, Health, installed_version
+from launcher.backends.checks import Check, Health, installed_version
 
 
-def checks() -> list[Finding]:
+def checks() -> list[Check]:
     version = installed_version("skypilot")
     if version is None:
-        return [Finding("sky", "skypilot", Health.MISSING, "not installed", "pip install 'dolphin-launcher[sky]'")]
-    return [Finding("sky", "skypilot", Health.OK, version, "`sky check` lists the clouds that it may use")]
+        return [Check("sky", "skypilot", Health.MISSING, "not installed", "pip install 'dolphin-launcher[sky]'")]
+    return [Check("sky", "skypilot", Health.OK, version, "`sky check` lists the clouds that it may use")]

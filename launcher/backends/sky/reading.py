@@ -24,14 +24,14 @@ BEFORE_A_LOG = {"PENDING", "SUBMITTED", "STARTING", "RECOVERING", "INIT", "SETTI
 
 JobOf = Callable[[RunRecord], Any]
 """SkyPilot's record of the run; None where there is none."""
-Tail = Callable[[RunRecord, Any, bool, io.TextIOBase], None]
+PrintLogOf = Callable[[RunRecord, Any, bool, io.TextIOBase], None]
 """(record, job, follow, stream): write the job's log to the stream, to its present end or, with `follow`, to its last."""
 
 
 class Reading:
     """Of all runs that one launcher looks at."""
 
-    def __init__(self, job_of: JobOf, tail: Tail) -> None:
+    def __init__(self, job_of: JobOf, tail: PrintLogOf) -> None:
         self._job_of, self._tail = job_of, tail
         self._feeds: dict[str, Feed] = {}
         self._complete: set[str] = set()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from launcher.backends.sky.log.mirror import Frame, Mirror, frames_in
 
-Tail = Callable[[bool, io.TextIOBase], None]
+PrintLog = Callable[[bool, io.TextIOBase], None]
 """Writes the job's log to the stream; with True until the job is over, with False what there is now."""
 
 READ_TIMEOUT_S = 90.0
@@ -23,7 +23,7 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 2.0, 30.0
 
 
 class Feed:
-    def __init__(self, tail: Tail, mirror: Mirror) -> None:
+    def __init__(self, tail: PrintLog, mirror: Mirror) -> None:
         self._tail, self._mirror = tail, mirror
         self._arrived: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -1,4 +1,4 @@
-"""What `dolphin doctor` finds: plain data, for the checks here and those of a backend."""
+"""Checks of `dolphin doctor`: plain data, for those that every command needs and those of a backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class Health(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Check:
+    """One thing that was looked at, and what was found."""
+
     backend: str
     """`any` is needed by every command."""
     subject: str
