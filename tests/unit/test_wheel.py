@@ -18,7 +18,8 @@ CPU, CUDA = (f"registry.example/me/dolphin@sha256:{digit * 64}" for digit in "ab
 
 
 def build(folder: Path, images: str | None) -> Path:
-    """The wheel of what git tracks, unpacked as pip would; `images` as a release states them."""
+    """The wheel of what git tracks, from the hook that pip and every other builder calls, unpacked as pip would; `images` as
+    a release states them."""
     source = folder / "source"
     for path in tracked():
         if path.relative_to(ROOT).parts[0] in PACKED:
@@ -27,19 +28,10 @@ def build(folder: Path, images: str | None) -> Path:
     environment = {name: value for name, value in os.environ.items() if name != "DOLPHIN_RELEASE_IMAGES"}
     if images is not None:
         environment["DOLPHIN_RELEASE_IMAGES"] = images
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        folder,
-        source,
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    program = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program, folder], cwd=source, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
         archive.extractall(folder / "installed")
