@@ -14,7 +14,6 @@ from typing import Any
 
 import psutil
 import pytest
-from dolphin_cli import FAKE_TRAINER, wait_until, write_job
 from typer.main import get_command
 
 from launcher.backends.base import (
@@ -37,6 +36,7 @@ from launcher.runs import ledger
 from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, is_over
+from tests.support.dolphin_cli import FAKE_TRAINER, wait_until, write_job
 from trainer.run.run_folder import write_atomic
 from trainer.run.spec import NodeJob
 

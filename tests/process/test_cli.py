@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from dolphin_cli import Dolphin, write_job
+
+from tests.support.dolphin_cli import Dolphin, write_job
 
 ALLOWED = {"launcher", "trainer", "typer", "annotated_doc", "shellingham"}
 """What `dolphin --help` may load beside the standard library: the command line, the order of the path, typer and what typer loads."""

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dolphin_cli import TIMEOUT_S, Dolphin, write_job
 
 from launcher.backends.home import processes
 from launcher.commands import runs
+from tests.support.dolphin_cli import TIMEOUT_S, Dolphin, write_job
 
 LONG = {"steps": 100_000, "pause_s": 0.05, "workers": 1}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dolphin_cli import TIMEOUT_S, Dolphin, wait_until, write_job
 
 from tests.support import tiny_job
+from tests.support.dolphin_cli import TIMEOUT_S, Dolphin, wait_until, write_job
 
 LONG = {"steps": 3000, "pause_s": 0.02}
 

@@ -83,9 +83,14 @@ def measured() -> dict[str, dict[str, int]]:
     lines = "".join(json.dumps(case) + "\n" for case in CASES.values())
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
-    probe = Path(__file__).with_name("memory_probe.py")
     done = subprocess.run(
-        [sys.executable, str(probe)], input=lines, capture_output=True, text=True, env=env, timeout=900, check=False
+        [sys.executable, "-m", "tests.support.memory_probe"],
+        input=lines,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=900,
+        check=False,
     )
     found = [
         json.loads(line.removeprefix("measured ")) for line in done.stdout.splitlines() if line.startswith("measured ")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-import tiny_job
 
+from tests.support import tiny_job
 from trainer.supervise import rendezvous
 
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import yaml
-from dolphin_cli import wait_until
 
 from launcher.backends.sky.log.mirror import Mirror, frames_in
 from launcher.backends.sky.node import bucket, relay
 from launcher.backends.sky.task import template_text
 from tests.support import tiny_job
+from tests.support.dolphin_cli import wait_until
 from trainer.run.run_folder import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dolphin_cli import FAKE_TRAINER, wait_until
-
 from launcher.backends.sky.bucket_copy import copy_prefix
 from launcher.backends.sky.log.mirror import Mirror, frames_in
 from launcher.backends.sky.node import bucket as sky_bucket
 from launcher.backends.sky.node import relay
+from tests.support.dolphin_cli import FAKE_TRAINER, wait_until
 from trainer.run.run_folder import read_lines
 from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
 

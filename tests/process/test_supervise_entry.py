@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+PREPARE = "tests.support.stand_in_prepare"
 PATIENCE_S = 120
 
 
@@ -43,9 +44,11 @@ def _end_what_a_failed_test_left() -> Iterator[None]:
 
 
 def start(train_json: Path, *options: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent)]), **environment}
-    command = [*before, sys.executable, "-m", "trainer.supervise", str(train_json), "--main", "stand_in_rank", *options]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    supervise = [sys.executable, "-m", "trainer.supervise", str(train_json), "--main", "tests.support.stand_in_rank"]
+    process = subprocess.Popen(
+        [*before, *supervise, *options], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     STARTED.append(process)
     return process
 
@@ -97,7 +100,7 @@ def test_a_wrong_environment_is_said_before_anything_starts(tmp_path: Path, name
 
 def test_bad_data_ends_the_run_before_any_rank_with_the_last_line_as_its_reason(tmp_path: Path) -> None:
     path = write_job(tmp_path)
-    code, output = end(start(path, "--prepare", "stand_in_prepare", STAND_IN_PREPARE="bad"))
+    code, output = end(start(path, "--prepare", PREPARE, STAND_IN_PREPARE="bad"))
     assert code == 64
     assert outcome(path)["reason"].startswith("data.jsonl:7: no `messages`; 1 of 9 rows is bad")
     assert "reading 3 sources" in output
@@ -106,14 +109,14 @@ def test_bad_data_ends_the_run_before_any_rank_with_the_last_line_as_its_reason(
 
 def test_a_preparation_that_dies_is_said_as_such(tmp_path: Path) -> None:
     path = write_job(tmp_path)
-    code, _ = end(start(path, "--prepare", "stand_in_prepare", STAND_IN_PREPARE="crash"))
+    code, _ = end(start(path, "--prepare", PREPARE, STAND_IN_PREPARE="crash"))
     assert code == 1
     assert outcome(path)["reason"] == "preparing data was ended by SIGABRT"
 
 
 def test_a_stop_while_preparing_leaves_no_worker_and_may_be_resumed(tmp_path: Path) -> None:
     path = write_job(tmp_path)
-    process = start(path, "--prepare", "stand_in_prepare", STAND_IN_PREPARE="long")
+    process = start(path, "--prepare", PREPARE, STAND_IN_PREPARE="long")
     assert process.stdout is not None
     while "pool is up" not in process.stdout.readline():
         assert process.poll() is None
@@ -141,7 +144,7 @@ def test_as_pid_1_it_reaps_orphans_and_stops_on_a_signal(tmp_path: Path) -> None
     path = write_job(tmp_path)
     inside = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
     plan = json.dumps({"steps": 100_000, "step_s": 0.05, "gloo": False})
-    process = start(path, "--prepare", "stand_in_prepare", before=inside, STAND_IN=plan, STAND_IN_PREPARE="orphans")
+    process = start(path, "--prepare", PREPARE, before=inside, STAND_IN=plan, STAND_IN_PREPARE="orphans")
     beat = tmp_path / "run" / "attempts" / "1" / "heartbeat-0"
     deadline = time.monotonic() + PATIENCE_S
     while not (beat.exists() and json.loads(beat.read_text() or "{}").get("step", 0) > 2):

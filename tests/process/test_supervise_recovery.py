@@ -20,7 +20,7 @@ import pytest
 from trainer.run.run_folder import RunDir
 from trainer.supervise.heartbeat import read_heartbeat
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120
 
 
@@ -49,9 +49,21 @@ class Supervised:
             "nproc": nproc, "device": "cpu", "spec": spec,
         }  # fmt: skip
         self.train_json.write_text(json.dumps(job))
-        path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
-        env = {**os.environ, "PYTHONPATH": path, "STAND_IN": json.dumps(plan), "OMP_NUM_THREADS": "1", **environment}
-        command = [sys.executable, "-m", "trainer.supervise", str(self.train_json), "--main", "stand_in_rank"]
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "STAND_IN": json.dumps(plan),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "trainer.supervise",
+            str(self.train_json),
+            "--main",
+            "tests.support.stand_in_rank",
+        ]
         with open(self.log, "ab") as log:
             process = subprocess.Popen(
                 [*command, "--prepare", "none"], env=env, stdout=log, stderr=log, start_new_session=True

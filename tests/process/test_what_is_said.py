@@ -9,7 +9,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from dolphin_cli import Dolphin, wait_until, write_job
+
+from tests.support.dolphin_cli import Dolphin, wait_until, write_job
 
 LONG = {"steps": 3000, "pause_s": 0.02}
 

@@ -1,6 +1,6 @@
 """A picture of a package as a house: its rooms (folders and modules at its top), who imports whom, and the floors that follow.
 
-    python tests/support/rooms.py [PACKAGE ...]      launcher and trainer where none is named
+    python -m tests.support.rooms [PACKAGE ...]      launcher and trainer where none is named
 
 A room stands one floor above the highest room that it imports. An import within a function counts, one for types does not.
 """

@@ -7,12 +7,14 @@ loaded (seconds) by a command that needs no cloud.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rooms import floors_of, imports, imports_when_run, modules_of, rooms_of, tree_of
+
+from tests.support.rooms import floors_of, imports, imports_when_run, modules_of, rooms_of, tree_of
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
@@ -197,3 +199,22 @@ def test_python_is_started_in_one_way_alone() -> None:
     for name in ("trainer/supervise/attempt.py", "launcher/backends/home/local.py"):
         text = (ROOT / name).read_text()
         assert text.count("sys.executable") == text.count("Path(sys.executable).parent") == 1
+
+
+def test_a_support_module_has_one_name() -> None:
+    """Imported as `dolphin_cli` here and as `tests.support.dolphin_cli` there, it is in memory twice: what one sets the other
+    does not see. Its full name is the one that a process of its own can be started with, too."""
+    tests = ROOT / "tests"
+    assert [entry for entry in sys.path if Path(entry).resolve().is_relative_to(tests)] == []
+    support = [path for path in (tests / "support").glob("*.py") if path.name != "__init__.py"]
+    for path in support:
+        found = importlib.util.find_spec(f"tests.support.{path.stem}")
+        assert found is not None
+        assert found.origin == str(path)
+    short = {path.stem for path in support} | {"support"}
+    assert [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources("tests")
+        for name, line in imports(path)
+        if name.split(".")[0] in short
+    ] == []

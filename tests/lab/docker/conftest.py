@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from dolphin_cli import Dolphin
 
 from tests.lab.docker import engine as lab
+from tests.support.dolphin_cli import Dolphin
 from tests.support.require import lacking
 
 USER_ID = 12345

@@ -8,7 +8,6 @@ import tarfile
 from collections.abc import Iterator
 
 import pytest
-from dolphin_cli import FAKE_TRAINER, write_job
 
 from launcher.backends.base import get_backend
 from launcher.jobfile.load import load_job
@@ -16,6 +15,7 @@ from launcher.jobfile.settle import Placement, settle
 from launcher.runs import ledger
 from tests.contract.test_backend import *  # noqa: F403
 from tests.contract.test_backend import Bench
+from tests.support.dolphin_cli import FAKE_TRAINER, write_job
 from trainer.run.run_folder import write_atomic
 
 

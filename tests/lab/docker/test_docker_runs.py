@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from dolphin_cli import Dolphin, wait_until
 
 from tests.lab.docker import engine as lab
 from tests.lab.docker.conftest import SECRET, USER_ID, User
+from tests.support.dolphin_cli import Dolphin, wait_until
 from trainer.run.run_folder import RunDir
 
 LOCAL = {"LAB_TOKEN": SECRET}

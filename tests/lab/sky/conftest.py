@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sky_lab import ROOT, SCRIPT, Lab, require, settings
+
+from tests.support.sky_lab import ROOT, SCRIPT, Lab, require, settings
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sky_lab import STEP_S, Lab, digest
 
 from tests.lab.docker import engine as docker_lab
 from tests.support.require import lacking
+from tests.support.sky_lab import STEP_S, Lab, digest
 
 STEPS = {"train.max_steps": "20", "checkpoint.every.epochs": "null", "checkpoint.every.steps": "10"}
 

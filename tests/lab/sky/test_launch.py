@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sky_lab import ROOT, STEP_S, Lab, digest, until
+
+from tests.support.sky_lab import ROOT, STEP_S, Lab, digest, until
 
 STEPS = {"train.max_steps": "60", "checkpoint.every.epochs": "null", "checkpoint.every.steps": "10"}
 LONG = {**STEPS, "train.max_steps": "250", "resources.memory_gb": "2"}
