@@ -17,7 +17,7 @@ from launcher.config.names import URL
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
 from launcher.units import size
-from trainer.run.local_files import data_files, fixed_part, is_glob, is_hidden, kind_of
+from trainer.run.local_files import README, data_files, fixed_part, is_glob, is_hidden, kind_of
 from trainer.run.spec import TrainSpec, UnfrozenSpec
 
 _SECRET_NAME = re.compile(
@@ -133,7 +133,9 @@ def _data(key: str, path: str) -> Input:
         raise BadUsage(
             f"{key}: {path} takes in {secret[0]}, which looks like a secret; move it away, or name the files of data themselves"
         )
-    return Input(key, path, root, tuple(_file(key, str(file), root) for file in found))
+    says_splits = Path(path) / README
+    files = [*found, says_splits] if says_splits.is_file() else found
+    return Input(key, path, root, tuple(_file(key, str(file), root) for file in files))
 
 
 def _model(key: str, path: str) -> Input:

@@ -139,6 +139,7 @@ def _left_out(source: dict[str, Any], over_long: str) -> str:
         "nothing trained": source["nothing_trained"],
         {"drop": "over-long", "truncate": "truncated", "split": "split"}[over_long]: source["over_long"],
         "tools moved into the system message": source["tools_in_system"],
+        **source["changed"],
     }
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count) or "-"
 

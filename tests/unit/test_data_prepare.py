@@ -109,7 +109,7 @@ def test_every_bad_row_is_counted_and_listed_with_its_line_and_reason(tmp_path: 
             json.dumps({"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]}),
             "role-broken",
         ),
-        (json.dumps({"conversations": [{"from": "human", "value": 7}, {"from": "gpt", "value": "y"}]}), "not text"),
+        (json.dumps({"conversations": [{"from": "human", "value": {}}, {"from": "gpt", "value": "y"}]}), "not text"),
         ('{"conversations": [{"from": "human", "value": "\\ud800"}, {"from": "gpt", "value": "y"}]}', "undecodable"),
     ]
     with open(path, "a", encoding="utf-8") as handle:

@@ -130,7 +130,8 @@ def _tokenize(
             if file != current:
                 current, first_row = file, 0
             own = report.sources[source]
-            report.count(own, _file_name(sources, file), first_row, fate.num_rows, fate.bad)
+            report.count(own, _file_name(sources, file), first_row, fate.num_rows - fate.num_blank, fate.bad)
+            own.change(fate.changed)
             own.filtered += fate.num_filtered
             own.over_long += int(fate.over_long.sum())
             own.nothing_trained += fate.untrained

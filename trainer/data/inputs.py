@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from trainer.data import hub, remote
 from trainer.data.readers import HUB, Block, InputFile, blocks
+from trainer.data.splits import keys_of_split
 from trainer.run.exits import BadInput
 from trainer.run.local_files import KINDS, data_files, kind_of
 from trainer.run.run_folder import write_atomic
@@ -35,6 +37,9 @@ def files_of(source: SourceSpec, place: str) -> list[InputFile]:
     if remote.is_remote(source.path):
         found_objects = remote.objects(source.path, place)
         chosen = [entry for entry in found_objects if kind_of(entry.url)] or found_objects
+        if not (len(chosen) == 1 and chosen[0].url == source.path):
+            kept = set(_of_split([entry.key for entry in chosen], source, None, place))
+            chosen = [entry for entry in chosen if entry.key in kept]
         return [
             InputFile(
                 entry.url,
@@ -43,16 +48,21 @@ def files_of(source: SourceSpec, place: str) -> list[InputFile]:
                 size_bytes=entry.size_bytes,
                 is_local=False,
                 tag=entry.tag,
+                field=source.field,
+                split=source.split,
                 **_kind(entry.url.rpartition("/")[2], place),
             )
             for entry in chosen
         ]
     found, root = data_files(source.path)
+    if found and Path(source.path).is_dir():
+        kept = set(_of_split([child.relative_to(root).as_posix() for child in found], source, root, place))
+        found = [child for child in found if child.relative_to(root).as_posix() in kept]
     if not found:
         raise BadInput(
             f"{place}: there is no such file, folder or match; the path must be absolute or relative to job.yaml"
         )
-    return [_local(child, root, place) for child in found]
+    return [_local(child, root, source, place) for child in found]
 
 
 def blocks_of(file: InputFile) -> Iterator[Block]:
@@ -87,13 +97,28 @@ def fingerprints(files: list[InputFile], cache_dir: Path) -> list[str]:
     return out
 
 
-def _local(path: Path, root: Path, place: str) -> InputFile:
+def _of_split(keys: list[str], source: SourceSpec, folder: Path | None, place: str) -> list[str]:
+    kept = keys_of_split(keys, source, folder, place)
+    left_out = [key for key in keys if key not in set(kept)]
+    if left_out:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        print(
+            f"{place}: split '{source.split}' is {len(kept)} of {len(keys)} files; of other splits, and left out: "
+            f"{', '.join(left_out[:3])}{more}",
+            file=sys.stderr,
+        )
+    return kept
+
+
+def _local(path: Path, root: Path, source: SourceSpec, place: str) -> InputFile:
     return InputFile(
         name=str(path),
         key=path.relative_to(root).as_posix(),
         url=str(path),
         size_bytes=path.stat().st_size,
         is_local=True,
+        field=source.field,
+        split=source.split,
         **_kind(path.name, place),
     )
 

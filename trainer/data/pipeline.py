@@ -6,6 +6,7 @@ Owns the fate of a single row. Refuses to know what happens across rows (duplica
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,24 @@ from trainer.data.minhash import signature
 from trainer.data.prepared import Sequences
 from trainer.data.render import Rendered, Renderer
 from trainer.run.formats.base import DatasetFormat
-from trainer.run.formats.conversation import BadRow, Reason, check
+from trainer.run.formats.conversation import (
+    BadRow,
+    Conversation,
+    Reason,
+    check,
+    without_empty_system,
+    without_opening_answer,
+)
 from trainer.run.spec import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Row = Mapping[str, Any] | BadRow
-"""A row of a dataset, or why there is none in this place."""
+Row = Mapping[str, Any] | BadRow | None
+"""A row of a dataset, or why there is none in this place; None for a blank line, which is nobody's row."""
+
+ODD_ROWS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a format may raise over a row that nobody foresaw: it costs that row."""
 
 
 @dataclass
@@ -40,6 +51,10 @@ class Fate:
     signatures: np.ndarray | None
     """uint32 (conversations, permutations), for near-duplicates."""
     num_rows: int = 0
+    """Lines or records, blank lines too: the number of the last one."""
+    num_blank: int = 0
+    changed: Counter[str] = field(default_factory=Counter)
+    """Conversations by what was left out of them."""
     bad: list[tuple[int, Reason, str]] = field(default_factory=list)
     """Row in the block (from 1), reason, detail."""
     num_filtered: int = 0
@@ -64,30 +79,51 @@ class Pipeline:
         plain: list[bool] = []
         numbers: list[int] = []
         bad: list[tuple[int, Reason, str]] = []
-        num_rows = num_filtered = tools_in_system = 0
+        num_rows = num_blank = num_filtered = tools_in_system = 0
+        changed = Counter[str]()
         for num_rows, row in enumerate(rows, 1):
+            if row is None:
+                num_blank += 1
+                continue
             try:
                 if isinstance(row, BadRow):
                     raise row
                 if keep is not None and not keep(row):
                     num_filtered += 1
                     continue
-                conversation = shape.parse(row)
-                check(conversation)
-                rendered.append(self._renderer.render(conversation))
+                conversation = _parsed(row, shape)
+                rendered.append(self._rendered(conversation))
             except BadRow as error:
                 bad.append((num_rows, error.reason, error.detail))
                 continue
             plain.append(conversation.text is not None)
             numbers.append(num_rows)
+            changed.update(conversation.changes)
             tools_in_system += bool(conversation.tools) and not self._renderer.uses_tools
         fate = self._cut(self._encoder.encode(rendered, plain), np.array(numbers, np.int64))
         fate.hashes = np.array([_hash(item) for item in rendered], np.uint64)
         if self._data.deduplicate == "near":
             fate.signatures = signature([item.text for item in rendered])
         fate.num_rows, fate.bad, fate.num_filtered = num_rows, bad, num_filtered
-        fate.tools_in_system = tools_in_system
+        fate.tools_in_system, fate.num_blank, fate.changed = tools_in_system, num_blank, changed
         return fate
+
+    def _rendered(self, conversation: Conversation) -> Rendered:
+        """The conversation as text. What the assistant says before anyone asked goes where the template cannot write it."""
+        try:
+            rendered = self._renderer.render(conversation)
+        except BadRow as error:
+            if error.reason is not Reason.TEMPLATE or not without_opening_answer(conversation):
+                raise
+            check(conversation)
+            rendered = self._renderer.render(conversation)
+        try:
+            rendered.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadRow(
+                Reason.UNDECODABLE, "the text holds half a character (a lone surrogate), or bytes that are not UTF-8"
+            ) from error
+        return rendered
 
     def _cut(self, encoded: Encoded, rows: np.ndarray) -> Fate:
         """Apply `over_long`; leave out what has nothing to train."""
@@ -131,6 +167,17 @@ class Pipeline:
             over_long=over_long,
             untrained=untrained,
         )
+
+
+def _parsed(row: Mapping[str, Any], shape: DatasetFormat) -> Conversation:
+    """The row's conversation, fit to be learned from. Raises BadRow, whatever the row holds."""
+    try:
+        conversation = shape.parse(row)
+        without_empty_system(conversation)
+        check(conversation)
+    except ODD_ROWS as error:
+        raise BadRow(Reason.NOT_TEXT, f"not of the shape '{shape.name}' ({type(error).__name__}: {error})") from error
+    return conversation
 
 
 def _hash(item: Rendered) -> int:

@@ -1,34 +1,27 @@
 """Reads the files of a source as blocks of rows, in order, whatever they are written in.
 
-Owns file types, compression and the numbers of rows. Refuses to know what a row means. A block is small enough to send to
-a worker; a block of an uncompressed local JSON Lines file is only a range of bytes, which the worker reads itself.
+Owns file types and the numbers of rows. Refuses to know what a row means. A block is small enough to send to a worker; a
+block of an uncompressed local JSON Lines file is only a range of bytes, which the worker reads itself.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
 import io
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
-
-from trainer.data.remote import opened
+from trainer.data import json_rows, streams
 from trainer.run.exits import BadInput
 from trainer.run.formats.conversation import BadRow, Reason
-from trainer.run.local_files import ARRAY, CSV, LINES, PARQUET
+from trainer.run.local_files import CSV, JSON, PARQUET
 
 BLOCK_BYTES = 1 << 20
 BLOCK_ROWS = 256
 HUB = "hub"
 """The kind of what is no file but a data set of the hub; the others are local_files'."""
-_BETWEEN_ROWS = (" ", "\t", "\r", "\n", ",")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +40,9 @@ class InputFile:
     is_local: bool
     tag: str = ""
     """Of what is not local: the store's own word for the content."""
+    field: str | None = None
+    """Key under which a JSON file holds its rows, where the source says so."""
+    split: str = "train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,73 +53,79 @@ class Block:
     """Path, start and end of whole lines."""
     lines: bytes | None = None
     rows: list[Any] | None = None
+    """Rows, or JSON text of rows as bytes."""
     arrow: bytes | None = None
     """A record batch, as an Arrow stream."""
     size_bytes: int = 0
     """Of the file as it lies on disk, for progress."""
 
-    def read(self) -> Iterator[dict[str, Any] | BadRow]:
-        """The rows; a line that cannot be decoded is a BadRow in its place."""
+    def read(self) -> Iterator[dict[str, Any] | BadRow | None]:
+        """The rows; what cannot be decoded is a BadRow in its place, a blank line None."""
         if self.byte_range is not None:
             path, start, end = self.byte_range
             with open(path, "rb") as handle:
                 handle.seek(start)
-                yield from _decode(handle.read(end - start))
+                yield from json_rows.decode_lines(handle.read(end - start))
         elif self.lines is not None:
-            yield from _decode(self.lines)
+            yield from json_rows.decode_lines(self.lines)
         elif self.arrow is not None:
-            import pyarrow as pa
-
-            with pa.ipc.open_stream(self.arrow) as stream:
-                for batch in stream:
-                    yield from batch.to_pylist()
+            yield from _arrow_rows(self.arrow)
         else:
             for row in self.rows or ():
-                yield row if isinstance(row, dict) else _no_row(row)
+                if isinstance(row, bytes):
+                    yield json_rows.decode(row)
+                else:
+                    yield row if isinstance(row, dict) else json_rows.no_row(row)
 
 
 def blocks(file: InputFile) -> Iterator[Block]:
     """All rows of a file, in order. Raises BadInput where the file as a whole cannot be read."""
     try:
-        if file.kind == LINES and file.is_local and not file.compression:
-            yield from _line_ranges(Path(file.url))
-        elif file.kind == PARQUET:
+        if file.kind == PARQUET:
             yield from _parquet(file)
+        elif file.kind == JSON:
+            yield from _json(file)
         else:
-            with _opened(file) as handle:
-                yield from _streamed(file, handle)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+            with streams.opened_as_utf8(file.url, file.compression, file.is_local) as handle:
+                yield from _csv(file, handle) if file.kind == CSV else _text(file, handle)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
         raise BadInput(f"{file.name} cannot be read: {error}") from error
 
 
-def _decode(block: bytes) -> Iterator[dict[str, Any] | BadRow]:
-    lines = block.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    for line in lines:
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            if line.strip():
-                yield BadRow(Reason.UNDECODABLE, f"not JSON: {error}")
-            else:
-                yield BadRow(Reason.EMPTY, "the line is empty")
-            continue
-        yield row if type(row) is dict else _no_row(row)
+def _json(file: InputFile) -> Iterator[Block]:
+    with streams.opened_as_utf8(file.url, file.compression, file.is_local) as handle:
+        layout = json_rows.layout(handle)
+    if layout == json_rows.LINES and file.is_local and not file.compression:
+        with open(file.url, "rb") as raw:
+            mark, encoding = streams.encoding_of(raw.read(4))
+        if encoding == "utf-8":
+            yield from _line_ranges(Path(file.url), mark)
+            return
+    with streams.opened_as_utf8(file.url, file.compression, file.is_local) as handle:
+        if layout == json_rows.LINES:
+            yield from _lines(handle)
+        elif layout == json_rows.ARRAY:
+            yield from _in_blocks(json_rows.elements(handle, file.name))
+        else:
+            yield from _in_blocks(_objects(file, handle))
 
 
-def _no_row(value: Any) -> BadRow:
-    return (
-        value
-        if isinstance(value, BadRow)
-        else BadRow(Reason.NOT_TEXT, f"the row is {type(value).__name__}, not an object")
-    )
+def _objects(file: InputFile, handle: IO[bytes]) -> Iterator[Any]:
+    """Objects one after another are rows; one alone may hold the rows under a key."""
+    found = json_rows.elements(handle, file.name)
+    first, second = next(found, None), next(found, None)
+    if second is not None:
+        yield first
+        yield second
+        yield from found
+    elif first is not None:
+        row = json_rows.decode(first)
+        yield from [row] if isinstance(row, BadRow) else json_rows.rows_of(row, file.field, file.split, file.name)
 
 
-def _line_ranges(path: Path) -> Iterator[Block]:
+def _line_ranges(path: Path, start: int) -> Iterator[Block]:
     size = path.stat().st_size
     with open(path, "rb") as handle:
-        start = 0
         while start < size:
             handle.seek(min(start + BLOCK_BYTES, size))
             handle.readline()
@@ -132,100 +134,72 @@ def _line_ranges(path: Path) -> Iterator[Block]:
             start = end
 
 
-@contextmanager
-def _opened(file: InputFile) -> Iterator[IO[bytes]]:
-    with open(file.url, "rb") if file.is_local else opened(file.url) as raw:
-        if file.compression == ".gz":
-            with gzip.open(raw, "rb") as unzipped:
-                yield io.BufferedReader(unzipped)
-        elif file.compression == ".zst":
-            import zstandard
-
-            try:
-                with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as handle:
-                    yield io.BufferedReader(handle)
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from error
-        else:
-            yield raw
-
-
-def _streamed(file: InputFile, handle: IO[bytes]) -> Iterator[Block]:
-    if file.kind == LINES:
-        yield from _lines(handle)
-    elif file.kind == ARRAY:
-        yield from _array_or_lines(file, handle)
-    elif file.kind == CSV:
-        csv.field_size_limit(1 << 30)
-        delimiter = "\t" if ".tsv" in file.name else ","
-        text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
-        yield from _in_blocks(csv.DictReader(text, delimiter=delimiter, strict=True))
-    else:
-        yield Block(rows=[{"text": handle.read().decode("utf-8")}], size_bytes=file.size_bytes)
-
-
 def _lines(handle: IO[bytes]) -> Iterator[Block]:
     while block := handle.read(BLOCK_BYTES):
         block += handle.readline()
         yield Block(lines=block, size_bytes=len(block))
 
 
-def _array_or_lines(file: InputFile, handle: IO[bytes]) -> Iterator[Block]:
-    """A .json file is one array of rows; some hold JSON Lines all the same, which the first character tells."""
-    head = handle.read(64)
-    if head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{":
-        rest = head + handle.readline()
-        yield Block(lines=rest, size_bytes=len(rest))
-        yield from _lines(handle)
-        return
-    yield from _in_blocks(_array_rows(file, head, handle))
+def _text(file: InputFile, handle: IO[bytes]) -> Iterator[Block]:
+    yield Block(rows=[{"text": handle.read().decode("utf-8")}], size_bytes=file.size_bytes)
 
 
-def _array_rows(file: InputFile, head: bytes, handle: IO[bytes]) -> Iterator[Any]:
-    """Rows of a JSON array one at a time, so that memory does not grow with the file."""
-    decoder, parser = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
-    buffer, at, number, ended = decoder.decode(head).lstrip(), 1, 0, False
-    if not buffer.startswith("["):
-        raise BadInput(f"{file.name} is neither a JSON array nor JSON Lines")
+def _csv(file: InputFile, handle: IO[bytes]) -> Iterator[Block]:
+    """Rows by the names of the first line. Bytes that are no UTF-8 stay in their row, for it to be refused."""
+    csv.field_size_limit(1 << 30)
+    text = io.TextIOWrapper(handle, encoding="utf-8", errors="surrogateescape", newline="")
+    yield from _in_blocks(_csv_rows(file, text, "\t" if ".tsv" in file.name.lower() else ","))
+
+
+def _csv_rows(file: InputFile, text: io.TextIOWrapper, delimiter: str) -> Iterator[Any]:
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise BadInput(f"{file.name}: the line with the columns' names is no CSV: {error}") from error
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise BadInput(f"{file.name}: the first line names the column '{repeated[0]}' twice; rename one")
+    number = 0
     while True:
-        while buffer.startswith(_BETWEEN_ROWS, at):
-            at += 1
-        if buffer.startswith("]", at):
-            return
         try:
-            row, end = parser.raw_decode(buffer, at)
-            if end == len(buffer) and not ended:
-                raise ValueError("more may follow")
-        except ValueError as error:
-            buffer, at = buffer[at:], 0
-            more = handle.read(max(BLOCK_BYTES, len(buffer)))
-            if not more:
-                if ended:
-                    raise BadInput(f"{file.name} breaks off or is not JSON behind row {number}: {error}") from error
-                ended = True
-            buffer += decoder.decode(more, final=not more)
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            number += 1
+            if "unexpected end of data" in str(error):  # everything behind the open quote is inside it
+                raise BadInput(f"{file.name}: a quote that is opened in row {number} is never closed") from error
+            yield BadRow(Reason.UNDECODABLE, f"not CSV: {error}")
+            continue
+        if not cells:
             continue
         number += 1
-        yield row
-        at = end
+        if len(cells) != len(names):
+            why = f"the row has {len(cells)} cells and the first line {len(names)} names: is a comma not in quotes?"
+            yield BadRow(Reason.UNDECODABLE, why)
+        else:
+            yield dict(zip(names, cells, strict=True))
 
 
 def _in_blocks(rows: Iterator[Any]) -> Iterator[Block]:
     held: list[Any] = []
+    size = 0
     for row in rows:
         held.append(row)
-        if len(held) == BLOCK_ROWS:
-            yield Block(rows=held)
-            held = []
+        size += len(row) if isinstance(row, bytes) else 0
+        if len(held) == BLOCK_ROWS or size >= BLOCK_BYTES:
+            yield Block(rows=held, size_bytes=size)
+            held, size = [], 0
     if held:
-        yield Block(rows=held)
+        yield Block(rows=held, size_bytes=size)
 
 
 def _parquet(file: InputFile) -> Iterator[Block]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _opened(file) as handle:
+    with streams.opened(file.url, file.compression, file.is_local) as handle:
         try:
             table = pq.ParquetFile(handle)
             rows = max(1, table.metadata.num_rows)
@@ -236,3 +210,39 @@ def _parquet(file: InputFile) -> Iterator[Block]:
                 yield Block(arrow=sink.getvalue().to_pybytes(), size_bytes=file.size_bytes * batch.num_rows // rows)
         except pa.ArrowException as error:
             raise BadInput(f"{file.name} cannot be read as Parquet: {error}") from error
+
+
+def _arrow_rows(stream: bytes) -> Iterator[dict[str, Any] | BadRow]:
+    import pyarrow as pa
+
+    with pa.ipc.open_stream(stream) as batches:
+        for batch in batches:
+            try:
+                rows = batch.to_pylist()
+            except (ValueError, OverflowError, pa.ArrowException):  # one cell that Python cannot hold, or no UTF-8
+                rows = [_arrow_row(batch.slice(number, 1)) for number in range(batch.num_rows)]
+            for row in rows:
+                if isinstance(row, dict):
+                    yield {name: without_padding(value) for name, value in row.items()}
+                else:
+                    yield row
+
+
+def _arrow_row(one: Any) -> dict[str, Any] | BadRow:
+    import pyarrow as pa
+
+    try:
+        (row,) = one.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        return BadRow(Reason.UNDECODABLE, f"a value cannot be read: {error}")
+    return row
+
+
+def without_padding(value: Any) -> Any:
+    """A value of Arrow without the nulls in its objects: all objects of a column have the same keys there, and those that
+    an object never had are null."""
+    if isinstance(value, dict):
+        return {key: without_padding(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list):
+        return [without_padding(entry) for entry in value]
+    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class SourceReport:
     """Conversations, or pieces of one, without a trained token."""
     tools_in_system: int = 0
     """Conversations whose tools were written into the system message, as the chat template has no place for them."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """Conversations by what was left out of them so that they can be used."""
     duplicates: int = 0
     near_duplicates: int = 0
     unsampled: int = 0
@@ -46,6 +49,10 @@ class SourceReport:
     trained_tokens: int = 0
     median_tokens: int = 0
     longest_tokens: int = 0
+
+    def change(self, counts: Mapping[str, int]) -> None:
+        for what, count in counts.items():
+            self.changed[what] = self.changed.get(what, 0) + count
 
 
 class Report:
@@ -68,7 +75,8 @@ class Report:
         for row, reason, why in bad:
             counts[reason.value] += 1
             if len(self._listed) < MAX_LISTED:
-                self._listed.append({"file": file, "line": first_row + row, "reason": reason.value, "why": why[:500]})
+                shown = why[:500].encode("utf-8", "backslashreplace").decode("utf-8")
+                self._listed.append({"file": file, "line": first_row + row, "reason": reason.value, "why": shown})
         source.bad = dict(counts)
         if source.rows >= EARLY_ROWS and sum(counts.values()) == source.rows:
             example = _example(source.bad, self._listed)

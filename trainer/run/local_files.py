@@ -9,13 +9,16 @@ import glob
 import os
 from pathlib import Path
 
-LINES, ARRAY, PARQUET, CSV, TEXT = "lines", "array", "parquet", "csv", "text"
-KINDS = {".jsonl": LINES, ".ndjson": LINES, ".json": ARRAY, ".parquet": PARQUET, ".csv": CSV, ".tsv": CSV, ".txt": TEXT}
+JSON, PARQUET, CSV, TEXT = "json", "parquet", "csv", "text"
+KINDS = {".jsonl": JSON, ".ndjson": JSON, ".json": JSON, ".parquet": PARQUET, ".csv": CSV, ".tsv": CSV, ".txt": TEXT}
+README = "README.md"
+"""In a folder cloned from the hub: its head says which files belong to which split. It travels with the data."""
 COMPRESSIONS = (".gz", ".zst")
 
 
 def kind_of(name: str) -> tuple[str, str] | None:
-    """(kind, compression) by a file's name; None for what is not data."""
+    """(kind, compression) by a file's name, in capitals or not; None for what is not data."""
+    name = name.lower()
     compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
     kind = KINDS.get(Path(name.removesuffix(compression)).suffix)
     return (kind, compression) if kind else None

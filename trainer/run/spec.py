@@ -74,9 +74,11 @@ class SourceSpec(SpecModel):
     fields: dict[str, str] | None = None
     """Column names of one's own, as role: column, for example {prompt: question, response: answer, system: preamble}."""
     split: str = "train"
-    """Split of a hub dataset."""
+    """Split of a hub dataset, or of a folder whose files say theirs (train-00000-of-00002.parquet, test.jsonl)."""
     subset: str | None = None
-    """Configuration name of a hub dataset."""
+    """Configuration name of a hub dataset, or of a folder cloned from it."""
+    field: str | None = None
+    """Key under which a JSON file holds its rows, where it has several: {"data": [...], "notes": [...]}."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Take this multiple of the source: 0.5 a seeded half, 2 every conversation twice."""
     samples: PositiveInt | None = None

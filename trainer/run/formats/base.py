@@ -5,8 +5,11 @@ A format owns the meaning of columns. It refuses to know files, templates and to
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 from collections.abc import Collection, Mapping
+from decimal import Decimal
 from typing import Any, Protocol
 
 from trainer.run.formats.conversation import ASSISTANT, SYSTEM, TOOL, USER, BadRow, Conversation, Reason, Turn
@@ -22,6 +25,12 @@ ROLES = {
 
 CALL_ROLES = {"function_call", "function-call", "tool_call", "tool_calls"}
 """Names of turns in which the assistant calls functions; their text is JSON."""
+
+
+TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+THOUGHT_PARTS = frozenset({"reasoning", "thinking", "thought", "thoughts", "think", "reasoning_content"})
+CALL_PARTS = frozenset({"tool_call", "tool_calls", "tool_use", "function_call", "function_calls"})
+"""Types of content parts."""
 
 
 class DatasetFormat(Protocol):
@@ -55,14 +64,39 @@ def column(record: Mapping[str, Any], name: str) -> Any:
 
 
 def text_of(value: Any, where: str) -> str:
-    """Text of a string, of nothing, or of content parts. Raises BadRow where it is something else."""
+    """Text of a string, of a number, of nothing, or of content parts. Raises BadRow where it is something else."""
     if type(value) is str:
         return value
-    if value is None:
+    if value is None or value != value:  # pandas writes what is missing as a number that is none
         return ""
     if isinstance(value, list):
         return "".join([_part_text(part, where) for part in value])
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return str(value)
     raise BadRow(Reason.NOT_TEXT, f"{where} is {type(value).__name__}, not text")
+
+
+def role_of(said: Any) -> str | None:
+    """The role that a dataset's name for it means, in capitals or not; None for none that is known."""
+    return ROLES.get(said) or ROLES.get(said.strip().lower()) if isinstance(said, str) else None
+
+
+def calls_functions(said: Any) -> bool:
+    """Whether turns of this role hold function calls as their text."""
+    return isinstance(said, str) and said.strip().lower() in CALL_ROLES
+
+
+def from_json(text: str, what: str) -> Any:
+    """A value that was saved as JSON text, or as Python prints it, in a string. Raises BadRow."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise BadRow(Reason.UNDECODABLE, f"{what} is JSON nested too deeply") from None
+    except ValueError as error:
+        if text.lstrip()[:2] in ("[{", "{'"):  # a CSV file that pandas wrote
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+                return ast.literal_eval(text.strip())
+        raise BadRow(Reason.UNDECODABLE, f"{what} is not JSON: {error}") from error
 
 
 def turn_weight(message: Mapping[str, Any]) -> float | None:
@@ -87,10 +121,7 @@ def tools_of(record: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if not value:
         return None
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise BadRow(Reason.UNDECODABLE, f"the tools column is not JSON: {error}") from error
+        value = from_json(value, "the tools column") if value.strip() else None
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
@@ -106,12 +137,7 @@ def exchange(prompt: str, response: str, system: str = "") -> Conversation:
 
 def add_calls(turns: list[Turn], text: str, weight: float | None) -> None:
     """Append function calls (JSON text) to the assistant's turn before, or as a turn of its own. Raises BadRow."""
-    try:
-        calls = json.loads(text)
-    except ValueError as error:
-        raise BadRow(
-            Reason.UNDECODABLE, f"turn {len(turns) + 1} is a function call that is not JSON: {error}"
-        ) from error
+    calls = from_json(text, f"the function call in turn {len(turns) + 1}")
     wrapped = wrap_calls(calls if isinstance(calls, list) else [calls], f"turn {len(turns) + 1}")
     if turns and turns[-1].role == ASSISTANT:
         extra = turns[-1].extra = turns[-1].extra or {}
@@ -129,12 +155,7 @@ def wrap_calls(calls: list[Any], where: str) -> list[dict[str, Any]]:
             raise BadRow(Reason.NOT_TEXT, f"{where} has a function call without a name")
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments or "{}")
-            except ValueError as error:
-                raise BadRow(
-                    Reason.UNDECODABLE, f"{where} calls a function with arguments that are not JSON"
-                ) from error
+            arguments = from_json(arguments or "{}", f"what {where} calls a function with")
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         out.append({"type": "function", **identity, "function": {"name": function["name"], "arguments": arguments}})
     if not out:
@@ -142,11 +163,48 @@ def wrap_calls(calls: list[Any], where: str) -> list[dict[str, Any]]:
     return out
 
 
+def split_parts(content: Any, where: str) -> tuple[Any, str, list[Any]]:
+    """(content, thoughts, calls) of a message: parts of the types of thoughts and calls are taken out of its content.
+
+    A part holds its words as `text`, `value` or under its own type; calls are objects, lists of them, or their JSON text.
+    Raises BadRow.
+    """
+    if not isinstance(content, list) or not any(_kind(part) in THOUGHT_PARTS | CALL_PARTS for part in content):
+        return content, "", []
+    words, thoughts, calls = [], [], []
+    for part in content:
+        kind = _kind(part)
+        if kind in THOUGHT_PARTS:
+            thoughts.append(text_of(_held(part), where))
+        elif kind in CALL_PARTS:
+            held = _held(part)
+            if held is None:  # the call's own keys stand in the part
+                held = {"name": part.get("name"), "arguments": part.get("arguments", part.get("input", {}))}
+                held |= {"id": part["id"]} if "id" in part else {}
+            held = from_json(held, f"the function call in {where}") if isinstance(held, str) else held
+            calls += held if isinstance(held, list) else [held]
+        else:
+            words.append(part)
+    return words, "\n".join(filter(None, thoughts)), calls
+
+
+def _kind(part: Any) -> str:
+    return str(part.get("type", "text")) if isinstance(part, dict) else "text"
+
+
+def _held(part: Mapping[str, Any]) -> Any:
+    """What a part holds, under any of the names for it."""
+    for key in ("text", "value", "content", _kind(part), "calls"):
+        if part.get(key) is not None:
+            return part[key]
+    return None
+
+
 def _part_text(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
-    if isinstance(part, dict) and part.get("type", "text") == "text":
-        value = part["text"] if "text" in part else part.get("value")
+    if isinstance(part, dict) and _kind(part) in TEXT_PARTS:
+        value = _held(part)
         if isinstance(value, str):
             return value
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__

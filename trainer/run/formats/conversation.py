@@ -34,6 +34,9 @@ class BadRow(Exception):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[BadRow], tuple[Reason, str]]:
+        return BadRow, (self.reason, self.detail)  # it is sent between processes
+
 
 @dataclass(slots=True)
 class Turn:
@@ -69,6 +72,34 @@ class Conversation:
     """JSON schemas of the functions that the assistant may call."""
     text: str | None = None
     segments: list[Segment] | None = None
+    changes: list[str] = field(default_factory=list)
+    """What was left out of it before anything else saw it, for the report to count."""
+
+
+EMPTY_SYSTEM = "empty system message left out"
+OPENING_ANSWER = "opening assistant turn left out"
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Keys of `Turn.extra` that hold what the assistant thinks before it answers."""
+
+
+def without_empty_system(conversation: Conversation) -> None:
+    """Leave out a system message that says nothing, as exports write it into every row."""
+    kept = [turn for turn in conversation.turns if turn.role != SYSTEM or turn.content.strip()]
+    if len(kept) < len(conversation.turns):
+        conversation.turns = kept
+        conversation.changes.append(EMPTY_SYSTEM)
+
+
+def without_opening_answer(conversation: Conversation) -> bool:
+    """Leave out what the assistant (or a tool) says before the user's first turn, for a template that cannot write it;
+    whether there was any."""
+    first = next((number for number, turn in enumerate(conversation.turns) if turn.role == USER), 0)
+    kept = [turn for number, turn in enumerate(conversation.turns) if number >= first or turn.role == SYSTEM]
+    if len(kept) == len(conversation.turns):
+        return False
+    conversation.turns = kept
+    conversation.changes.append(OPENING_ANSWER)
+    return True
 
 
 def check(conversation: Conversation) -> None:
@@ -97,12 +128,12 @@ def check(conversation: Conversation) -> None:
         if role == SYSTEM:
             if number > 1:
                 raise BadRow(Reason.ROLE_BROKEN, f"turn {number} is a system message behind others")
-        elif not turn.content.strip() and not (turn.extra and turn.extra.get("tool_calls")):
+        elif not turn.content.strip() and not _says_otherwise(turn):
             if role != TOOL:
                 raise BadRow(Reason.EMPTY, f"turn {number} ({role}) is empty")
         elif role == before and role != TOOL:
             raise BadRow(Reason.ROLE_BROKEN, f"turns {number - 1} and {number} are both {role}")
-        elif before in (None, SYSTEM) and role != USER:
+        elif before in (None, SYSTEM) and role == TOOL:
             raise BadRow(Reason.ROLE_BROKEN, f"the conversation starts with the {role}")
         elif role == TOOL and before not in (ASSISTANT, TOOL):
             raise BadRow(Reason.ROLE_BROKEN, f"turn {number} is a tool's result that no one asked for")
@@ -111,3 +142,9 @@ def check(conversation: Conversation) -> None:
         if turn.weight and role != ASSISTANT:
             raise BadRow(Reason.BAD_WEIGHT, f"turn {number} ({role}) has a loss weight; only the assistant is trained")
         before = role
+
+
+def _says_otherwise(turn: Turn) -> bool:
+    """Whether a turn without words calls functions, or holds its words as thoughts."""
+    extra = turn.extra or {}
+    return bool(extra.get("tool_calls")) or any(str(extra.get(key) or "").strip() for key in THOUGHTS)

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.run.formats.base import DatasetFormat, column, exchange, text_of
+from trainer.run.formats.base import DatasetFormat, column, exchange, from_json, text_of, tools_of
 from trainer.run.formats.conversation import ASSISTANT, SYSTEM, USER, BadRow, Conversation, Reason, Turn
-from trainer.run.formats.turns import TurnsFormat
+from trainer.run.formats.turns import TurnsFormat, turns_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,38 @@ class PairFormat:
         return self.prompt in columns and self.response in columns and (self.system is None or self.system in columns)
 
     def parse(self, record: Mapping[str, Any]) -> Conversation:
+        if _is_messages(record.get(self.prompt)) or _is_messages(record.get(self.response)):
+            return self._conversation(record)
         prompt = text_of(column(record, self.prompt), f"column '{self.prompt}'")
         response = text_of(column(record, self.response), f"column '{self.response}'")
         system = text_of(column(record, self.system), f"column '{self.system}'") if self.system else ""
         return exchange(prompt, response, system)
+
+    def _conversation(self, record: Mapping[str, Any]) -> Conversation:
+        """Both columns as messages, as TRL has them: what the assistant says in the prompt is not trained."""
+        turns = _turns(column(record, self.prompt), USER, self.prompt)
+        for turn in turns:
+            if turn.role == ASSISTANT and turn.weight is None:
+                turn.weight = 0.0
+        turns += _turns(column(record, self.response), ASSISTANT, self.response)
+        system = text_of(record.get(self.system), f"column '{self.system}'") if self.system else ""
+        if system.strip() and not any(turn.role == SYSTEM for turn in turns):
+            turns.insert(0, Turn(SYSTEM, system))
+        return Conversation(turns, tools_of(record))
+
+
+def _is_messages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], dict)
+        and ("role" in value[0] or "from" in value[0])
+    )
+
+
+def _turns(value: Any, role: str, name: str) -> list[Turn]:
+    """Messages, or the text of the one turn that a column holds."""
+    return turns_of(value, name) if _is_messages(value) else [Turn(role, text_of(value, f"column '{name}'"))]
 
 
 class AlpacaFormat:
@@ -49,7 +77,12 @@ class AlpacaFormat:
         output = text_of(column(record, "output"), "column 'output'")
         system = text_of(record.get("system"), "column 'system'")
         turns = [Turn(SYSTEM, system)] if system.strip() else []
-        for pair in record.get("history") or ():
+        history = record.get("history") or []
+        if isinstance(history, str):
+            history = from_json(history, "column 'history'")
+        if not isinstance(history, list):
+            raise BadRow(Reason.ROLE_BROKEN, "column 'history' is not a list of [prompt, response]")
+        for pair in history:
             if not isinstance(pair, list) or len(pair) != 2:
                 raise BadRow(Reason.ROLE_BROKEN, "column 'history' is not a list of [prompt, response]")
             turns.append(Turn(USER, text_of(pair[0], "column 'history'")))

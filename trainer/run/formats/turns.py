@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from trainer.run.formats.base import CALL_ROLES, ROLES, add_calls, column, text_of, tools_of, turn_weight, wrap_calls
+from trainer.run.formats.base import (
+    add_calls,
+    calls_functions,
+    column,
+    from_json,
+    role_of,
+    split_parts,
+    text_of,
+    tools_of,
+    turn_weight,
+    wrap_calls,
+)
 from trainer.run.formats.conversation import ASSISTANT, BadRow, Conversation, Reason, Turn
 
 _PLAIN_KEYS = (frozenset({"from", "value"}), frozenset({"role", "content"}))
@@ -24,18 +35,23 @@ class TurnsFormat:
         return self.list_column in columns
 
     def parse(self, record: Mapping[str, Any]) -> Conversation:
-        messages = column(record, self.list_column)
-        if not isinstance(messages, list):
-            raise BadRow(
-                Reason.NOT_TEXT, f"column '{self.list_column}' is {type(messages).__name__}, not a list of turns"
-            )
-        turns: list[Turn] = []
-        for message in messages:
-            _add(turns, message)
+        turns = turns_of(column(record, self.list_column), self.list_column)
         system = record.get("system")
         if isinstance(system, str) and system.strip() and not (turns and turns[0].role == "system"):
             turns.insert(0, Turn("system", system))
         return Conversation(turns, tools_of(record))
+
+
+def turns_of(messages: Any, column_name: str) -> list[Turn]:
+    """The turns of a list of messages, or of its JSON text. Raises BadRow."""
+    if isinstance(messages, str):
+        messages = from_json(messages, f"column '{column_name}'")
+    if not isinstance(messages, list):
+        raise BadRow(Reason.NOT_TEXT, f"column '{column_name}' is {type(messages).__name__}, not a list of turns")
+    turns: list[Turn] = []
+    for message in messages:
+        _add(turns, message)
+    return turns
 
 
 def _add(turns: list[Turn], message: Any) -> None:
@@ -47,24 +63,28 @@ def _add(turns: list[Turn], message: Any) -> None:
         content = message.get("content")
     else:
         content = message["value"] if "value" in message else message.get("content")
-    role = ROLES.get(said) if isinstance(said, str) else None
+    place = f"turn {len(turns) + 1}"
+    role = role_of(said)
     if role is None:
-        if said in CALL_ROLES:
-            add_calls(turns, text_of(content, f"turn {len(turns) + 1}"), turn_weight(message))
+        if calls_functions(said):
+            add_calls(turns, text_of(content, place), turn_weight(message))
             return
-        raise BadRow(Reason.ROLE_BROKEN, f"turn {len(turns) + 1} has role {said!r}")
-    if type(content) is not str:
-        content = text_of(content, f"turn {len(turns) + 1}")
-    if message.keys() in _PLAIN_KEYS:
+        raise BadRow(Reason.ROLE_BROKEN, f"{place} has role {said!r}")
+    if type(content) is str and message.keys() in _PLAIN_KEYS:
         turns.append(Turn(role, content))
         return
-    extra = {key: message[key] for key in _EXTRA_KEYS if message.get(key) is not None} or None
-    calls = message.get("tool_calls") or (message.get("function_call") and [message["function_call"]])
-    if calls:
-        if role != ASSISTANT or not isinstance(calls, list):
-            raise BadRow(Reason.ROLE_BROKEN, f"turn {len(turns) + 1} ({role}) calls functions")
-        extra = {**(extra or {}), "tool_calls": wrap_calls(calls, f"turn {len(turns) + 1}")}
-    turns.append(Turn(role, content, turn_weight(message), extra))
+    content, thoughts, calls = split_parts(content, place)
+    extra = {key: message[key] for key in _EXTRA_KEYS if message.get(key) is not None}
+    if thoughts:
+        extra.setdefault("reasoning_content", thoughts)
+    more = message.get("tool_calls") or (message.get("function_call") and [message["function_call"]]) or []
+    if isinstance(more, str):
+        more = from_json(more, f"the function calls in {place}")
+    if calls or more:
+        if role != ASSISTANT or not isinstance(more, list):
+            raise BadRow(Reason.ROLE_BROKEN, f"{place} ({role}) calls functions")
+        extra["tool_calls"] = wrap_calls([*calls, *more], place)
+    turns.append(Turn(role, text_of(content, place), turn_weight(message), extra or None))
 
 
 SHAREGPT = TurnsFormat("sharegpt", "conversations", "conversations: [{from, value}], tools, system")
