@@ -80,12 +80,12 @@ def _prepare(train_json: Path, show: int) -> tuple[int, list[dict[str, Any]]]:
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         assert process.stdout is not None
         try:
-            lines = process.stdout.read().splitlines()
+            lines = process.stdout.read().split("\n")  # not splitlines: U+2028 stands inside a text
             code = process.wait()
         except KeyboardInterrupt:
             # The terminal interrupts both; the preparation cleans up behind itself.
             code, lines = process.wait(), []
-    return EXIT_CODES[_ENDS.get(code, EndReason.FAILED)], [json.loads(line) for line in lines]
+    return EXIT_CODES[_ENDS.get(code, EndReason.FAILED)], [json.loads(line) for line in lines if line]
 
 
 def _add_steps(report: dict[str, Any], global_batch: int) -> None:

@@ -106,7 +106,7 @@ def test_every_bad_row_is_counted_and_listed_with_its_line_and_reason(tmp_path: 
         (json.dumps(chat("q", "   ")), "empty"),
         (json.dumps({"conversations": [{"from": "wizard", "value": "x"}]}), "role-broken"),
         (
-            json.dumps({"conversations": [{"from": "gpt", "value": "x"}, {"from": "human", "value": "y"}]}),
+            json.dumps({"conversations": [{"from": "tool", "value": "x"}, *chat("q", "a")["conversations"]]}),
             "role-broken",
         ),
         (json.dumps({"conversations": [{"from": "human", "value": {}}, {"from": "gpt", "value": "y"}]}), "not text"),

@@ -47,7 +47,7 @@ def layout(handle: IO[bytes]) -> str:
     head = handle.read(SNIFFED_BYTES).lstrip()
     first, newline, rest = head.partition(b"\n")
     if head[:1] == b"[":
-        return LINES if newline and rest.lstrip()[:1] == b"[" and _is_json(first) else ARRAY
+        return LINES if newline and rest.lstrip()[:1] == b"[" and _is_list_of_turns(first) else ARRAY
     if head[:1] != b"{":
         return LINES  # each line will say what it is
     if not newline:
@@ -68,7 +68,7 @@ def decode_lines(block: bytes) -> Iterator[dict[str, Any] | BadRow | None]:
         except orjson.JSONDecodeError as error:
             yield _second_try(line, error) if line.strip() else None
             continue
-        yield row if type(row) is dict else no_row(row)
+        yield row if type(row) is dict else as_row(row)
 
 
 def decode(raw: bytes) -> dict[str, Any] | BadRow:
@@ -77,12 +77,15 @@ def decode(raw: bytes) -> dict[str, Any] | BadRow:
         row = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         return _second_try(raw, error)
-    return row if type(row) is dict else no_row(row)
+    return row if type(row) is dict else as_row(row)
 
 
-def no_row(value: Any) -> BadRow:
-    if isinstance(value, BadRow):
+def as_row(value: Any) -> dict[str, Any] | BadRow:
+    """A row that is no object: a bare list of turns is one all the same."""
+    if isinstance(value, dict | BadRow):
         return value
+    if _are_turns(value):
+        return {"messages": value}
     return BadRow(Reason.NOT_TEXT, f"the row is {type(value).__name__}, not an object")
 
 
@@ -158,7 +161,22 @@ def _second_try(raw: bytes, error: Exception) -> dict[str, Any] | BadRow:
         return BadRow(Reason.UNDECODABLE, "not JSON that can be read: it is nested too deeply")
     except ValueError:
         return BadRow(Reason.UNDECODABLE, f"not JSON: {error}")
-    return row if isinstance(row, dict) else no_row(row)
+    return row if isinstance(row, dict) else as_row(row)
+
+
+def _are_turns(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
+    )
+
+
+def _is_list_of_turns(line: bytes) -> bool:
+    try:
+        return _are_turns(orjson.loads(line))
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _is_json(line: bytes) -> bool:

@@ -72,10 +72,7 @@ class Block:
             yield from _arrow_rows(self.arrow)
         else:
             for row in self.rows or ():
-                if isinstance(row, bytes):
-                    yield json_rows.decode(row)
-                else:
-                    yield row if isinstance(row, dict) else json_rows.no_row(row)
+                yield json_rows.decode(row) if isinstance(row, bytes) else json_rows.as_row(row)
 
 
 def blocks(file: InputFile) -> Iterator[Block]:
