@@ -3,18 +3,28 @@ model that was trained on something else."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.support.data_job import FIXTURES, data_job
+from tests.support.data_job import FIXTURES, chat, data_job, write_rows
 from trainer.data.inputs import files_of
+from trainer.data.pipeline import parsed
 from trainer.data.plan import DataPlan
 from trainer.data.prepare import prepare
 from trainer.data.readers import blocks
+from trainer.data.tokenizer import CHATML
 from trainer.run.exits import BadInput
-from trainer.run.formats.conversation import BadRow, Conversation, check
+from trainer.run.formats.base import DatasetFormat
+from trainer.run.formats.conversation import EMPTY_SYSTEM, OPENING_ANSWER, BadRow, Conversation, check
 from trainer.run.formats.registry import FORMATS, choose
 from trainer.run.spec import SourceSpec
 
@@ -183,3 +193,144 @@ def test_real_samples_load_and_train(file: str, tmp_path: Path) -> None:
     data = prepare(job)
     assert len(data.train) == REAL[file]
     assert 0 < DataPlan.open(job).trained_tokens_per_epoch < DataPlan.open(job).tokens_per_epoch
+
+
+# -- rows as people write them ------------------------------------------------------------------------------------------
+
+
+def conversation(row: dict[str, Any], **source: Any) -> Conversation:
+    spec = SourceSpec.model_validate({"path": "x"} | source)
+    return parsed(row, choose(spec, list(row), "it"))
+
+
+def said(row: dict[str, Any], **source: Any) -> list[tuple[str, str]]:
+    return [(turn.role, turn.content) for turn in conversation(row, **source).turns]
+
+
+QUESTION, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+PLAIN = [(U, "q"), (A, "a")]
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": json.dumps([QUESTION, ANSWER])},
+        {"messages": str([QUESTION, ANSWER])},
+        {"conversations": json.dumps([{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}])},
+        {"messages": [{"role": " User ", "content": "q"}, {"role": "ASSISTANT", "content": "a"}]},
+        {"conversations": [{"from": "Human", "value": "q"}, {"from": "GPT", "value": "a"}]},
+        {"messages": [{"role": "system", "content": " \n"}, QUESTION, ANSWER]},
+        {"messages": [QUESTION, ANSWER], "tools": ""},
+        {"messages": [QUESTION, ANSWER], "system": None},
+        {"prompt": [QUESTION], "completion": [ANSWER]},
+        {"prompt": [QUESTION], "completion": "a"},
+        {"prompt": "q", "completion": [ANSWER]},
+        {"prompt": "q", "response": [ANSWER]},
+        {"messages": [QUESTION, {"role": "assistant", "content": [{"type": "output_text", "text": "a"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "value": "q"}]}, ANSWER]},
+        {"instruction": "q", "input": float("nan"), "output": "a", "history": "[]"},
+    ],
+)
+def test_one_exchange_in_every_way_to_write_it(row: dict[str, Any]) -> None:
+    assert said(row) == PLAIN
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"), [(42, "42"), (2.5, "2.5"), (-1, "-1"), (0, "0"), (Decimal("1.50"), "1.50")]
+)
+def test_a_number_is_an_answer(answer: object, text: str) -> None:
+    assert said({"question": "how many?", "answer": answer}) == [(U, "how many?"), (A, text)]
+    assert said({"messages": [QUESTION, {"role": "assistant", "content": answer}]}) == [(U, "q"), (A, text)]
+
+
+@pytest.mark.parametrize("answer", [True, {"a": 1}, {}, float("nan"), None])
+def test_what_is_neither_text_nor_number_is_a_bad_row(answer: object) -> None:
+    with pytest.raises(BadRow):
+        said({"question": "q", "answer": answer})
+
+
+def test_what_the_assistant_says_in_a_prompt_is_not_trained() -> None:
+    """As in TRL, where the loss is that of the completion."""
+    turns = conversation({"prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER]}).turns
+    assert [turn.weight for turn in turns] == [None, 0.0, None, None]
+    kept = conversation({"prompt": [QUESTION, {**ANSWER, "weight": 1}, QUESTION], "completion": [ANSWER]}).turns
+    assert [turn.weight for turn in kept] == [None, 1.0, None, None]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "reasoning", "value": "why"}, {"type": "text", "value": "a"}, {"type": "tool_call", "value": json.dumps({"name": "f", "arguments": {"x": 1}})}],
+        [{"type": "thinking", "thinking": "why"}, {"type": "text", "text": "a"}, {"type": "tool_use", "name": "f", "input": {"x": 1}}],
+        [{"type": "thoughts", "text": "why"}, {"type": "tool_calls", "calls": [{"name": "f", "arguments": '{"x": 1}'}]}, "a"],
+        [{"type": "reasoning", "text": "why"}, {"type": "text", "text": "a"}, {"type": "tool_calls", "value": [CALL]}],
+    ],
+)  # fmt: skip
+def test_parts_of_thoughts_and_calls_become_thoughts_and_calls(parts: list[Any]) -> None:
+    turn = conversation({"messages": [QUESTION, {"role": "assistant", "content": parts}]}).turns[1]
+    assert (turn.content, turn.extra) == ("a", {"reasoning_content": "why", "tool_calls": [CALL]})
+
+
+def test_a_part_that_is_an_image_is_a_bad_row_and_not_left_out() -> None:
+    parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(BadRow, match=r"not text \(image_url\)"):
+        said({"messages": [{"role": "user", "content": parts}, ANSWER]})
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_a_turn_whose_words_are_all_thoughts_is_not_empty(key: str) -> None:
+    assert said({"messages": [QUESTION, {"role": "assistant", "content": "", key: "hm"}]}) == [(U, "q"), (A, "")]
+    with pytest.raises(BadRow, match="is empty"):
+        said({"messages": [QUESTION, {"role": "assistant", "content": "", key: " "}]})
+
+
+def test_an_empty_system_message_is_left_out_and_counted(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "data.jsonl", [chat(f"q{i}", "a", system="" if i < 3 else "s") for i in range(5)])
+    data = prepare(data_job(tmp_path, path))
+    assert len(data.train) == 5
+    (source,) = json.loads((tmp_path / "run" / "data_report.json").read_text())["sources"]
+    assert source["changed"] == {EMPTY_SYSTEM: 3}
+
+
+@pytest.mark.parametrize(
+    ("template", "changed"),
+    [("chatml", {}), ("{% if messages[0].role != 'user' %}{{ raise_exception('the user first') }}{% endif %}" + CHATML, {OPENING_ANSWER: 2})],
+)  # fmt: skip
+def test_an_opening_answer_is_kept_where_the_template_takes_it(
+    tmp_path: Path, template: str, changed: dict[str, int]
+) -> None:
+    rows = [chat(f"q{i}", "a") for i in range(4)]
+    for row in rows[:2]:
+        row["conversations"].insert(0, {"from": "gpt", "value": "...the end of something."})
+    path = write_rows(tmp_path / "data.jsonl", rows)
+    data = prepare(data_job(tmp_path, path, model={"chat_template": template}))
+    (source,) = json.loads((tmp_path / "run" / "data_report.json").read_text())["sources"]
+    assert source["bad"] == {}
+    assert source["changed"] == changed
+    from trainer.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(data_job(tmp_path, path).spec.model)
+    assert ("end of something" in tokenizer.decode(data.token_ids(0))) == (not changed)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["user", "gpt", "[{", "{'a'"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["role", "from", "content", "value", "type", "text", "tool_calls", "function", "name", "arguments"]),
+        inner, max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", FORMATS, ids=lambda shape: shape.name)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_no_row_whatever_it_holds_ends_in_anything_but_a_conversation_or_a_bad_row(
+    shape: DatasetFormat, data: st.DataObject
+) -> None:
+    names = re.findall(r"\w+(?=[:,]|$)", re.sub(r"\[.*?\]", "", shape.columns)) + ["tools", "system", "history"]
+    row = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(names, JSON_VALUES)))
+    with contextlib.suppress(BadRow):
+        assert isinstance(parsed(row, shape), Conversation)

@@ -91,7 +91,7 @@ class Pipeline:
                 if keep is not None and not keep(row):
                     num_filtered += 1
                     continue
-                conversation = _parsed(row, shape)
+                conversation = parsed(row, shape)
                 rendered.append(self._rendered(conversation))
             except BadRow as error:
                 bad.append((num_rows, error.reason, error.detail))
@@ -117,6 +117,8 @@ class Pipeline:
                 raise
             check(conversation)
             rendered = self._renderer.render(conversation)
+        except ODD_ROWS as error:
+            raise BadRow(Reason.TEMPLATE, f"{type(error).__name__}: {error}") from error
         try:
             rendered.text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -169,7 +171,7 @@ class Pipeline:
         )
 
 
-def _parsed(row: Mapping[str, Any], shape: DatasetFormat) -> Conversation:
+def parsed(row: Mapping[str, Any], shape: DatasetFormat) -> Conversation:
     """The row's conversation, fit to be learned from. Raises BadRow, whatever the row holds."""
     try:
         conversation = shape.parse(row)
