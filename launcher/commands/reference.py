@@ -47,6 +47,7 @@ EXAMPLES: dict[str, str] = {
     "data.sources.fields": "{prompt: question, response: answer}",
     "data.sources.split": "train_sft",
     "data.sources.subset": "en",
+    "data.sources.field": "conversations",
     "data.sources.weight": "0.5",
     "data.sources.samples": "20000",
     "data.sources.filter": "score > 4",

@@ -32,7 +32,7 @@ from trainer.data.checksums import Blocks, DamagedEntry
 from trainer.run.exits import BadInput, TrainingFailed
 from trainer.run.run_folder import RunDir, write_atomic
 
-VERSION = 2
+VERSION = 3
 MAX_WEIGHTS = 256
 REPORT = "report.json"
 _ARRAYS = ("offsets", "origin", "weight_sum", "trained", "train", "validation")

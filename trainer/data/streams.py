@@ -10,6 +10,7 @@ import codecs
 import gzip
 import io
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -71,9 +72,9 @@ class _Reader(io.RawIOBase):
     def __init__(self) -> None:
         self._held = b""
 
+    @abstractmethod
     def chunk(self) -> bytes:
         """Some bytes; none at the end."""
-        raise NotImplementedError
 
     def readable(self) -> bool:
         return True
