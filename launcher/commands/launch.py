@@ -37,7 +37,7 @@ from launcher.runs.ledger import RunRecord
 from launcher.runs.states import EXIT_CODES, EndReason, RunState, is_over
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import write_atomic
-from trainer.run.spec import NodeJob, result_settings
+from trainer.run.spec import LENGTH_SETTINGS, NodeJob, result_settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +121,12 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     """Go on with a run that is over, from its last checkpoint, under the same id; the exit code of the command."""
     backend = get_backend(record.backend)
     status = status_of(backend, record)
-    if status.state is RunState.SUCCEEDED:
-        screen.say(f"{record.run_id}: is finished; there is nothing to resume")
+    is_finished = status.state is RunState.SUCCEEDED
+    if is_finished and not options.overrides:
+        screen.say(
+            f"{record.run_id}: is finished; there is nothing to resume (`--set train.epochs=...` with more than before goes "
+            "on from its end)"
+        )
         return 0
     _refuse_active(record, status)
     if not record.files.job.exists():
@@ -133,11 +137,16 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     if before is None or options.nproc is not None or options.overrides:
         job, train = start.settled(record.run_id)
         if before is not None:
-            _refuse_other_results(record, before, train)
+            _refuse_other_results(record, before, train, is_finished)
     else:
         job, train = start.job, before
     notes = backend.preflight(job, train, record.options)
     screen.say(f"{record.run_id}: was {status.state.value}; starting it again")
+    if is_finished:
+        screen.say(
+            "  from its last checkpoint, with the schedule drawn anew over the whole length: the learning rate rises again "
+            "from where it had ended; its model folder is replaced at the end"
+        )
     for note in notes:
         screen.say(f"  {note}")
     reader = ViewReader(backend, record)
@@ -259,9 +268,17 @@ class Declined(LauncherError):
     reason = EndReason.CANCELLED
 
 
-def _refuse_other_results(record: RunRecord, before: NodeJob, after: NodeJob) -> None:
+def _refuse_other_results(record: RunRecord, before: NodeJob, after: NodeJob, is_finished: bool) -> None:
+    """A run that is finished may be given more epochs or steps; nothing else that decides the result may change."""
     old, new = result_settings(before.spec), result_settings(after.spec)
     changed = [key for key in new if new[key] != old.get(key)]
+    if is_finished:
+        if not any(key in changed for key in LENGTH_SETTINGS):
+            raise BadUsage(f"{record.run_id}: is finished; it goes on with more train.epochs or train.max_steps alone")
+        for key in LENGTH_SETTINGS:
+            if old[key] is not None and new[key] is not None and new[key] < old[key]:
+                raise BadUsage(f"{key}: {new[key]} is less than the {old[key]} that {record.run_id} was trained for")
+        changed = [key for key in changed if key not in LENGTH_SETTINGS]
     if changed:
         raise BadUsage(
             f"{record.run_id}: {', '.join(changed)} would change what the run computes; `dolphin launch` a new run for that"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,18 @@ def test_the_export_has_the_base_s_names_shapes_and_types(root: Path, zero: int)
     card = (run.model / "README.md").read_text()
     assert "<|im_start|>assistant" in card
     assert "An answer ends with `<|im_end|>`" in card
+
+
+def test_a_finished_run_goes_on_from_its_end_when_it_is_given_more_steps(root: Path) -> None:
+    run = train(write_job(root, "longer", train={"max_steps": 3, "precision": "bf16", "unfrozen": [r"layers\.1\.mlp"]}))
+    before = load_file(run.model / "model.safetensors")
+    job = json.loads(run.train_json.read_text())
+    job["spec"]["train"]["max_steps"] = 5
+    run.train_json.write_text(json.dumps(job))
+    train(run)
+    assert [line["step"] for line in run.read_metrics() if "loss" in line] == [1, 2, 3, 4, 5]
+    log = run.log.read_text()
+    assert "resumed at step 3 of 5" in log
+    assert "its schedule is drawn anew over 5 steps" in log
+    after = load_file(run.model / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)

@@ -56,7 +56,20 @@ def test_launch_follows_to_the_model_and_fetch_brings_it_home(dolphin, job, tmp_
     }
     assert dolphin.run("fetch", run[:-2], tmp_path / "mine").stdout.strip() == str(tmp_path / "mine")
     assert (tmp_path / "mine" / "config.json").exists()
-    assert "nothing to resume" in dolphin.run("resume", run).stderr
+    finished = dolphin.run("resume", run).stderr
+    assert "nothing to resume" in finished
+    assert "--set train.epochs=" in finished
+    for setting, says in {
+        "train.max_steps=6": "6 is less than the 7",
+        "train.log_every=5": "it goes on with more train.epochs or train.max_steps alone",
+        "train.learning_rate=0.5": "it goes on with more",
+    }.items():
+        assert says in dolphin.run("resume", run, "--set", setting, expect=2).stderr
+    longer = dolphin.run("resume", run, "--set", "train.max_steps=8")
+    assert "was succeeded; starting it again" in longer.stderr
+    assert "the schedule drawn anew" in longer.stderr
+    train = json.loads((folder / "train.json").read_text())
+    assert train["spec"]["train"]["max_steps"] == 8
     # The job as resolved says the same again, from anywhere.
     assert dolphin.run("validate", folder / "job.yaml").returncode == 0
 

@@ -153,15 +153,42 @@ def manifest_of(tmp_path) -> Manifest:
     return next(search(tmp_path).candidates()).manifest
 
 
+def same(manifest, settings, plan_key="plan", total_steps=9, steps_per_epoch=1):
+    check_same_job(manifest, settings, plan_key, "run-1", total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "total_steps"),
+    [
+        ({"train.epochs": 2.0, "train.max_steps": None}, {"train.epochs": 4.0}, 4),
+        ({"train.epochs": 1.0, "train.max_steps": 2}, {"train.max_steps": 3}, 3),
+        ({"train.epochs": 2.0, "train.max_steps": None}, {"train.max_steps": 7}, 7),
+    ],
+)
+def test_a_run_that_came_to_its_end_may_be_longer_and_a_stopped_one_may_not(tmp_path, before, now, total_steps):
+    """The end of this one is step 2; a schedule that is redrawn in the middle would be another run's."""
+    settings = {**SETTINGS, **before}
+    manifest = manifest_of(tmp_path).model_copy(update={"result_settings": settings})
+    same(manifest, {**settings, **now}, total_steps=total_steps)
+    with pytest.raises(BadInput, match=r"train.learning_rate"):
+        same(manifest, {**settings, **now, "train.learning_rate": 2e-5}, total_steps=total_steps)
+    with pytest.raises(BadInput, match=r"train\.(epochs|max_steps)"):
+        same(manifest, {**settings, **now}, total_steps=2)
+    longer = {"train.epochs": 3.0} if before["train.max_steps"] is None else {"train.max_steps": 3}
+    stopped = manifest.model_copy(update={"result_settings": {**settings, **longer}})
+    with pytest.raises(BadInput, match=r"train\.(epochs|max_steps)"):
+        same(stopped, {**settings, "train.epochs": 9.0, "train.max_steps": 9}, total_steps=9)
+
+
 def test_a_job_with_other_results_is_refused_with_the_difference(tmp_path):
     manifest = manifest_of(tmp_path)
-    check_same_job(manifest, dict(SETTINGS), "plan", "run-1")
+    same(manifest, dict(SETTINGS))
     with pytest.raises(
         BadInput, match=r"run run-1 has a checkpoint at step 2 .* train.learning_rate: 1e-05 in the chec"
     ):
-        check_same_job(manifest, {**SETTINGS, "train.learning_rate": 2e-5}, "plan", "run-1")
+        same(manifest, {**SETTINGS, "train.learning_rate": 2e-5})
     with pytest.raises(BadInput, match="trained on other data"):
-        check_same_job(manifest, dict(SETTINGS), "other plan", "run-1")
+        same(manifest, dict(SETTINGS), "other plan")
 
 
 def test_a_job_survives_a_version_of_this_program_that_has_more_settings(tmp_path):
@@ -169,12 +196,12 @@ def test_a_job_survives_a_version_of_this_program_that_has_more_settings(tmp_pat
     before = json.loads(json.dumps(now))
     del before["train.min_lr_ratio"], before["data.deduplicate"], before["data.sources"][0]["weight"]
     manifest = manifest_of(tmp_path).model_copy(update={"result_settings": before})
-    check_same_job(manifest, now, "plan", "run-1")
+    same(manifest, now)
     with pytest.raises(BadInput, match=r"train.min_lr_ratio: 0.0 in the checkpoint, 0.1 in the job"):
-        check_same_job(manifest, {**now, "train.min_lr_ratio": 0.1}, "plan", "run-1")
+        same(manifest, {**now, "train.min_lr_ratio": 0.1})
     gone = manifest.model_copy(update={"result_settings": {**before, "train.dropout": 0.1}})
     with pytest.raises(BadInput, match=r"train.dropout: 0.1 in the checkpoint, nothing in the job"):
-        check_same_job(gone, now, "plan", "run-1")
+        same(gone, now)
 
 
 def test_lost_steps_are_those_beyond_the_checkpoint_in_the_life_before(tmp_path):

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 from trainer.checkpoint import random_state
 from trainer.checkpoint.agreement import Agreement
 from trainer.checkpoint.manifest import CorruptCheckpoint, FileEntry, Manifest, folder_name
-from trainer.checkpoint.resume import Candidate, Search, check_same_job, lost_work
+from trainer.checkpoint.resume import Candidate, Search, check_same_job, is_extended, lost_work
 from trainer.checkpoint.schedule import SaveSchedule
 from trainer.checkpoint.shards import ShardReader
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.trainer_state import TrainerState
 from trainer.checkpoint.writer import SaveWriter, random_file
-from trainer.engine import zero_state
+from trainer.engine import optimizer, zero_state
 from trainer.run.exits import TrainingFailed
 from trainer.run.optimizer_state import OPTIMIZER_STATES
 from trainer.run.run_folder import EventKind, RunDir
@@ -96,7 +96,7 @@ class CheckpointManager:
         """`engine` is DeepSpeed's. `emit(EventKind, **fields)` is given on rank 0 only."""
         self._job, self._engine, self._plan_key = job, engine, plan_key
         self._rank, self._world_size, self._attempt = rank, world_size, attempt
-        self._total_steps = total_steps
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._emit = emit
         self._run = RunDir(job.run_dir)
         self._agree = Agreement(rank, world_size)
@@ -171,7 +171,14 @@ class CheckpointManager:
     def _next_compatible(self, candidates: Any) -> Candidate | None:
         candidate = next(candidates, None)
         if candidate is not None:
-            check_same_job(candidate.manifest, result_settings(self._job.spec), self._plan_key, self._job.run_id)
+            check_same_job(
+                candidate.manifest,
+                result_settings(self._job.spec),
+                self._plan_key,
+                self._job.run_id,
+                total_steps=self._total_steps,
+                steps_per_epoch=self._steps_per_epoch,
+            )
         return candidate
 
     def _load(self, manifest: Manifest) -> str | None:
@@ -217,6 +224,16 @@ class CheckpointManager:
             line += f"; {folder} refused: {reason}"
             self._emit(EventKind.CHECKPOINT_REFUSED, checkpoint=self._url(folder), reason=reason)
         print(line, flush=True)
+        if is_extended(candidate.manifest, steps_per_epoch=self._steps_per_epoch, total_steps=self._total_steps):
+            last, following = (
+                optimizer.learning_rate(self._job.spec.train, at, total)
+                for at, total in ((step - 1, step), (step, self._total_steps))
+            )
+            print(
+                f"the run had come to its end: its schedule is drawn anew over {self._total_steps} steps, and the learning "
+                f"rate goes on at {following:.3g}, where it had ended at {last:.3g}",
+                flush=True,
+            )
         self._emit(
             EventKind.RESUMED,
             step=step,

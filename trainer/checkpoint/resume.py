@@ -21,9 +21,10 @@ from trainer.checkpoint.manifest import (
     step_of,
 )
 from trainer.checkpoint.writer import committed
+from trainer.data.plan import num_steps
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import RunDir
-from trainer.run.spec import RESULT_NEUTRAL, SpecModel, TrainSpec
+from trainer.run.spec import LENGTH_SETTINGS, RESULT_NEUTRAL, SpecModel, TrainSpec
 from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore
 
 
@@ -119,9 +120,21 @@ class Search:
         self.local.remove_leftovers()
 
 
-def check_same_job(manifest: Manifest, result_settings: dict[str, Any], plan_key: str, run_id: str) -> None:
-    """Raise BadInput where the job would go on to other results than those that the checkpoint began."""
-    found = differences(with_new_defaults(manifest.result_settings), result_settings)
+def check_same_job(
+    manifest: Manifest,
+    result_settings: dict[str, Any],
+    plan_key: str,
+    run_id: str,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+) -> None:
+    """Raise BadInput where the job would go on to other results than those that the checkpoint began. A run that had come
+    to its end may have been given more epochs or steps."""
+    then = with_new_defaults(manifest.result_settings)
+    if is_extended(manifest, steps_per_epoch=steps_per_epoch, total_steps=total_steps):
+        then |= {key: result_settings[key] for key in LENGTH_SETTINGS}
+    found = differences(then, result_settings)
     if found:
         raise BadInput(
             f"run {run_id} has a checkpoint at step {manifest.step} that was made with other settings: "
@@ -132,6 +145,14 @@ def check_same_job(manifest: Manifest, result_settings: dict[str, Any], plan_key
             f"run {run_id} has a checkpoint at step {manifest.step} that was trained on other data: the files or the "
             "tokenizer have changed since. Put them back, or start a new run"
         )
+
+
+def is_extended(manifest: Manifest, *, steps_per_epoch: int, total_steps: int) -> bool:
+    """Whether the checkpoint is the end of a run that is now to be longer."""
+    epochs, max_steps = (manifest.result_settings.get(key) for key in LENGTH_SETTINGS)
+    if epochs is None:
+        return False
+    return manifest.step == num_steps(epochs, max_steps, steps_per_epoch) < total_steps
 
 
 def with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,11 @@ UNPACKED_MULTIPLE = 8
 """Without packing a micro batch is as long as its longest conversation, rounded up to this many tokens."""
 
 
+def num_steps(epochs: float, max_steps: int | None, steps_per_epoch: int) -> int:
+    """Steps of a whole run."""
+    return max_steps if max_steps is not None else max(1, math.ceil(epochs * steps_per_epoch - 1e-6))
+
+
 @dataclass(frozen=True, slots=True)
 class _Epoch:
     number: int
@@ -91,9 +96,7 @@ class DataPlan:
 
     @property
     def total_steps(self) -> int:
-        if self.max_steps is not None:
-            return self.max_steps
-        return max(1, math.ceil(self.epochs * self.steps_per_epoch - 1e-6))
+        return num_steps(self.epochs, self.max_steps, self.steps_per_epoch)
 
     @cached_property
     def tokens_per_epoch(self) -> int:

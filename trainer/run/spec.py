@@ -372,6 +372,10 @@ RESULT_NEUTRAL = {
 """Settings that a resumed run may change: they alter cost or bookkeeping, not which update is computed from which data."""
 
 
+LENGTH_SETTINGS = ("train.epochs", "train.max_steps")
+"""Settings of which a finished run may be given more: it goes on from its end."""
+
+
 def result_settings(spec: TrainSpec) -> dict[str, Any]:
     """Flat `group.key -> value` of everything that decides the result; what a checkpoint is compared by."""
     flat: dict[str, Any] = {}
