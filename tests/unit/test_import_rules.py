@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = {
     "launcher": "config models runs units < jobfile < backends < follow plan < commands < cli < __main__",
     "launcher.backends": "base checks inputs release < home < docker sky",
-    "launcher.backends.docker": "container engine < image < backend doctor",
+    "launcher.backends.docker": "container endpoint < engine < image trial < backend doctor",
     "launcher.backends.sky": "bucket_copy catalog doctor errors node reach status task < log offers ship < records < reading < backend < client",
     "launcher.commands": "convert data doctor down launch plan runs schema spectrum validate < reference < init",
     "launcher.follow": "run_view < readers screen < follow status < attend",

@@ -72,11 +72,12 @@ class DockerBackend(HomeBackend):
             Path(folder).mkdir(parents=True, exist_ok=True)  # else there is nothing to mount
         secrets = record.folder / parts.SECRETS_NAME
         secrets.unlink(missing_ok=True)
+        options = engine.security_options(client)
         try:
             if submission.secrets:
                 secret_file.write(secrets, dict(submission.secrets))
             with engine.explained(f"{record.run_id}: starting its container"):
-                container = client.containers.create(name, **self._settings(submission, mounts))
+                container = client.containers.create(name, **self._settings(submission, mounts, options))
             try:
                 with engine.explained(f"{record.run_id}: starting its container"):
                     container.start()
@@ -88,7 +89,7 @@ class DockerBackend(HomeBackend):
             secrets.unlink(missing_ok=True)
         return {"container": container.id, "name": container.name, "image": name, "host": platform.node()}
 
-    def _settings(self, submission: Submission, mounts: parts.Mounts) -> dict[str, Any]:
+    def _settings(self, submission: Submission, mounts: parts.Mounts, security_options: list[str]) -> dict[str, Any]:
         """Arguments of `containers.create`. Bind mounts, so that a folder that is not there is an error, not root's."""
         from docker.types import DeviceRequest, Mount, Ulimit
 
@@ -99,7 +100,7 @@ class DockerBackend(HomeBackend):
             "labels": {parts.RUN_LABEL: train.run_id},
             "entrypoint": parts.command_of(train),
             "command": [],
-            "user": f"{os.getuid()}:{os.getgid()}",
+            **parts.user_of(security_options, os.getuid(), os.getgid()),
             "working_dir": train.run_dir,
             "environment": parts.environment_of(
                 submission.job.env,

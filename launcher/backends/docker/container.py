@@ -106,6 +106,18 @@ def environment_of(
     return environment | dict(job_environment)
 
 
+def user_of(security_options: Iterable[str], user_id: int, group_id: int) -> dict[str, str]:
+    """Settings with which a process in the container is this user for files of this machine, whatever the engine maps.
+
+    A rootless engine runs as the user, who is root in its containers; an engine that maps users for all containers
+    (userns-remap) is asked not to for this one, whose process is no root.
+    """
+    options = set(security_options)
+    if "rootless" in options:
+        return {"user": "0:0"}
+    return {"user": f"{user_id}:{group_id}"} | ({"userns_mode": "host"} if "userns" in options else {})
+
+
 def command_of(train: NodeJob) -> list[str]:
     """The image's own entry, with everything it says in the run's log.txt, where it outlives container and engine."""
     wrapper = 'exec "$@" >>"$DOLPHIN_LOG" 2>&1'

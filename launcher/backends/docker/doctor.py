@@ -1,6 +1,7 @@
-"""What `dolphin doctor` finds for containers: the SDK, an engine that answers, GPUs for it, room for the image, the image.
+"""What `dolphin doctor` finds for containers: the SDK, an engine that answers, GPUs for it, a container that
+starts, room for the image, the image.
 
-Changes nothing. Refuses to know runs.
+Leaves nothing behind. Refuses to know runs.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import shutil
 import socket
 
 from launcher.backends.checks import Check, Health, installed_version
-from launcher.backends.docker import engine, image
+from launcher.backends.docker import engine, image, trial
+from launcher.backends.docker.endpoint import endpoint, local_socket
 from launcher.backends.home.machine import local_gpus
+from launcher.runs import ledger
 from launcher.runs.errors import BackendError, LauncherError
 from launcher.units import size
 
@@ -28,36 +31,27 @@ def checks() -> list[Check]:
         if sdk
         else Check("docker", "docker SDK", Health.MISSING, "not installed", "pip install 'dolphin-launcher[docker]'")
     ]
-    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    if not host.startswith("unix://"):
-        return [
-            *results,
-            Check(
-                "docker",
-                "daemon",
-                Health.MISSING,
-                host,
-                "not a local engine, which --on docker needs; unset DOCKER_HOST",
-            ),
-        ]
-    path = host.removeprefix("unix://")
+    try:
+        at, path = endpoint(), local_socket()
+    except BackendError as error:
+        return [*results, Check("docker", "daemon", Health.MISSING, "none of this machine", str(error))]
     problem = _ping_problem(path)
     if problem is not None:
-        return [*results, Check("docker", "daemon", Health.MISSING, path, problem)]
-    results.append(Check("docker", "daemon", Health.OK, path))
+        return [*results, Check("docker", "daemon", Health.MISSING, f"{path} ({at.origin})", problem)]
+    results.append(Check("docker", "daemon", Health.OK, f"{path} ({at.origin})"))
     if sdk is None:
         return results
     return [*results, *_of_engine()]
 
 
 def _of_engine() -> list[Check]:
-    """One finding a check; a missing one where the engine refuses to be asked."""
+    """One result a check; a missing one where the engine refuses to be asked."""
     gpus = local_gpus()
     variant = "cuda" if gpus else "cpu"
     try:
         client = engine.connect(timeout_s=10)
         found = [_gpus(client, len(gpus))] if gpus else []
-        return [*found, _image(client, variant), _disk(client, variant)]
+        return [*found, _container(client), _image(client, variant), _disk(client, variant)]
     except BackendError as error:
         return [Check(BACKEND, "engine", Health.MISSING, "cannot be used", str(error))]
 
@@ -67,6 +61,15 @@ def _gpus(client, num_gpus: int) -> Check:  # type: ignore[no-untyped-def]
         return Check(BACKEND, "GPUs", Health.OK, f"{num_gpus} can be given to containers")
     advice = "install nvidia-container-toolkit and restart docker, or set CUDA_VISIBLE_DEVICES= to use the CPU"
     return Check(BACKEND, "GPUs", Health.MISSING, "no GPU runtime in the engine", advice)
+
+
+def _container(client) -> Check:  # type: ignore[no-untyped-def]
+    home = ledger.home()
+    folder = next(path for path in (home, *home.parents) if path.is_dir())
+    problem = trial.problem_of(client, folder)
+    if problem is None:
+        return Check(BACKEND, "container", Health.OK, f"one started and wrote to {folder}")
+    return Check(BACKEND, "container", Health.MISSING, "none can be used", problem)
 
 
 def _image(client, variant: str) -> Check:  # type: ignore[no-untyped-def]

@@ -6,12 +6,11 @@ Owns the use of the Docker SDK for Python together with `backend` and `image`. R
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
+from launcher.backends.docker.endpoint import SOCKET, USUAL, endpoint, local_socket
 from launcher.runs.errors import BackendError
 
-DEFAULT_HOST = "unix:///var/run/docker.sock"
 ANSWER_TIMEOUT_S = 60
 _MEANINGS = (
     ("no space left on device", "the engine's disk is full: `docker system prune` frees some, `docker system df` shows what uses it"),
@@ -35,16 +34,12 @@ def connect(timeout_s: float = ANSWER_TIMEOUT_S):  # type: ignore[no-untyped-def
         raise BackendError(
             "--on docker: the Docker SDK is not installed; pip install 'dolphin-launcher[docker]'"
         ) from None
-    host = os.environ.get("DOCKER_HOST") or DEFAULT_HOST
-    if not host.startswith("unix://"):
-        raise BackendError(
-            f"DOCKER_HOST={host}: --on docker mounts folders of this machine, so it needs an engine on it; unset DOCKER_HOST"
-        )
+    path = local_socket()
     try:
-        client = docker.DockerClient(base_url=host, timeout=timeout_s)
+        client = docker.DockerClient(base_url=f"{SOCKET}{path}", timeout=timeout_s)
         client.ping()
     except Exception as error:  # the SDK wraps some errors of sockets and lets others through
-        raise _unreachable(host.removeprefix("unix://"), error) from None
+        raise _unreachable(path, endpoint().origin, error) from None
     return client
 
 
@@ -75,6 +70,13 @@ def explain(doing: str, message: str) -> str:
     return f"{doing}: docker: {said[:400]}"
 
 
+def security_options(client) -> list[str]:  # type: ignore[no-untyped-def]
+    """What the engine says of its isolation, as `rootless` or `userns`."""
+    with explained("asking the engine for its security options"):
+        stated = client.info().get("SecurityOptions") or []
+    return [str(option).partition(",")[0].removeprefix("name=") for option in stated]
+
+
 def has_gpu_runtime(client) -> bool:  # type: ignore[no-untyped-def]
     """Whether containers can be given NVIDIA GPUs."""
     with explained("asking the engine for its runtimes"):
@@ -83,10 +85,12 @@ def has_gpu_runtime(client) -> bool:  # type: ignore[no-untyped-def]
     return "nvidia" in (info.get("Runtimes") or {}) or any("nvidia" in device for device in devices)
 
 
-def _unreachable(path: str, error: Exception) -> BackendError:
+def _unreachable(path: str, origin: str, error: Exception) -> BackendError:
     text = str(error)
     if "Permission denied" in text:
         advice = "add yourself to the group `docker` and log in again"
+    elif "No such file" in text and origin != USUAL:
+        advice = f"{origin} names it: start that engine, or name another"
     elif "No such file" in text:
         advice = "install Docker Engine (Debian: apt-get install docker.io) and start it"
     else:
