@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from launcher.backends.findings import Health
 
+from launcher.backends.checks import Health
 from launcher.backends.docker import container, doctor, engine, trial
 from launcher.backends.docker.endpoint import DEFAULT_HOST, endpoint, local_socket
 from launcher.runs.errors import BackendError
