@@ -194,7 +194,7 @@ def status(
     from launcher.commands import runs
     from launcher.runs import ledger
 
-    if all_:
+    if all_ or (run is None and not ledger.all_runs()):
         return runs.status_of_all(json_wanted=json_)
     return runs.status(ledger.find(run), json_wanted=json_)
 

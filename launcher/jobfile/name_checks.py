@@ -33,9 +33,10 @@ _ALSO_CALLED = {
 _VARIABLE = re.compile(r"\$\{[^}]*\}|\$[A-Za-z_]\w*")
 _BRACED = re.compile(r"\$\{[^}]*\}")
 _BUCKET = {
-    "s3": re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"),
-    "gs": re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"),
+    "s3": re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?"),
+    "gs": re.compile(r"[a-z0-9]([a-z0-9._-]{0,220}[a-z0-9])?"),
 }
+"""Amazon and Google ask for three letters and more; stores of one's own that speak their language do not."""
 _HUB = re.compile(r"(datasets/)?[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 _SCHEME_SLIP = re.compile(r"(s3|gs|gcs|hf|hdfs|https?|ftp)(:/*|//)(?=[^/])", re.IGNORECASE)
 _SCHEMES_MEANT = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "gs3": "gs", "huggingface": "hf", "hub": "hf", "s4": "s3"}
@@ -135,7 +136,7 @@ def url_problem(text: str, schemes: tuple[str, ...]) -> str | None:
         lower = bucket.lower()
         near = f"{scheme}://{lower}{rest[len(bucket) :]}" if _BUCKET[scheme].fullmatch(lower) else None
         hint = f"did you mean {near!r}?" if near else f"write {scheme}://bucket/prefix"
-        return f"{bucket!r} is no name of a bucket (3 or more of a-z, 0-9, - and .); {hint}"
+        return f"{bucket!r} is no name of a bucket (a-z, 0-9, - and .); {hint}"
     if ".." in rest.split("/"):
         return f"{text!r}: a bucket has no `..`; write the path out"
     return None

@@ -112,7 +112,6 @@ def test_every_command_is_listed_and_explained(dolphin):
         (["launch", "job.yaml", "-y", "--set", "train.lerning_rate=1"], "learning_rate"),
         (["launch", "job.yaml", "-y", "--nproc", "3"], "divide"),
         (["launch", "broken.yaml", "-y"], "broken.yaml"),
-        (["status"], "there is no run"),
         (["logs", "x"], "there is no run"),
         (["down"], "there is no run"),
         (["resume", "x"], "there is no run"),

@@ -84,7 +84,7 @@ def test_the_clouds_are_skypilot_s() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["s3://bucket", "s3://my.bucket/runs", "gs://my_bucket/a/b", "hf://owner/name", "hf://datasets/owner/name@main", "hf://squad",
+    ["s3://bucket", "s3://b/r", "s3://my.bucket/runs", "gs://my_bucket/a/b", "hf://owner/name", "hf://datasets/owner/name@main", "hf://squad",
      "/shared/runs", "runs", "./a:b", "C:/x", "s3://b-1/part-*.jsonl"],
 )  # fmt: skip
 def test_addresses_that_are_right(text: str) -> None:
@@ -102,7 +102,7 @@ def test_addresses_that_are_right(text: str) -> None:
         ("s3://My_Bucket/x", "is no name of a bucket"),
         ("s3://MyBucket/x", "did you mean 's3://mybucket/x'?"),
         ("s3:///x", "is no name of a bucket"),
-        ("s3://b", "is no name of a bucket"),
+        ("s3://-b/x", "is no name of a bucket"),
         ("s3://bucket/../other", "has no `..`"),
         ("http://x/y.jsonl", "no address begins with http://"),
         ("file:///etc/passwd", "no address begins with file://"),
