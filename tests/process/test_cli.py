@@ -132,7 +132,7 @@ def test_a_mistake_is_told_in_a_line_or_two_with_exit_code_2(dolphin, tmp_path, 
 
 
 def test_debug_shows_where_an_error_came_from(dolphin):
-    process = dolphin.start("status", "--debug")
+    process = dolphin.start("logs", "--debug")
     _, err = process.communicate()
     assert process.returncode == 2
     assert "Traceback" in err
