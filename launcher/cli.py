@@ -297,6 +297,9 @@ def spectrum_names(
 def main() -> None:
     """Entry point. Every error that is not a defect of dolphin is one or two lines, without a traceback."""
     _take_no_strangers_modules()
+    from launcher import streams
+
+    streams.mend()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     # Looking for pydantic plugins reads the metadata of every installed package: a tenth of `dolphin validate`.
@@ -309,11 +312,22 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         code = _interrupted()
     except BrokenPipeError:  # `dolphin logs | head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.discard_output()
         code = _interrupted()
     except Exception as error:
         code = _explain(error, debug)
+    try:
+        sys.stdout.flush()
+    except OSError:  # else the end of the process tries again, and has a code of its own for it
+        streams.discard_output()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _has_working_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def _interrupted() -> int:
@@ -353,6 +367,16 @@ def _explain(error: Exception, debug: bool) -> int:
     if type(error).__name__ == "BadInput":  # what model, data or file are, as the trainer would refuse them
         print(f"dolphin: {error}", file=sys.stderr)
         return EXIT_CODES[EndReason.BAD_SPECIFICATION]
+    if isinstance(error, OSError):
+        if type(error).__name__ == "OutputBroken":
+            print(f"dolphin: standard output cannot be written ({error.strerror})", file=sys.stderr)
+            return EXIT_CODES[EndReason.FAILED]
+        if not _has_working_folder():
+            print("dolphin: the folder that you are in was removed; `cd` to one that is there", file=sys.stderr)
+            return EXIT_CODES[EndReason.BAD_SPECIFICATION]
+        if error.filename is not None and error.strerror:
+            print(f"dolphin: {error.filename}: {error.strerror}; correct it and try again", file=sys.stderr)
+            return EXIT_CODES[EndReason.FAILED]
     if not debug:
         print(f"dolphin: unexpected {type(error).__name__}: {error}; run it again with --debug", file=sys.stderr)
     return EXIT_CODES[EndReason.FAILED]

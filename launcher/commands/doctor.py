@@ -16,6 +16,7 @@ from launcher.backends.base import BACKENDS, checks_of
 from launcher.backends.checks import Check, Health
 from launcher.follow import screen
 from launcher.runs import ledger
+from launcher.runs.errors import BadUsage
 from launcher.runs.states import EXIT_CODES, EndReason
 from launcher.units import size
 
@@ -51,7 +52,10 @@ def check_python() -> list[Check]:
 
 
 def check_home() -> list[Check]:
-    home = ledger.home()
+    try:
+        home = ledger.home()
+    except BadUsage as error:
+        return [Check("any", "DOLPHIN_HOME", Health.MISSING, "none", str(error))]
     existing = next(path for path in (home, *home.parents) if path.exists())
     try:
         tempfile.TemporaryFile(dir=existing).close()  # permission bits say too little of read-only and full disks

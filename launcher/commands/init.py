@@ -6,6 +6,7 @@ Never overwrites a file.
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -79,7 +80,12 @@ def _write(text: str, output: str) -> None:
         return
     try:
         with open(output, "x", encoding="utf-8") as file:
-            file.write(text)
+            try:
+                file.write(text)
+                file.flush()
+            except OSError:
+                os.unlink(output)  # half a job would be refused by the next `init`, and read by `validate`
+                raise
     except FileExistsError:
         message = "exists already and is left as it is; name another with -o, or remove it"
         raise SpecErrors([LocatedProblem(output, 1, "", message)]) from None

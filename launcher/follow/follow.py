@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -118,7 +119,7 @@ def _show_past(backend: Backend, record: RunRecord, screen: Screen, start: LogFr
             screen.log(chunk.text)
             cursor = chunk.cursor
         return cursor
-    lines: deque[str] = deque(maxlen=start.tail)
+    lines: deque[str] = deque(maxlen=None if start.tail is None else min(start.tail, sys.maxsize))
     cursor, filter_ = BEGINNING, _SinceFilter(start.since, _KnownTimes(backend, record) if start.since else None)
     for chunk in backend.logs(record):
         lines.extend(filter_.keep(chunk))
@@ -186,7 +187,10 @@ class _SinceFilter:
         match = self._STAMP.match(line)
         if match is None:
             return None
-        at = datetime.fromisoformat(match[1] + (match[2] or ""))
+        try:
+            at = datetime.fromisoformat(match[1] + (match[2] or ""))
+        except ValueError:  # looks like a time, and is in the 13th month
+            return None
         return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 

@@ -7,12 +7,12 @@ there is a terminal to draw on, or a table to print.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TextIO
 
+from launcher import streams
 from launcher.follow.run_view import RunView
 from launcher.runs.errors import ReaderGone
 from launcher.units import count, seconds
@@ -113,8 +113,11 @@ def _write(stream: TextIO, text: str) -> None:
         stream.write(text)
         stream.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # the flush at exit must not fail again
+        streams.discard_output()
         raise ReaderGone from None
+    except OSError as error:  # a full disk: the run goes on, and so does who waits for its end
+        say(f"standard output cannot be written ({error.strerror}); the log is shown no further")
+        streams.discard_output()
 
 
 def numbers(view: RunView, *, with_time_left: bool = True) -> str:

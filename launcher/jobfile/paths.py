@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import glob
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def _group(data: Any, key: str) -> dict[str, Any]:
 
 def _absolute(text: str, folder: Path) -> str:
     """Without resolving links: a data set behind a link stays named as its owner names it."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # which leaves `~nobody` as it is: there is no such file
     parts: list[str] = []
     for part in (path if path.is_absolute() else folder / path).parts:
         if part == "..":

@@ -11,7 +11,7 @@ def local_folder(base: str, revision: str | None = None) -> Path | None:
     if Path(base).is_dir():
         return Path(base)
     home = os.environ.get("HF_HOME", os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))).expanduser()
+    cache = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE", os.path.join(home, "hub"))))
     repository = cache / f"models--{base.replace('/', '--')}"
     try:
         commit = (repository / "refs" / (revision or "main")).read_text().strip()

@@ -72,8 +72,20 @@ class RunRecord:
 
 
 def home() -> Path:
-    """DOLPHIN_HOME, or ~/.dolphin."""
-    return Path(os.environ.get("DOLPHIN_HOME") or Path.home() / ".dolphin").expanduser().absolute()
+    """DOLPHIN_HOME, or ~/.dolphin. BadUsage where neither names a folder: a user without a home, a folder that was removed."""
+    stated = os.environ.get("DOLPHIN_HOME")
+    folder = os.path.expanduser(stated or "~/.dolphin")
+    if folder.startswith("~"):
+        what = (
+            f"DOLPHIN_HOME: {stated} names nobody's folder" if stated else f"user {os.getuid()} has no home folder here"
+        )
+        raise BadUsage(f"{what}; set DOLPHIN_HOME to a folder of yours")
+    try:
+        return Path(folder).absolute()
+    except FileNotFoundError:
+        raise BadUsage(
+            f"DOLPHIN_HOME: {stated} is relative to a working folder that was removed; name an absolute one"
+        ) from None
 
 
 def runs_dir() -> Path:

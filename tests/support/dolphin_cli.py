@@ -58,8 +58,13 @@ class Dolphin:
 
     def start(self, *arguments: str | Path, **popen: Any) -> subprocess.Popen[str]:
         command = [str(Path(sys.executable).with_name("dolphin")), *map(str, arguments)]
-        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=self.environment, text=True, **(options | popen))
+        options: dict[str, Any] = {
+            "text": True,
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        return subprocess.Popen(command, env=self.environment, **(options | popen))
 
     def run(self, *arguments: str | Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments)

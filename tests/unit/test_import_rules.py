@@ -18,7 +18,7 @@ from tests.support.rooms import floors_of, imports, imports_when_run, modules_of
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
-    "launcher": "config models runs units < jobfile < backends < follow plan < commands < cli < __main__",
+    "launcher": "config models runs streams units < jobfile < backends < follow plan < commands < cli < __main__",
     "launcher.backends": "base checks inputs release < home < docker sky",
     "launcher.backends.docker": "container endpoint < engine < image trial < backend doctor",
     "launcher.backends.sky": "bucket_copy catalog doctor errors node reach status task < log offers ship < records < reading < backend < client",

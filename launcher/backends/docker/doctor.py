@@ -15,7 +15,7 @@ from launcher.backends.docker import engine, image, trial
 from launcher.backends.docker.endpoint import endpoint, local_socket
 from launcher.backends.home.machine import local_gpus
 from launcher.runs import ledger
-from launcher.runs.errors import BackendError, LauncherError
+from launcher.runs.errors import BackendError, BadUsage, LauncherError
 from launcher.units import size
 
 BACKEND = "docker"
@@ -64,7 +64,10 @@ def _gpus(client, num_gpus: int) -> Check:  # type: ignore[no-untyped-def]
 
 
 def _container(client) -> Check:  # type: ignore[no-untyped-def]
-    home = ledger.home()
+    try:
+        home = ledger.home()
+    except BadUsage as error:
+        return Check(BACKEND, "container", Health.NOTE, "none was tried", str(error))
     folder = next(path for path in (home, *home.parents) if path.is_dir())
     problem = trial.problem_of(client, folder)
     if problem is None:

@@ -6,6 +6,7 @@ to know what runs there.
 
 from __future__ import annotations
 
+import codecs
 import os
 import platform
 from abc import ABC, abstractmethod
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from launcher.jobfile.spec import JobSpec
 
 _CHUNK_BYTES = 1 << 18
+_LONGEST_LINE_BYTES = 1 << 24
+"""A line that is longer is told in pieces."""
 _LAST_WORDS = 300
 """Characters of a log's last line that are shown."""
 
@@ -42,6 +45,13 @@ def read_from(path: Path, offset: int) -> bytes | None:
             return handle.read()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
+
+
+def _end_of_letters(block: bytes) -> int:
+    """The length of `block` without a letter of which UTF-8 only begins at its end; all of it where that is nothing else."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(block)
+    return (len(block) - len(decoder.getstate()[0])) or len(block)
 
 
 class HomeBackend(ABC):
@@ -86,9 +96,11 @@ class HomeBackend(ABC):
             with open(record.files.log, "rb") as log:
                 log.seek(offset)
                 while block := log.read(_CHUNK_BYTES):
+                    while b"\n" not in block and len(block) < _LONGEST_LINE_BYTES and (more := log.read(_CHUNK_BYTES)):
+                        block += more
                     end = block.rfind(b"\n") + 1
-                    if end == 0 and (is_dead or len(block) == _CHUNK_BYTES):
-                        end = len(block)
+                    if end == 0 and (is_dead or len(block) >= _LONGEST_LINE_BYTES):
+                        end = _end_of_letters(block)
                     if end == 0:
                         return
                     offset += end

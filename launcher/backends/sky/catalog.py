@@ -20,7 +20,7 @@ CATALOG_VERSIONS = ("v8", "v7", "v6", "v5")
 def catalog_folder() -> Path | None:
     """SkyPilot's catalog on this machine: $DOLPHIN_CATALOGS, or the newest under ~/.sky/catalogs. None where there is none."""
     stated = os.environ.get("DOLPHIN_CATALOGS")
-    root = Path(stated) if stated else Path.home() / ".sky" / "catalogs"
+    root = Path(stated) if stated else Path(os.path.expanduser("~/.sky/catalogs"))
     return next((root / version for version in CATALOG_VERSIONS if (root / version).is_dir()), None)
 
 

@@ -6,6 +6,7 @@ configuration for Slurm (~/.slurm/config) names the login nodes.
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import tarfile
@@ -35,7 +36,7 @@ class Reach(Protocol):
 def reach(infra: str | None) -> Reach | None:
     """How to reach a folder store of this infra; None where there is no way."""
     parts = (infra or "").split("/")
-    if parts[0].lower() == "slurm" and len(parts) > 1 and Path(SLURM_CONFIG).expanduser().exists():
+    if parts[0].lower() == "slurm" and len(parts) > 1 and os.path.exists(os.path.expanduser(SLURM_CONFIG)):
         return OverSsh(parts[1])
     return None
 
@@ -75,7 +76,7 @@ class OverSsh:
         return target.absolute()
 
     def _command(self, command: str) -> list[str]:
-        config = str(Path(SLURM_CONFIG).expanduser())
+        config = os.path.expanduser(SLURM_CONFIG)
         return ["ssh", "-F", config, "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=accept-new", "-o",
                 "ConnectTimeout=15", "-o", "LogLevel=ERROR", self._cluster, command]  # fmt: skip
 
