@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.backends.base import Offer
-from launcher.backends.sky.errors import explain
+from launcher.backends.sky.errors import Server, explain
 from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress
 from launcher.backends.sky.task import Place, places_of
 from launcher.jobfile.spec import JobSpec
@@ -34,6 +34,50 @@ def test_an_error_says_what_to_do_next(error: BaseException, kind: type, words: 
     assert words in str(found)
     assert str(found).startswith("demo: submitting: ")
     assert len(str(found).splitlines()) <= 2
+
+
+MISMATCH = (
+    "\x1b[33mYour SkyPilot API server version is too old: 0.5.0\n\x1b[0mThe client is running on 0.14.1 and the minimum "
+    "compatible version is 0.11.0.\nContact your administrator to upgrade the remote API server or downgrade your client "
+    'with:\n\x1b[33mpip install -U "skypilot==0.5.0"\x1b[0m'
+)
+
+
+def said_of(name: str, text: str, server: Server) -> str:
+    return str(explain(raised(name, text), what="submitting", server=lambda: server))
+
+
+def test_a_remote_server_of_another_version_is_told_with_both_versions_and_its_address() -> None:
+    said = said_of("APIVersionMismatchError", MISMATCH, Server("http://sky.lab", False))
+    for part in ("0.5.0", "0.14.1", "http://sky.lab", 'pip install -U "skypilot==0.5.0"'):
+        assert part in said
+    assert "sky api start" not in said, "a remote server is not started from here"
+    assert len(said.splitlines()) == 1
+
+
+def test_a_local_server_of_another_version_is_restarted() -> None:
+    said = said_of(
+        "APIVersionMismatchError",
+        "The local SkyPilot API server is not compatible",
+        Server("http://127.0.0.1:46580", True),
+    )
+    assert "sky api stop" in said
+    assert "pip install" not in said
+
+
+@pytest.mark.parametrize(
+    ("server", "words"),
+    [
+        (Server("http://127.0.0.1:46580", True), "sky api start"),
+        (Server("https://sky.lab", False), "https://sky.lab; is the address right"),
+        (Server("https://sky.lab", False, "a web page"), "https://sky.lab answers with a web page"),
+        (Server("https://sky.lab", False, "404 (Not Found)"), "https://sky.lab answers with 404"),
+    ],
+)
+def test_what_does_not_answer_as_skypilot_is_told_apart(server: Server, words: str) -> None:
+    said = said_of("ApiServerConnectionError", "Could not connect", server)
+    assert words in said
+    assert ("sky api start" in said) == (server.is_local and server.answer is None)
 
 
 class Catalog:

@@ -12,7 +12,10 @@ import importlib
 import io
 import logging
 import os
+import re
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -243,7 +246,28 @@ class SkyClient:
         except LauncherError:
             raise
         except (Exception, SystemExit) as error:  # SkyPilot raises its own, requests', click's and plain ones
-            raise errors.explain(error, what=what) from error
+            raise errors.explain(error, what=what, server=self._server) from error
+
+    def _server(self) -> errors.Server | None:
+        """The API server that SkyPilot was told to use, and what answers there."""
+        with contextlib.suppress(Exception):  # only words of an error hang on it
+            common = self._module("sky.server.common")
+            endpoint = str(common.get_server_url())
+            shown = re.sub(r"//[^/@]*@", "//", endpoint)
+            return errors.Server(shown, bool(common.is_api_server_local(endpoint)), answer_of(endpoint))
+        return None
+
+
+def answer_of(endpoint: str) -> str | None:
+    """What is at an address that is not SkyPilot's API: `404`, `a web page`; None where nothing answers."""
+    try:
+        with urllib.request.urlopen(f"{endpoint}/api/health", timeout=5) as response:
+            kind = response.headers.get_content_type()
+            return "a web page" if kind == "text/html" else f"a page of type {kind}"
+    except urllib.error.HTTPError as error:
+        return f"{error.code} ({error.reason})"
+    except (OSError, ValueError):
+        return None
 
 
 class SkyBackend(SkyRuns):

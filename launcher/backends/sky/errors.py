@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.runs.errors import BackendError, BadUsage, LauncherError, NoCapacity
@@ -20,7 +21,6 @@ _API_DOWN = (
     "ConnectTimeout",
     "ReadTimeout",
     "ChunkedEncodingError",
-    "APIVersionMismatchError",
 )
 _CREDENTIALS = re.compile(
     r"(expired|invalid|no|unable to locate|missing) (token|credential|security token|access key)|ExpiredToken|InvalidClientTokenId"
@@ -35,11 +35,32 @@ _IMAGE = re.compile(
 )  # fmt: skip
 
 
-def explain(error: BaseException, *, what: str, tried: Sequence[str] = ()) -> LauncherError:
-    """The error to raise instead. `what` was being done; `tried` names the offers that were asked for."""
+@dataclass(frozen=True, slots=True)
+class Server:
+    """SkyPilot's API server as the client sees it."""
+
+    endpoint: str
+    """Without credentials."""
+    is_local: bool
+    """Of this machine, started by SkyPilot itself where it is missing."""
+    answer: str | None = None
+    """What answers there, where it is not SkyPilot: `404`, `a web page`; None where nothing does."""
+
+
+def explain(
+    error: BaseException, *, what: str, tried: Sequence[str] = (), server: Callable[[], Server | None] = lambda: None
+) -> LauncherError:
+    """The error to raise instead. `what` was being done; `tried` names the offers that were asked for; `server` is asked
+    for where the trouble is with it."""
     name, text = type(error).__name__, clean(error)
+    if name == "APIVersionMismatchError":
+        return BackendError(f"{what}: {_of_another_version(text, server())}")
+    if name == "ApiServerAuthenticationError":
+        at = server()
+        where = f" at {at.endpoint}" if at is not None else ""
+        return BackendError(f"{what}: SkyPilot's API server{where} asks for a login; `sky api login`")
     if name in _API_DOWN or ("API server" in text and "connect" in text):
-        return BackendError(f"{what}: SkyPilot's API server does not answer; `sky api status`, then `sky api start`")
+        return BackendError(f"{what}: {_without_answer(server())}")
     if _CREDENTIALS.search(text):
         return BackendError(
             f"{what}: credentials are missing or expired ({first_line(text)}); renew them, then `sky check`"
@@ -62,6 +83,31 @@ def explain(error: BaseException, *, what: str, tried: Sequence[str] = ()) -> La
     if name in ("ResourcesMismatchError", "InvalidTaskSpecError", "InvalidSkyPilotConfigError"):
         return BadUsage(f"{what}: SkyPilot refuses it: {first_line(text)}")
     return BackendError(f"{what}: SkyPilot failed: {name}: {first_line(text)}")
+
+
+def _of_another_version(text: str, server: Server | None) -> str:
+    """SkyPilot's own words have both versions where the server is remote, and a hint to restart it where it is local."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    command = next((line for line in lines if line.startswith("pip install")), None)
+    if server is None or server.is_local:
+        return (
+            "SkyPilot's API server on this machine is of another version than SkyPilot here; `sky api stop`, then "
+            "`sky api start` (jobs go on)"
+        )
+    said = "; ".join(line.rstrip(".") for line in lines if line != command and not line.startswith("Contact"))
+    remedy = f"`{command}` here, or ask its owner to upgrade it" if command else "install the server's version here"
+    return f"{said} ({server.endpoint}); {remedy}"
+
+
+def _without_answer(server: Server | None) -> str:
+    if server is None or (server.is_local and server.answer is None):
+        return "SkyPilot's API server does not answer; `sky api status`, then `sky api start`"
+    if server.answer is None:
+        return f"no SkyPilot API server answers at {server.endpoint}; is the address right, and can it be reached from here?"
+    return (
+        f"{server.endpoint} answers with {server.answer}, and not as a SkyPilot API server; correct the address "
+        "(SKYPILOT_API_SERVER_ENDPOINT, `sky api info`), or log in (`sky api login`)"
+    )
 
 
 def refused(error: BaseException) -> BadUsage:
