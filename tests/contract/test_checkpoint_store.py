@@ -14,7 +14,7 @@ from tests.support import object_stores
 from tests.support.fault_proxy import FaultProxy
 from trainer.run.exits import BadInput
 from trainer.run.stores import object_store
-from trainer.run.stores.base import FolderStore, NotInStore, StoreError
+from trainer.run.stores.base import FolderStore, NotInStore, StoreError, StoreRefused
 from trainer.run.stores.opening import open_store, probe
 
 KINDS = ("folder", "s3", "gcs")
@@ -245,3 +245,59 @@ def test_a_really_full_disk_too(tmp_path):
             probe(store)
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+OPERATIONS = {
+    "list": lambda store, path: store.list(),
+    "entries": lambda store, path: store.entries(),
+    "get": lambda store, path: store.get("there"),
+    "get_range": lambda store, path: store.get_range("there", 0, 4),
+    "put": lambda store, path: store.put("new", b"x" * 5000),
+    "put_file": lambda store, path: store.put_file("large", path),
+    "delete": lambda store, path: store.delete("there"),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("kind", OBJECT_STORES)
+def test_an_answer_that_is_cut_off_is_asked_for_again(make, proxy, kind, operation, large):
+    """One cut connection in a bucket's listing once ended a run for good: the library repeats requests, not answers."""
+    store = make(kind)
+    store.put("there", b"whole" * 1000)
+    for number in range(40):
+        store.put(f"more/{number:04d}", b"x")
+    left = [2]
+
+    def cut(request):
+        left[0] -= 1
+        return "cut-response" if left[0] >= 0 else None
+
+    proxy.rule = cut
+    OPERATIONS[operation](store, large)
+    assert [fault for fault, _ in proxy.faults] == ["cut-response"] * 2
+    proxy.rule = lambda request: None
+    if operation == "put_file":
+        assert store.list()["large"] == SIZE
+    if operation == "list":
+        assert len(store.list()) == 41
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("fault, said", [("expired", "the token of these credentials has expired"), ("403", "the store refuses these credentials")])  # fmt: skip
+def test_what_asking_again_cannot_mend_is_one_line_at_once(make, proxy, operation, fault, said, large):
+    store = make("s3")
+    store.put("there", b"whole")
+    proxy.rule = lambda request: fault
+    before = len(proxy.requests)
+    with pytest.raises(StoreRefused) as refusal:
+        OPERATIONS[operation](store, large)
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert len(proxy.requests) - before <= 12, "it was asked again and again"
+
+
+@pytest.mark.parametrize("operation", ["list", "get", "put", "put_file"])
+def test_a_bucket_that_was_removed_meanwhile_is_one_line(proxy, operation, large):
+    store = open_store("s3://removed/run-1/checkpoints")
+    with pytest.raises(StoreRefused, match=r"there is no such bucket$"):
+        OPERATIONS[operation](store, large)

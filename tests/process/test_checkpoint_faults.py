@@ -121,6 +121,18 @@ def results(root, s3):
     assert counts["upload"] > 3
     assert [what for what, _ in s3.faults].count("503") == 2
 
+    def lose_the_first_save(request):
+        """Rank 1's upload of step 2 is refused for good, all else goes through."""
+        return "403" if request.method == "PUT" and "step-00000002/rank-00001" in request.path else None
+
+    s3.rule = lose_the_first_save
+    refused = {**environment, "DOLPHIN_STORE_RETRY_S": "2"}
+    lost = [run_of(root, "late", save_at=[2, 4], pause_s=0.5, store="s3://bucket/late")]
+    ((found["late"],),) = do_phases(root, [(2, lost)], **refused)
+    s3.faults.clear()
+    s3.rule = misbehave
+    counts["receipt"] = 9
+
     s3.rule = lambda request: "503" if request.method == "GET" and len(s3.requests) % 4 == 0 else None
     runs, more = {}, {"seed": 99, "attempt": 2}
     for name, (damage, _) in DAMAGE.items():
@@ -213,3 +225,17 @@ def test_a_save_that_fails_in_the_background_stops_the_run_with_its_cause(result
     assert results["no disk"]["error"].startswith("TrainingFailed: a checkpoint could not be saved: ")
     assert "/checkpoints/" in results["no disk"]["error"]
     assert 2 <= len(results["no disk"]["losses"]) < STEPS
+
+
+def test_an_upload_that_fails_for_good_ends_no_run_and_the_next_save_is_published(results, root):
+    """The checkpoint stands in the run folder; rank 0, whose own part arrived, must not wait for a receipt for ever."""
+    assert results["late"]["error"] is None
+    assert len(results["late"]["losses"]) == STEPS
+    saved = [
+        event["checkpoint"] for event in RunDir(root / "late").read_events() if event["event"] == "checkpoint_saved"
+    ]
+    assert saved == [str(root / "late" / "checkpoints" / BEFORE), f"s3://bucket/late/run-1/checkpoints/{NEWEST}"]
+    assert committed(FolderStore(root / "late" / "checkpoints").list()) == [NEWEST, BEFORE]
+    log = "".join(path.read_text() for path in root.glob("plan-*.log"))
+    assert f"the checkpoint of step 2 is kept in {root}/late/checkpoints/{BEFORE} and could not be published" in log
+    assert "the store refuses these credentials" in log

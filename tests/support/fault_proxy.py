@@ -20,7 +20,7 @@ class Request:
 
 
 Rule = Callable[[Request], str | None]
-"""-> None (let it through), "503", "403", "silence" (no answer, until the client gives up), "cut-request" (the
+"""-> None (let it through), "503", "403", "expired" (a token), "silence" (no answer, until the client gives up), "cut-request" (the
 connection ends in the middle of the body), "cut-response" (in the middle of the answer), "lose-response" (the server
 has done it, and the client never hears)."""
 
@@ -85,14 +85,11 @@ class FaultProxy:
             return False
         self._ask_for_body(client, named)
         body = incoming.read(length)
-        if fault in ("503", "403"):
-            reason = {"503": "Slow Down", "403": "Forbidden"}[fault]
-            text = (
-                b"<Error><Code>SlowDown</Code></Error>"
-                if fault == "503"
-                else b"<Error><Code>AccessDenied</Code></Error>"
-            )
-            client.sendall(f"HTTP/1.1 {fault} {reason}\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
+        if fault in ("503", "403", "expired"):
+            status = {"503": "503 Slow Down", "403": "403 Forbidden", "expired": "400 Bad Request"}[fault]
+            code = {"503": "SlowDown", "403": "AccessDenied", "expired": "ExpiredToken"}[fault]
+            text = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+            client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
             return True
         answer = self._forward(line, headers, body)
         if fault == "lose-response":

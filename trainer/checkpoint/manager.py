@@ -22,9 +22,9 @@ from trainer.checkpoint.schedule import SaveSchedule
 from trainer.checkpoint.shards import ShardReader
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.trainer_state import TrainerState
-from trainer.checkpoint.writer import SaveWriter, random_file
+from trainer.checkpoint.writer import NotPublished, SaveWriter, random_file
 from trainer.engine import optimizer, zero_state
-from trainer.run.exits import TrainingFailed
+from trainer.run.exits import StoreGone, TrainingFailed
 from trainer.run.optimizer_state import OPTIMIZER_STATES
 from trainer.run.run_folder import EventKind, RunDir
 from trainer.run.spec import NodeJob, result_hash, result_settings
@@ -36,9 +36,9 @@ T = TypeVar("T")
 PACKAGES = ("dolphin-launcher", "torch", "deepspeed", "transformers", "safetensors")
 
 
-def probe_store(job: NodeJob) -> None:
-    """Write, read and delete a small object where the checkpoints will go. Raises BadInput with the reason."""
-    opening.probe(opening.open_store(job.checkpoint_store))
+def probe_store(job: NodeJob, *, is_first: bool = True) -> None:
+    """Write, read and delete a small object where the checkpoints will go. Raises BadInput with the reason, or StoreGone."""
+    opening.probe(opening.open_store(job.checkpoint_store), is_first=is_first)
 
 
 class Copying:
@@ -133,8 +133,17 @@ class CheckpointManager:
     def resume(self) -> TrainerState | None:
         """Go on from the newest checkpoint that verifies; None where there is none yet.
 
-        Raises BadInput where the job has changed, TrainingFailed where checkpoints exist and none can be used.
+        Raises BadInput where the job has changed, TrainingFailed where checkpoints exist and none can be used, StoreGone
+        where the store does not answer.
         """
+        try:
+            return self._resume()
+        except StoreError as error:
+            if self._writer.remote is None:
+                raise
+            raise StoreGone(f"the checkpoint store does not answer: {error}") from error
+
+    def _resume(self) -> TrainerState | None:
         search = Search(self._writer.local, self._writer.remote, self._writer.commits_locally)
         candidates = search.candidates() if self._rank == 0 else iter(())
         while True:
@@ -247,10 +256,14 @@ class CheckpointManager:
     def _publish_in_background(self, manifest: Manifest) -> None:
         """Finish the upload that the last attempt could not; what arrived then is not sent again."""
         mine = [file for i, file in enumerate(manifest.files) if i % self._world_size == self._rank]
-        self._start(
-            manifest.step,
-            lambda: self._writer.publish(manifest.folder, manifest.save_id, mine, lambda _: manifest),
-        )
+
+        def work() -> int:
+            try:
+                return self._writer.publish(manifest.folder, manifest.save_id, mine, lambda _: manifest)
+            except StoreError as error:
+                raise NotPublished(str(error), manifest.size_bytes) from error
+
+        self._start(manifest.step, work)
 
     # ---- saving ----
 
@@ -282,7 +295,9 @@ class CheckpointManager:
         return time.monotonic() - begun
 
     def check(self) -> None:
-        """Raise TrainingFailed where the save in the background failed. Every step."""
+        """Raise TrainingFailed where the save in the background failed, StoreGone where only the store did. Every step."""
+        if isinstance(self._failure, StoreGone):
+            raise StoreGone(f"a checkpoint could not be saved: {self._failure}") from self._failure
         if self._failure is not None:
             raise TrainingFailed(f"a checkpoint could not be saved: {self._failure}") from self._failure
 
@@ -332,8 +347,15 @@ class CheckpointManager:
 
         def run() -> None:
             started = time.monotonic() if begun is None else begun
+            url = self._url(folder_name(step))
             try:
                 size_bytes = work()
+            except NotPublished as late:
+                size_bytes, url = late.size_bytes, str(self._writer.local.root / folder_name(step))
+                self._warn(
+                    f"the checkpoint of step {step} is kept in {url} and could not be published, training goes on and the next "
+                    f"save is published: {late}"
+                )
             except Exception as error:  # whatever it was, the next step must not go on as if the state were safe
                 self._failure = error
                 if save_id is not None:
@@ -348,7 +370,7 @@ class CheckpointManager:
                 self._emit(
                     EventKind.CHECKPOINT_SAVED,
                     step=step,
-                    checkpoint=self._url(folder_name(step)),
+                    checkpoint=url,
                     size_bytes=size_bytes,
                     blocked_seconds=blocked_s,
                     seconds=seconds,

@@ -7,7 +7,6 @@ first, so that a crash of a process costs no upload, then in the store.
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +16,19 @@ from trainer.checkpoint import fault
 from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, folder_name, step_of
 from trainer.checkpoint.shards import HashingWriter, write_shard
 from trainer.checkpoint.snapshot import ShardSnapshot, Snapshot
+from trainer.run.exits import StoreGone
 from trainer.run.stores.base import CheckpointStore, FolderStore, StoreError
 
-UPLOAD_ATTEMPTS = 3
-"""A file's upload is begun anew this often; every single request has the store library's own retries below that."""
 FIRST_POLL_S, LONGEST_POLL_S = 0.02, 2.0
+
+
+class NotPublished(Exception):
+    """The checkpoint stands in the run folder; the store failed. The next one is published."""
+
+    def __init__(self, reason: str, size_bytes: int) -> None:
+        super().__init__(reason)
+        self.size_bytes = size_bytes
+
 
 CompleteManifest = Callable[[Sequence[FileEntry]], Manifest]
 """Rank 0's: everything about the save but the files is known when it begins."""
@@ -64,24 +71,42 @@ class SaveWriter:
         return entries
 
     def commit(self, step: int, save_id: str, entries: Sequence[FileEntry], complete: CompleteManifest) -> int:
-        """Make a checkpoint of what all ranks have written, here and in the store; its size in bytes, as `save`."""
+        """Make a checkpoint of what all ranks have written, here and in the store; its size in bytes, as `save`.
+
+        Raises NotPublished where it stands here and the store failed, StoreGone where only the store could have held it.
+        """
         folder, size_bytes = folder_name(step), 0
         if self.commits_locally:
             size_bytes = self._commit(self.local, folder, save_id, entries, complete)
         if self.remote is not None:
-            size_bytes = self.publish(folder, save_id, entries, complete)
+            try:
+                size_bytes = self.publish(folder, save_id, entries, complete)
+            except StoreError as error:
+                if not self.commits_locally:
+                    raise StoreGone(str(error)) from error
+                raise NotPublished(str(error), size_bytes) from error
         self.prune()
         return size_bytes
 
     def publish(self, folder: str, save_id: str, entries: Sequence[FileEntry], complete: CompleteManifest) -> int:
         """Upload this rank's files from the run folder and commit in the remote store."""
         assert self.remote is not None
-        there = self.remote.list(folder)
-        for entry in entries:
-            name = f"{folder}/{entry.name}"
-            if there.get(name) != entry.size_bytes:  # a name is used for one save only: same name and size, same file
-                self._upload(name)
-        return self._commit(self.remote, folder, save_id, entries, complete)
+        failure = f"{folder}/{failure_file(self.rank, save_id)}"
+        if self.commits_locally:
+            self.local.delete(failure)  # of the last try
+        try:
+            there = self.remote.list(folder)
+            for entry in entries:
+                name = f"{folder}/{entry.name}"
+                if (
+                    there.get(name) != entry.size_bytes
+                ):  # a name is used for one save only: same name and size, same file
+                    self.remote.put_file(name, self.local.root / name)
+            return self._commit(self.remote, folder, save_id, entries, complete)
+        except StoreError as error:
+            if self.commits_locally:  # rank 0 waits for this rank's receipt, and the store cannot tell it
+                self.local.put(failure, str(error).encode())
+            raise
 
     def prune(self) -> None:
         """Delete the oldest committed checkpoints beyond `keep`. What cannot be deleted is said and left."""
@@ -109,17 +134,6 @@ class SaveWriter:
         with self.local.writing(f"{folder}/{name}") as handle:
             target = fault.CutHandle(handle, shard.num_bytes // 2, step, self.rank) if fault.is_asked() else handle
             return write_shard(target, name, shard.pieces, snapshot.shapes, shard.state, shard.parts())
-
-    def _upload(self, name: str) -> None:
-        assert self.remote is not None
-        for attempt in itertools.count(1):
-            try:
-                self.remote.put_file(name, self.local.root / name)
-                return
-            except StoreError as error:
-                if attempt == UPLOAD_ATTEMPTS:
-                    raise
-                self.warn(f"an upload failed and is tried again: {error}")
 
     def _commit(
         self,
@@ -162,10 +176,12 @@ class SaveWriter:
         pause_s = FIRST_POLL_S
         while True:
             present = store.list(folder)
+            here = self.local.list(folder) if self.commits_locally and store is self.remote else {}
             for rank in range(self.world_size):
-                if f"{folder}/{failure_file(rank, save_id)}" in present:
-                    reason = store.get(f"{folder}/{failure_file(rank, save_id)}").decode()
-                    raise StoreError(f"rank {rank} could not save its part: {reason}")
+                failure = f"{folder}/{failure_file(rank, save_id)}"
+                teller = store if failure in present else self.local if failure in here else None
+                if teller is not None:
+                    raise StoreError(f"rank {rank} could not save its part: {teller.get(failure).decode()}")
                 name = f"{folder}/{receipt_file(rank, save_id)}"
                 if rank not in files and name in present:
                     files[rank] = [FileEntry.model_validate(entry) for entry in json.loads(store.get(name))]

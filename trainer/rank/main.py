@@ -58,7 +58,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
 
     enter(Phase.LOADING_MODEL)
     if is_first:
-        probe_store(job)
+        probe_store(job, is_first=attempt == 1)
     rank, world_size, device = initialize_distributed(job.device)
     share = Share(rank, world_size, job.spec.train.micro_batch)
     plan = DataPlan.open(job)

@@ -49,6 +49,11 @@ class Preempted(Exception):
     """The run was asked to stop and has committed its state."""
 
 
+class StoreGone(Preempted):
+    """The checkpoint store does not answer for long: nothing is wrong with the run, which goes on from the last checkpoint there
+    once it does."""
+
+
 class TrainingFailed(Exception):
     """Training cannot go on (a loss that is not finite, a save that failed); the message is for a person."""
 

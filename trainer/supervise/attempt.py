@@ -23,7 +23,7 @@ from trainer.run.run_folder import STOP_FILE, RunDir
 from trainer.run.spec import NodeJob
 from trainer.supervise import parent_death, rendezvous
 from trainer.supervise.heartbeat import BUSY_FACTOR, DEFAULT_FLOOR_S, Beat, hang, read_heartbeat
-from trainer.supervise.rank_guard import RankEnd, read_rank_end, stack_file
+from trainer.supervise.rank_guard import STORE_GONE, RankEnd, read_rank_end, stack_file
 from trainer.supervise.signals import Wake, kill_descendants
 from trainer.supervise.stop_flag import ask_ranks_to_stop
 from trainer.supervise.verdict import Evidence
@@ -192,7 +192,11 @@ class Attempt:
         ends, beats = self._ends(), self._beats()
         at_work = {rank: beat for rank, beat in beats.items() if rank not in ends}
         dead = [rank for rank, beat in at_work.items() if not is_alive(beat.pid)]
-        broken = dead or [rank for rank, end in ends.items() if end.kind in (EndKind.FAILED, EndKind.BAD_INPUT)]
+        broken = dead or [
+            rank
+            for rank, end in ends.items()
+            if end.kind in (EndKind.FAILED, EndKind.BAD_INPUT) or end.error == STORE_GONE
+        ]
         now = time.monotonic()
         if broken:
             self._first_death_at = self._first_death_at or now

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, Preempted, TrainingFailed
+from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, Preempted, StoreGone, TrainingFailed
 from trainer.run.run_folder import RunDir, write_atomic
 from trainer.supervise.heartbeat import Heartbeat
 from trainer.supervise.stop_flag import StopFlag
@@ -33,6 +33,8 @@ PEER_LOSS = re.compile(
 """Errors of a rank that lost another one, from gloo and NCCL; never a cause of their own."""
 LEFT_AT_ONCE = "LeftAtOnce"
 """`error` of a rank that left on a second signal, without a save."""
+STORE_GONE = StoreGone.__name__
+"""`error` of a rank that cannot reach the checkpoint store; the others then fail of its absence."""
 
 
 @dataclass(frozen=True, slots=True)

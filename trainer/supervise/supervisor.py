@@ -142,6 +142,9 @@ class Supervisor:
         asked = self._stopping.reason or (reason if end.at_once else None)
         if asked is not None and (kind is EndKind.PREEMPTED or (kind is EndKind.FAILED and end.can_restart)):
             kind, reason = self._settle_stop(asked, end)
+        elif end.store_gone:
+            saved = self._story.saved_step() or 0
+            reason = f"{reason}; last checkpoint at step {saved}, {max(0, end.step - saved)} steps to do again"
         elif kind is EndKind.PREEMPTED:
             self._say_stop(asked or reason, attempt, end.step)
         code = EXIT_CODES[kind]
@@ -171,11 +174,11 @@ class Supervisor:
     def _settle_stop(self, asked: str, end: AttemptEnd) -> tuple[EndKind, str]:
         """How a run ends that was asked to stop: in agreement, at once, or with an error on its way out."""
         saved, at_once = self._past.saved_step(), self._stopping.at_once or end.at_once
-        if end.kind is EndKind.PREEMPTED and not at_once:
+        if end.kind is EndKind.PREEMPTED and not at_once and not end.store_gone:
             return EndKind.PREEMPTED, asked
         how = "left at once on a second signal" if at_once else f"did not stop cleanly ({end.reason})"
         reached = max(end.step, saved or 0)
-        if saved is None and reached > 0:
+        if saved is None and reached > 0 and not end.store_gone:
             return EndKind.FAILED, f"{asked}; {how}; {reached} steps are lost, there was no checkpoint yet"
         lost = reached - (saved or 0)
         return EndKind.PREEMPTED, f"{asked}; {how}; last checkpoint at step {saved or 0}, {lost} steps to do again"

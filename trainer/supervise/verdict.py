@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trainer.run.exits import EndKind
-from trainer.supervise.rank_guard import LEFT_AT_ONCE, PEER_LOSS, RankEnd
+from trainer.supervise.rank_guard import LEFT_AT_ONCE, PEER_LOSS, STORE_GONE, RankEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,14 @@ class AttemptEnd:
     can_restart: bool = False
     signature: str | None = field(default=None, compare=False)
     """Equal for two ends of the same error; None where the cause lies outside the run (a kill, a lost peer)."""
+    store_gone: bool = False
+    """Nobody asked for the stop: steps after the last checkpoint are lost."""
     at_once: bool = False
     """A rank left on a second signal, without a save."""
 
 
 def judge(evidence: Evidence) -> AttemptEnd:
-    """The root cause. In this order: wrong input, a rank told to leave at once, a hang, an error of its own, a silent death,
+    """The root cause. In this order: wrong input, a rank told to leave at once, a lost checkpoint store, a hang, an error of its own, a silent death,
     a lost peer, a stop.
     """
     ends, step = evidence.ends, evidence.step
@@ -61,6 +63,10 @@ def judge(evidence: Evidence) -> AttemptEnd:
     for _, end in by_time:
         if end.kind is EndKind.PREEMPTED and end.error == LEFT_AT_ONCE:
             return AttemptEnd(EndKind.PREEMPTED, end.message, step, at_once=True)
+
+    for _, end in by_time:
+        if end.kind is EndKind.PREEMPTED and end.error == STORE_GONE:
+            return AttemptEnd(EndKind.PREEMPTED, end.message, step, store_gone=True)
 
     failed = [(rank, end) for rank, end in by_time if end.kind is EndKind.FAILED]
     own = [(rank, end) for rank, end in failed if not PEER_LOSS.search(end.message)]

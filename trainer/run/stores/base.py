@@ -29,6 +29,10 @@ class NotInStore(StoreError):
     """There is no such object."""
 
 
+class StoreRefused(StoreError):
+    """The store answers, and what it says will not change by asking again: no such bucket, no right, an expired token."""
+
+
 class CheckpointStore(Protocol):
     """All writes are whole or not at all, and last once they have returned. Every method may raise StoreError."""
 

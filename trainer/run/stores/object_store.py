@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
@@ -21,7 +22,9 @@ from obstore.exceptions import BaseError, GenericError, NotFoundError, Permissio
 from obstore.store import GCSStore, S3Store
 
 from trainer.run.exits import BadInput
-from trainer.run.stores.base import NotInStore, StoreError
+from trainer.run.stores.base import NotInStore, StoreError, StoreRefused
+
+Answer = TypeVar("Answer")
 
 PART_BYTES = 16 << 20
 NUM_PARALLEL_PARTS = 8
@@ -29,7 +32,9 @@ NUM_PARALLEL_PARTS = 8
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST")
 """Where one of them names http://, TLS is not asked for (MinIO on a private network, an emulator)."""
 RETRY_VARIABLE, RETRY_S = "DOLPHIN_STORE_RETRY_S", 180.0
-"""How long one request is tried again before the store is given up."""
+"""How long one request, and one operation of many, is tried again before the store is given up."""
+NO_BUCKET = "there is no such bucket"
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 REQUEST_VARIABLE, REQUEST_S = "DOLPHIN_STORE_REQUEST_S", 60.0
 """How long one request may take: a part of 16 MiB at 0.3 MB/s."""
 
@@ -43,6 +48,7 @@ class ObjectStore:
         self.url = url.rstrip("/")
         parts = urlsplit(url)
         retry_s = float(os.environ.get(RETRY_VARIABLE, RETRY_S))
+        self._retry_s = retry_s
         request_s = float(os.environ.get(REQUEST_VARIABLE, REQUEST_S))
         options: dict[str, Any] = {
             "prefix": parts.path.strip("/") or None,
@@ -63,43 +69,63 @@ class ObjectStore:
                     f"checkpoint.store {url}: unknown scheme {parts.scheme}://; use a folder, s3:// or gs://"
                 )
         except BaseError as error:
-            raise BadInput(f"checkpoint.store {url}: {_reason(error)}") from error
+            raise BadInput(f"checkpoint.store {url}: {_reason(error)[0]}") from error
 
     def list(self, prefix: str = "") -> dict[str, int]:
-        with _explained(self.url):
-            batches = obstore.list(self._store, prefix or None)
-            return {entry["path"]: entry["size"] for batch in batches for entry in batch}
+        return {name: entry["size"] for name, entry in self.entries(prefix).items()}
 
     def entries(self, prefix: str = "") -> dict[str, dict[str, Any]]:
         """What the store says of each object below `prefix`: size, e_tag."""
-        with _explained(self.url):
+
+        def ask() -> dict[str, dict[str, Any]]:
             batches = obstore.list(self._store, prefix or None)
             return {entry["path"]: dict(entry) for batch in batches for entry in batch}
 
+        return self._whole(self.url, ask)
+
     def open(self, name: str) -> Any:
         """A file to read from, which fetches as it goes."""
-        with _explained(f"{self.url}/{name}"):
-            return obstore.open_reader(self._store, name)
+        return self._whole(f"{self.url}/{name}", lambda: obstore.open_reader(self._store, name))
 
     def get(self, name: str) -> bytes:
-        with _explained(f"{self.url}/{name}"):
-            return bytes(obstore.get(self._store, name).bytes())
+        return self._whole(f"{self.url}/{name}", lambda: bytes(obstore.get(self._store, name).bytes()))
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
-        with _explained(f"{self.url}/{name}"):
+        def ask() -> bytes:
             return bytes(obstore.get_range(self._store, name, start=start, length=length))
 
+        return self._whole(f"{self.url}/{name}", ask)
+
     def put(self, name: str, data: bytes) -> None:
-        with _explained(f"{self.url}/{name}"):
-            obstore.put(self._store, name, data, use_multipart=False)
+        self._whole(f"{self.url}/{name}", lambda: obstore.put(self._store, name, data, use_multipart=False))
 
     def put_file(self, name: str, path: Path) -> None:
-        with _explained(f"{self.url}/{name}"):
+        def ask() -> None:
             obstore.put(self._store, name, path, chunk_size=PART_BYTES, max_concurrency=NUM_PARALLEL_PARTS)
 
+        self._whole(f"{self.url}/{name}", ask)
+
     def delete(self, name: str) -> None:
-        with contextlib.suppress(NotInStore), _explained(f"{self.url}/{name}"):
-            obstore.delete(self._store, name)
+        with contextlib.suppress(NotInStore):
+            self._whole(f"{self.url}/{name}", lambda: obstore.delete(self._store, name))
+
+    def _whole(self, what: str, ask: Callable[[], Answer]) -> Answer:
+        """Do it from its beginning again while it fails for a passing reason: the library repeats a request whose answer is
+        an error, and gives up at one that is cut off in its middle. Each is done anew without harm."""
+        until, pause_s = time.monotonic() + self._retry_s, FIRST_PAUSE_S
+        while True:
+            try:
+                return ask()
+            except (BaseError, OSError) as error:
+                if isinstance(error, (NotFoundError, FileNotFoundError)) and "NoSuchBucket" not in str(error):
+                    raise NotInStore(f"there is no {what}") from error
+                reason, is_final = _reason(error)
+                if is_final:
+                    raise StoreRefused(f"{what}: {reason}") from error
+                if time.monotonic() + pause_s > until:
+                    raise StoreError(f"{what}: {reason}") from error
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
 def _endpoint() -> dict[str, Any]:
@@ -117,21 +143,16 @@ def _emulator() -> dict[str, Any]:
     return {"service_account_key": json.dumps(key), "skip_signature": True}
 
 
-@contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    try:
-        yield
-    except (NotFoundError, FileNotFoundError) as error:
-        raise NotInStore(f"there is no {what}") from error
-    except (BaseError, OSError) as error:
-        raise StoreError(f"{what}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """One line for a person from an error of many, with nothing of a key in it."""
-    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
-        return "the store refuses these credentials"
+def _reason(error: Exception) -> tuple[str, bool]:
+    """One line for a person from an error of many, with nothing of a key in it; and whether asking again is in vain."""
     text = " ".join(str(error).split())
+    if any(word in text for word in ("ExpiredToken", "TokenRefreshRequired", "RequestExpired")):
+        return "the token of these credentials has expired; renew it and `dolphin resume`", True
+    if "NoSuchBucket" in text:
+        return NO_BUCKET, True
+    is_denied = any(word in text for word in ("AccessDenied", "403 Forbidden"))  # of a listing it says no more
+    if is_denied or isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+        return "the store refuses these credentials", True
     if isinstance(error, GenericError) and "InstanceMetadata" in text:
-        return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the node has a role"
-    return text[:400]
+        return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the node has a role", True
+    return text[:400], False

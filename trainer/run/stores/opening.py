@@ -5,8 +5,8 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from trainer.run.exits import BadInput
-from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore, NotInStore, StoreError
+from trainer.run.exits import BadInput, StoreGone
+from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore, NotInStore, StoreError, StoreRefused
 
 
 def open_store(url: str) -> CheckpointStore:
@@ -18,10 +18,10 @@ def open_store(url: str) -> CheckpointStore:
     return ObjectStore(url)
 
 
-def probe(store: CheckpointStore) -> None:
+def probe(store: CheckpointStore, *, is_first: bool = True) -> None:
     """Write, read and delete a small object: what is wrong with the store shows before anything is paid for.
 
-    Raises BadInput with the reason.
+    Raises BadInput with the reason; StoreGone for one that will pass where the run has been there before (not `is_first`).
     """
     name, word = f"{PROBE}{uuid.uuid4().hex}", uuid.uuid4().bytes
     try:
@@ -30,7 +30,11 @@ def probe(store: CheckpointStore) -> None:
             raise StoreError("what was written reads back differently")
         store.delete(name)
     except StoreError as error:
-        reason = "there is no such bucket" if isinstance(error, NotInStore) and not store.is_local else str(error)
+        if not (is_first or store.is_local or isinstance(error, (StoreRefused, NotInStore))):
+            raise StoreGone(f"checkpoint.store {store.url} does not answer: {error}") from error
+        reason = str(error)
+        if not store.is_local and (isinstance(error, NotInStore) or reason.endswith("there is no such bucket")):
+            reason = "there is no such bucket"
         raise BadInput(
             f"checkpoint.store {store.url}: {reason}. No checkpoint could be kept there: check the address, the "
             "credentials and their rights to write, read and delete"
