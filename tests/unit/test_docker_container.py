@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from launcher.backends.base import Submission
 from launcher.backends.docker import container
 from launcher.jobfile.spec import JobSpec
-from launcher.runs.errors import BackendError
+from launcher.runs.errors import BackendError, BadUsage
+from launcher.runs.ledger import RunRecord
 from trainer.run.spec import NodeJob
 
 AT_HOME = {"model": {"base": "/nowhere/base"}, "data": {"sources": [{"path": "/nowhere/data.jsonl"}]}}
@@ -115,3 +117,35 @@ def test_the_gpus_that_the_user_may_see():
     assert container.gpu_ids(2, None) == ["0", "1"]
     assert container.gpu_ids(1, "3,5") == ["3"]
     assert container.gpu_ids(1, "GPU-8a1f") == ["GPU-8a1f"]
+
+
+def test_a_container_has_no_right_of_a_superuser_and_no_end_of_processes(tmp_path):
+    """What the engine is asked for, as its own client writes it: an image is somebody else's program."""
+    pytest.importorskip("docker", reason="needs the docker package")
+    from docker.models.containers import _create_container_args
+
+    from launcher.backends.docker.backend import DockerBackend
+
+    job = job_of(model={"base": "/nowhere/base"}, data={"sources": [{"path": "/nowhere/data.jsonl"}]})
+    train = node_job(job, tmp_path)
+    record = RunRecord("t-1", tmp_path / "run", "t", "docker", 0.0)
+    settings = DockerBackend()._settings(Submission(record, job, train), container.Mounts((), (train.run_dir,)))
+    asked = _create_container_args({"image": "i", "version": "1.44", **settings})["host_config"]
+    assert asked["CapDrop"] == ["ALL"]
+    assert asked["PidsLimit"] == 16384
+    assert asked["SecurityOpt"] == ["no-new-privileges"]
+    assert not asked.get("Privileged")
+    assert not asked.get("CapAdd")
+    assert asked["NetworkMode"] == "none"
+    assert settings["environment"]["PYTHONSAFEPATH"] == "1"
+
+
+def test_a_link_among_the_data_mounts_nothing_of_the_home_folder(tmp_path):
+    home = tmp_path / "home"
+    (home / "data").mkdir(parents=True)
+    (home / ".bashrc").write_text("export TOKEN=1")
+    (home / "data" / "a.jsonl").write_text("{}")
+    (home / "data" / "x.jsonl").symlink_to(home / ".bashrc")
+    job = job_of(model={"base": "owner/base"}, data={"sources": [{"path": str(home / "data")}]})
+    with pytest.raises(BadUsage, match=r"x\.jsonl is a link to .*\.bashrc, outside of"):
+        container.mounts_of(job, node_job(job, tmp_path))

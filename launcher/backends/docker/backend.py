@@ -116,7 +116,7 @@ class DockerBackend(HomeBackend):
             "hostname": "localhost" if network == "none" else None,
             # The ranks of a node and the data's workers exchange through shared memory.
             "shm_size": max(64 * MIB, memory_bytes() // 2),
-            "security_opt": ["no-new-privileges"],
+            **parts.CONFINEMENT,
             "detach": True,
         }
         if train.device == "cuda":

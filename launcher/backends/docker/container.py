@@ -16,6 +16,12 @@ from launcher.runs.errors import BackendError
 from trainer.run.run_folder import LOG_FILE, TRAIN_FILE
 from trainer.run.spec import NodeJob
 
+CONFINEMENT: Mapping[str, object] = {
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "pids_limit": 16384,
+}
+"""Arguments of the engine: training needs no right of a superuser, and eight ranks with their threads some hundred each."""
 RUN_LABEL = "dolphin.run"
 SECRETS_NAME = ".secrets.json"
 """In the run folder, for the moment between the start of the container and the trainer's first line."""

@@ -258,6 +258,8 @@ class Relay:
             "--init",
             "--network=host",
             "--ipc=host",
+            "--security-opt=no-new-privileges",
+            "--pids-limit=16384",
             "--label",
             "dolphin.run=" + self.config["run_id"],
             "-e",
