@@ -17,7 +17,7 @@ import pytest
 from tests.support import tiny_job
 from tests.support.dolphin_cli import TIMEOUT_S, Dolphin, wait_until, write_job
 
-LONG = {"steps": 3000, "pause_s": 0.02}
+LONG = {"steps": 100_000, "pause_s": 0.02}
 
 
 @pytest.fixture

@@ -125,12 +125,15 @@ def environment(**extra: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | extra
 
 
+def command(run: RunDir) -> list[str]:
+    return [sys.executable, "-m", "trainer.supervise", str(run.train_json)]
+
+
 def start(run: RunDir, **extra: str) -> subprocess.Popen[bytes]:
     """The real supervisor on the run, its output appended to the run's log.txt."""
     with open(run.log, "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "trainer.supervise", str(run.train_json)],
-            stdout=log, stderr=subprocess.STDOUT, env=environment(**extra), start_new_session=True,
+            command(run), stdout=log, stderr=subprocess.STDOUT, env=environment(**extra), start_new_session=True,
         )  # fmt: skip
 
 

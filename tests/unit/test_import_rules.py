@@ -27,8 +27,8 @@ FLOORS = {
     "launcher.jobfile": "axolotl field_docs model_checks name_checks paths pattern_checks source_checks spec < load settle",
     "launcher.plan": "data_facts gpu_memory gpus preemption unfrozen < host_memory throughput < history zero_stage < make < of_job view",
     "trainer": "run < data supervise < model < engine < checkpoint export < rank sample",
-    "trainer.run": "exits local_files log_lines optimizer_state patterns python run_folder < spec < evaluation_interval formats packages save_interval secret_file stores weights_index < weight_names",
-    "trainer.supervise": "heartbeat parent_death rendezvous signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
+    "trainer.run": "exits local_files log_lines optimizer_state patterns python redaction < run_folder < spec < evaluation_interval formats packages save_interval secret_file stores weights_index < weight_names",
+    "trainer.supervise": "disk heartbeat log parent_death rendezvous signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
 }
 """The import rules, a line a package: rooms that may know nothing of each other, and behind each `<` those that stand on them."""
 NODE_STACK = ("torch", "transformers", "deepspeed", "datasets", "safetensors", "numpy", "tokenizers")

@@ -16,7 +16,8 @@ def test_the_file_is_the_owners_alone_and_gone_once_it_is_read(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     environment = {"DOLPHIN_SECRETS_FILE": str(path), "PATH": "/bin"}
     secret_file.take(environment)
-    assert environment == {"PATH": "/bin", "HF_TOKEN": "tell-nobody", "TWO": "lines\nand 'quotes'"}
+    found = {"PATH": "/bin", "HF_TOKEN": "tell-nobody", "TWO": "lines\nand 'quotes'"}
+    assert environment == found | {"DOLPHIN_SECRET_NAMES": "HF_TOKEN,TWO"}
     assert not path.exists()
 
 

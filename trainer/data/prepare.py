@@ -8,6 +8,7 @@ and gets its own only when it is complete. Two processes that want the same entr
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
 import shutil
@@ -126,6 +127,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValidationError, FileNotFoundError) as error:
         print(f"error: {options.train_json}: {error}", file=sys.stderr)
         return ExitCode.BAD_INPUT
+    except OSError as error:
+        where = error.filename or job.cache_dir
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        print(
+            f"error: the disk of {where} is full" if is_full else f"error: {where}: {error.strerror or error}",
+            file=sys.stderr,
+        )
+        return ExitCode.FAILED
     except KeyboardInterrupt:
         print("interrupted: nothing half-made is left in the cache", file=sys.stderr)
         return INTERRUPTED

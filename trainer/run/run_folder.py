@@ -16,6 +16,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from trainer.run.redaction import redact
+
 JOB_FILE = "job.yaml"
 """The job as it was launched."""
 TRAIN_FILE = "train.json"
@@ -132,20 +134,33 @@ def node_mark(node: int) -> str:
     return f"node-{node}"
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append `record` as one line with one write, so that no reader sees half of it."""
-    line = json.dumps(record, ensure_ascii=False, allow_nan=True) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+def append_line(path: Path, record: dict[str, Any]) -> bool:
+    """Append `record` as one line with one write, so that no reader sees half of it; without values of secrets.
+
+    False where it cannot be written: a record that is lost on a full disk is no reason to end what it tells of.
+    """
+    line = redact(json.dumps(record, ensure_ascii=False, allow_nan=True)) + "\n"
     try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            data = line.encode(errors="replace")
+            written = os.write(descriptor, data)
+            if written < len(
+                data
+            ):  # the disk took a part: readers pass over a line that is torn, and the next one is whole
+                with contextlib.suppress(OSError):
+                    os.write(descriptor, b"\n")
+            return written == len(data)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
 
 
 def end_torn_line(path: Path) -> None:
     """End a line that a killed writer left without its end, so that the next one is whole. Before the first append."""
     if path.exists() and path.stat().st_size:
-        with open(path, "rb+") as handle:
+        with contextlib.suppress(OSError), open(path, "rb+") as handle:
             handle.seek(-1, os.SEEK_END)
             if handle.read(1) != b"\n":
                 handle.write(b"\n")
@@ -169,7 +184,7 @@ def write_atomic(path: Path, text: str) -> None:
     """Write under a temporary name, flush to disk, rename: a reader sees the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "w", encoding="utf-8") as handle:
+        with open(temporary, "w", encoding="utf-8", errors="replace") as handle:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())

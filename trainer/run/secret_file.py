@@ -12,6 +12,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from trainer.run.exits import BadInput
+from trainer.run.redaction import NAMES, environment_changed
 
 VARIABLE = "DOLPHIN_SECRETS_FILE"
 
@@ -37,6 +38,9 @@ def take(environment: MutableMapping[str, str]) -> None:
     if not isinstance(secrets, dict) or not all(isinstance(value, str) for value in secrets.values()):
         raise BadInput(f"{path}: the run's secrets are no JSON object of strings; write it with the launcher")
     environment.update(secrets)
+    called = set(filter(None, environment.get(NAMES, "").split(",")))
+    environment[NAMES] = ",".join(sorted(called | set(secrets)))
+    environment_changed()
 
 
 def write(path: Path, secrets: dict[str, str]) -> None:

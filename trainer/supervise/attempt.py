@@ -21,8 +21,9 @@ from trainer.run import python
 from trainer.run.exits import BadInput, EndKind
 from trainer.run.run_folder import STOP_FILE, RunDir
 from trainer.run.spec import NodeJob
-from trainer.supervise import parent_death, rendezvous
+from trainer.supervise import log, parent_death, rendezvous
 from trainer.supervise.heartbeat import BUSY_FACTOR, DEFAULT_FLOOR_S, Beat, hang, read_heartbeat
+from trainer.supervise.log import say
 from trainer.supervise.rank_guard import STORE_GONE, RankEnd, read_rank_end, stack_file
 from trainer.supervise.signals import Wake, kill_descendants
 from trainer.supervise.stop_flag import ask_ranks_to_stop
@@ -134,9 +135,13 @@ class Attempt:
             | rendezvous.ranks_environment(os.environ, folder, self.nodes.master_addr),
             start_new_session=True,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
+        printed = log.Following(self._torchrun)
         code = self._wake.wait_for(self._torchrun, self._tick)
         kill_descendants(self._wake)
+        printed.end()
         found = json.loads(report.read_text()) if report.exists() else {"failures": [], "signal": None}
         return Evidence(
             num_ranks=self.job.nproc,
@@ -280,11 +285,6 @@ def whole_number(environment: Mapping[str, str], name: str, default: int) -> int
         return int(text)
     except ValueError as error:
         raise BadInput(f"environment variable {name}: {text!r} is not a whole number") from error
-
-
-def say(message: str) -> None:
-    """A line of the supervisor in the log."""
-    print(f"supervisor: {message}", flush=True)
 
 
 def stack_text(attempt_dir: Path, rank: int) -> str:

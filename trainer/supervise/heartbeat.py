@@ -12,7 +12,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -87,7 +87,8 @@ class Heartbeat:
     def _write(self) -> None:
         typical_s = statistics.median(self._durations) if len(self._durations) >= 3 else None
         beat = Beat(os.getpid(), self.steps_done, self._clock(), typical_s, self._busy and self._busy[:80])
-        os.pwrite(self._file, json.dumps(asdict(beat)).ljust(RECORD_BYTES).encode(), 0)
+        with suppress(OSError):  # a full disk: the others see an older beat, and the save or the end says why
+            os.pwrite(self._file, json.dumps(asdict(beat)).ljust(RECORD_BYTES).encode(), 0)
 
 
 def read_heartbeat(attempt_dir: Path, rank: int) -> Beat | None:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from trainer.run.exits import EXIT_CODES, EndKind
+from trainer.run.redaction import redact
 from trainer.run.run_folder import EventKind, RunDir, write_atomic
 
 
@@ -23,11 +24,13 @@ class PastEvents:
     def saved_step(self) -> int | None:
         """Step of the newest checkpoint that is known to be committed: saved, or resumed from."""
         kinds = (EventKind.CHECKPOINT_SAVED.value, EventKind.RESUMED.value)
-        steps = [event["step"] for event in self._run_dir.read_events() if event.get("event") in kinds]
-        return steps[-1] if steps else None
+        steps = [event.get("step") for event in self._run_dir.read_events() if event.get("event") in kinds]
+        known = [step for step in steps if isinstance(step, int)]
+        return known[-1] if known else None
 
     def last_save_seconds(self) -> float | None:
-        return self.last(EventKind.CHECKPOINT_SAVED, "seconds")
+        found = self.last(EventKind.CHECKPOINT_SAVED, "seconds")
+        return float(found) if isinstance(found, int | float) else None
 
 
 def write_outcome(
@@ -46,4 +49,4 @@ def write_outcome(
         "attempt": attempt,
         "seconds": seconds,
     }
-    write_atomic(run_dir.outcome, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    write_atomic(run_dir.outcome, redact(json.dumps(record, ensure_ascii=False, indent=1)) + "\n")

@@ -18,9 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, Preempted, StoreGone, TrainingFailed
+from trainer.run.redaction import redact
 from trainer.run.run_folder import RunDir, write_atomic
+from trainer.supervise import disk
 from trainer.supervise.heartbeat import Heartbeat
 from trainer.supervise.stop_flag import StopFlag
 
@@ -75,8 +78,9 @@ def report_rank_end(attempt_dir: Path, rank: int, end: RankEnd) -> None:
     path = rank_file(attempt_dir, rank)
     if path.exists():
         return
+    text = redact(json.dumps(asdict(end)))
     try:
-        write_atomic(path, json.dumps(asdict(end)))
+        write_atomic(path, text)
     except OSError as error:  # a full disk must not hide why the rank ended
         print(
             f"rank {rank}: {end.kind.value}: {end.message} (and its report could not be written: {error})", flush=True
@@ -86,9 +90,11 @@ def report_rank_end(attempt_dir: Path, rank: int, end: RankEnd) -> None:
 def read_rank_end(attempt_dir: Path, rank: int) -> RankEnd | None:
     try:
         record = json.loads(rank_file(attempt_dir, rank).read_bytes())
+        return RankEnd(**{**record, "kind": EndKind(record["kind"])})
     except FileNotFoundError:
         return None
-    return RankEnd(**{**record, "kind": EndKind(record["kind"])})
+    except (ValueError, TypeError, KeyError):
+        return None  # not what a rank writes
 
 
 @contextmanager
@@ -109,7 +115,11 @@ def rank_guard(run_dir: str | Path, attempt: int, rank: int) -> Iterator[Rank]:
 
     stop = StopFlag(run_dir, attempt, rank, leave_at_once=leave_at_once)
     stop.install()
-    stacks = open(stack_file(attempt_dir, rank), "w")  # noqa: SIM115  (faulthandler writes to it until the end)
+    stacks: TextIO
+    try:
+        stacks = open(stack_file(attempt_dir, rank), "w")  # noqa: SIM115  (faulthandler writes to it until the end)
+    except OSError:  # on a full disk the stacks go into the log
+        stacks = sys.stderr
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     try:
         yield Rank(stop, heartbeat)
@@ -124,7 +134,9 @@ def rank_guard(run_dir: str | Path, attempt: int, rank: int) -> Iterator[Rank]:
         kind = _kind_of(error)
         report_rank_end(attempt_dir, rank, _end(kind, _one_line(error), heartbeat, stop, error))
         if kind is EndKind.FAILED and not isinstance(error, TrainingFailed):
-            if PEER_LOSS.search(str(error)):
+            if disk.is_full(error):
+                print(f"rank {rank} failed at step {heartbeat.steps_done}: {_one_line(error)}", file=sys.stderr)
+            elif PEER_LOSS.search(str(error)):
                 said = _one_line(error)[:200]
                 print(f"rank {rank} lost another rank at step {heartbeat.steps_done} ({said})", file=sys.stderr)
             else:
@@ -155,7 +167,7 @@ def _end(kind: EndKind, message: str, heartbeat: Heartbeat, stop: StopFlag, erro
         message=message,
         step=heartbeat.steps_done,
         error=type(error).__name__ if error is not None else "",
-        final=isinstance(error, TrainingFailed),
+        final=isinstance(error, TrainingFailed) or disk.is_full(error),
         stop_reason=requested.reason if requested is not None else None,
         traceback_tail=tail,
         time=time.time(),
@@ -165,6 +177,8 @@ def _end(kind: EndKind, message: str, heartbeat: Heartbeat, stop: StopFlag, erro
 def _one_line(error: BaseException) -> str:
     """The error's message as one line, with its type where the message alone would not tell."""
     text = " ".join(str(error).split())[:2000]
+    if disk.is_full(error):
+        return disk.explain(error)
     if isinstance(error, (BadInput, Preempted, TrainingFailed)):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

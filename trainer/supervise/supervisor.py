@@ -14,10 +14,11 @@ checkpoint to resume from, or nothing was trained yet), and failed where trained
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import os
 import subprocess
-import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -30,8 +31,9 @@ from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, TrainingF
 from trainer.run.packages import require_packages
 from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDir, end_torn_line, node_mark
 from trainer.run.spec import NodeJob
-from trainer.supervise import parent_death, spot_notices
-from trainer.supervise.attempt import Attempt, Nodes, Stopping, rank_environment, say, whole_number
+from trainer.supervise import disk, log, parent_death, spot_notices
+from trainer.supervise.attempt import Attempt, Nodes, Stopping, rank_environment, whole_number
+from trainer.supervise.log import say
 from trainer.supervise.outcome import PastEvents, write_outcome
 from trainer.supervise.signals import Wake, kill_descendants
 from trainer.supervise.verdict import AttemptEnd, death, judge
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         nodes = Nodes.from_environment(os.environ)
         supervisor = Supervisor(job, arguments.train_json.resolve(), nodes, arguments.main, arguments.prepare)
     except (BadInput, TrainingFailed) as error:
-        print(error, file=sys.stderr)
+        log.write(str(error))
         return ExitCode.BAD_INPUT if isinstance(error, BadInput) else ExitCode.FAILED
     return supervisor.run()
 
@@ -85,15 +87,25 @@ class Supervisor:
         self._run_dir.outcome.unlink(missing_ok=True)
         (self._run_dir.path / STOP_FILE).unlink(missing_ok=True)  # what was asked of an earlier start
         (self._run_dir.path / SAVE_FILE).unlink(missing_ok=True)
+        disk.reserve(self._run_dir.path)
         parent_death.adopt_orphans()
         self._wake = Wake()
         self._stopping = Stopping(self._wake, self._run_dir)
         self._past = PastEvents(self._run_dir)
         self._restarts = 0
         self._stop_said = False
+        self._attempt = 0
 
     def run(self) -> int:
         """Everything, to the exit code. Only node 0 writes events and the outcome."""
+        try:
+            end = self._work()
+        except OSError as error:  # a folder of an attempt that cannot be made
+            end = AttemptEnd(EndKind.FAILED, f"{error.filename or self._run_dir.path}: {error.strerror}", 0)
+        return self._finish(self._attempt, end)
+
+    def _work(self) -> AttemptEnd:
+        """The preparation, and attempts until one is the last. Raises OSError."""
         attempt = self._begin_attempt()
         threading.Thread(target=self._watch_notices, name="notices", daemon=True).start()
         end = self._prepare_data(attempt)
@@ -114,7 +126,12 @@ class Supervisor:
             self._emit(EventKind.RESTARTING, attempt, reason=end.reason, restarts=self._restarts)
             previous, end = end, None
             attempt = self._begin_attempt()
-        return self._finish(attempt, end)
+        return end
+
+    def _full_disk(self) -> str | None:
+        store = self._job.checkpoint_store
+        local = [] if "://" in store else [store]
+        return disk.full([self._run_dir.path, self._job.cache_dir, *local, tempfile.gettempdir()])
 
     def _run_attempt(self, number: int) -> AttemptEnd:
         self._emit(EventKind.PHASE, number, phase=Phase.STARTING_RANKS.value)
@@ -127,7 +144,7 @@ class Supervisor:
     def _why_no_restart(self, end: AttemptEnd, previous: AttemptEnd | None) -> str | None:
         """The reason to stop instead, to be put behind the cause; None where a restart is worth it."""
         limit = self._job.spec.checkpoint.max_restarts
-        if not end.can_restart:
+        if not end.can_restart or self._full_disk() is not None:
             return ""
         repeated = previous is not None and end.signature is not None
         if repeated and (end.signature, end.step) == (previous.signature, previous.step):  # type: ignore[union-attr]
@@ -143,16 +160,21 @@ class Supervisor:
         if asked is not None and (kind is EndKind.PREEMPTED or (kind is EndKind.FAILED and end.can_restart)):
             kind, reason = self._settle_stop(asked, end)
         elif end.store_gone:
-            saved = self._story.saved_step() or 0
+            saved = self._past.saved_step() or 0
             reason = f"{reason}; last checkpoint at step {saved}, {max(0, end.step - saved)} steps to do again"
         elif kind is EndKind.PREEMPTED:
             self._say_stop(asked or reason, attempt, end.step)
+        full = self._full_disk() if kind is EndKind.FAILED else None
+        if full is not None and full not in reason:
+            reason = f"{full}; make room, then `dolphin resume` goes on ({reason})"
+        disk.release(self._run_dir.path)
         code = EXIT_CODES[kind]
         try:
             self._record(kind, reason, asked or reason, end.step, attempt)
         except OSError as error:  # a full disk must not turn a committed stop into a failure
             say(f"cannot write {self._run_dir.outcome}: {error.strerror}")
-        (self._run_dir.path / STOP_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self._run_dir.path / STOP_FILE).unlink(missing_ok=True)
         say(f"{kind.value.replace('_', ' ')}{': ' if reason else ''}{reason} (exit code {int(code)})")
         return code
 
@@ -194,10 +216,8 @@ class Supervisor:
             env=rank_environment(self._job, {"OMP_NUM_THREADS": "1", **os.environ}),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        tail: list[str] = []
-        assert child.stdout is not None
-        reader = threading.Thread(target=_pass_on, args=(child.stdout, tail), daemon=True)
-        reader.start()
+        said = ["it said nothing"]
+        printed = log.Following(child, said.append)
 
         def stop_where_asked() -> None:
             if self._stopping.reason is not None and child.returncode is None:
@@ -206,8 +226,8 @@ class Supervisor:
 
         code = self._wake.wait_for(child, stop_where_asked)
         kill_descendants(self._wake)
-        reader.join(timeout=5)
-        last = tail[-1] if tail else "it said nothing"
+        printed.end()
+        last = said[-1]
         if code == 0:
             return None
         if self._stopping.reason is not None:
@@ -245,7 +265,7 @@ class Supervisor:
 
     def _begin_attempt(self) -> int:
         """1 + the highest attempt that this node has begun, and its folder. Nodes that share the folder agree."""
-        number = max(self._run_dir.attempts_begun(self._nodes.rank), default=0) + 1
+        number = self._attempt = max(self._run_dir.attempts_begun(self._nodes.rank), default=0) + 1
         folder = self._run_dir.attempt_dir(number)
         folder.mkdir(exist_ok=True)
         (folder / node_mark(self._nodes.rank)).touch()
@@ -270,12 +290,3 @@ class Supervisor:
         except OSError:
             say("this file system has no locks: make sure that one supervisor works in the run folder")
         return handle
-
-
-def _pass_on(stream: IO[bytes], tail: list[str]) -> None:
-    """Copy lines to the log; keep the last one that says something."""
-    for line in stream:
-        text = line.decode(errors="replace").rstrip("\n")
-        print(text, flush=True)
-        if text.strip():
-            tail[:] = [text.strip()]

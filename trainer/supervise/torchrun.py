@@ -7,6 +7,7 @@ torchrun noticed, not those that it then closed. Refuses to know what the ranks 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -35,13 +36,19 @@ def main(argv: list[str]) -> int:
             {"rank": rank, "pid": failure.pid, "exit_code": failure.exitcode}
             for rank, failure in error.failures.items()
         ]
-        write_atomic(report, json.dumps({"failures": failures, "signal": None}))
+        _write(report, failures, None)
         return 1
     except SignalException as error:
-        write_atomic(report, json.dumps({"failures": [], "signal": error.sigval.name}))
+        _write(report, [], error.sigval.name)
         return 1
-    write_atomic(report, json.dumps({"failures": [], "signal": None}))
+    _write(report, [], None)
     return 0
+
+
+def _write(report: Path, failures: list[dict[str, int]], signal: str | None) -> None:
+    """On a full disk there is no report: the supervisor then judges by what the ranks said."""
+    with contextlib.suppress(OSError):
+        write_atomic(report, json.dumps({"failures": failures, "signal": signal}))
 
 
 if __name__ == "__main__":

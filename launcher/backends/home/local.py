@@ -23,7 +23,7 @@ from launcher.runs import ledger
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
-from trainer.run import python
+from trainer.run import python, redaction
 
 if TYPE_CHECKING:
     from launcher.jobfile.spec import JobSpec
@@ -51,6 +51,7 @@ class LocalBackend(HomeBackend):
         files = record.files
         files.outcome.unlink(missing_ok=True)  # of an earlier attempt: it must not speak for this one
         environment = python.environment({**os.environ, **submission.job.env, **submission.secrets})
+        environment[redaction.NAMES] = ",".join(sorted(submission.secrets))
         environment[processes.RUN_MARKER] = record.run_id
         environment["PYTHONUNBUFFERED"] = "1"
         # DeepSpeed looks for ninja on the PATH, where a virtual environment that is not activated is missing.

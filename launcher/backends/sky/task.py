@@ -21,6 +21,7 @@ from launcher.backends.release import image_of_release
 from launcher.config.names import URL
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
+from trainer.run import redaction
 from trainer.run.exits import ExitCode
 from trainer.run.spec import NodeJob
 
@@ -131,6 +132,7 @@ def build_task(
     }
     if secrets:
         task["secrets"] = dict(secrets)
+        envs[redaction.NAMES] = ",".join(sorted(secrets))
     return task
 
 
@@ -164,7 +166,15 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str], subm
     `submission` counts the starts by a person; one that SkyPilot repeats keeps its number."""
     store = folder_store(job)
     names = sorted(
-        {*job.env, *secret_names, "DOLPHIN_RUN_ID", "DOLPHIN_NUM_NODES", "DOLPHIN_NODE_RANK", "DOLPHIN_MASTER_ADDR"}
+        {
+            *job.env,
+            *secret_names,
+            redaction.NAMES,
+            "DOLPHIN_RUN_ID",
+            "DOLPHIN_NUM_NODES",
+            "DOLPHIN_NODE_RANK",
+            "DOLPHIN_MASTER_ADDR",
+        }
     )
     mounts = [path for path in (store, train.cache_dir, DATA) if path]
     return {

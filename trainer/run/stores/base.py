@@ -147,12 +147,12 @@ def _explained(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise NotInStore(f"there is no {path}") from error
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(f"the disk of {path} is full") from error
         raise StoreError(f"{path}: {_REASONS.get(error.errno or 0, error.strerror or str(error))}") from error
 
 
 _REASONS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file is larger than this process may write",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",

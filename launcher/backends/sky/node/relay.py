@@ -70,6 +70,15 @@ def read_times(text: str) -> dict[int, float]:
     return times
 
 
+def without_secrets(line: str) -> str:
+    """A line that leaves the node, with no value of the job's secrets in it; what is packed was cleaned before."""
+    for name in os.environ.get("DOLPHIN_SECRET_NAMES", "").split(","):
+        value = os.environ.get(name, "") if name else ""
+        if len(value) >= 4:
+            line = line.replace(value, "<" + name + ">").replace(json.dumps(value)[1:-1], "<" + name + ">")
+    return line
+
+
 class Tail:
     """New whole lines of a growing file. `number` counts the lines given out."""
 
@@ -174,7 +183,7 @@ class Relay:
             for number, line in enumerate(tail.read(), 1):
                 self._learn(kind, line)
                 at = times.get(number, at) if kind == "L" else 0.0
-                frames.append(frame(self.journal, kind, number, at, line))
+                frames.append(without_secrets(frame(self.journal, kind, number, at, line)))
                 size += len(line)
                 if size > REPLAY_BYTES:
                     self._print(packed(self.journal, frames))
@@ -360,7 +369,7 @@ class Relay:
             return {}
 
     def _print(self, line: str) -> None:
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(without_secrets(line) + "\n")
 
     def _pass_on(self, number: int, stack: FrameType | None) -> None:
         self.stops += 1
