@@ -58,6 +58,6 @@ def read_outcome(backend: Backend, record: RunRecord) -> dict[str, Any]:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -48,6 +48,7 @@ class RunView:
         return self.evaluations[max(self.evaluations)][1] if self.evaluations else None
 
     def add_metric(self, line: Mapping[str, Any]) -> None:
+        line = _known(line)
         step = line.get("step")
         if not isinstance(step, int):
             return
@@ -57,14 +58,15 @@ class RunView:
         if line.get("loss") is None:
             return
         self.step = step
-        self.loss = float(line["loss"])
+        self.loss = float(line["loss"])  # may be nan: the run says so itself
         self.tokens_per_second = line.get("tokens_per_second")
         if isinstance(line.get("seconds"), int | float):
             self._recent_seconds.append(float(line["seconds"]))
 
     def add_event(self, event: Mapping[str, Any]) -> str | None:
-        """Take an event in; returns its line for a person, None for one that is not worth a line."""
-        line = self._line_of(event)
+        """Take an event in; returns its line for a person, None for one that is not worth a line. A field of another kind
+        than it should be, from a newer trainer or a damaged file, counts as not there."""
+        line = self._line_of(_known(event))
         if line is not None:
             self.story.append(line)
         return line
@@ -113,6 +115,44 @@ class RunView:
                 return f"{prefix}model written to {get('model')}"
             case _:
                 return None  # the end, which the status tells; an event of a newer trainer, whose log is shown all the same
+
+
+_COUNTS = frozenset(
+    [
+        "attempt",
+        "nproc",
+        "step",
+        "total_steps",
+        "lost_steps",
+        "conversations",
+        "sequences",
+        "tokens",
+        "trained_tokens",
+        "parameters",
+        "trained_parameters",
+    ]
+)
+_AMOUNTS = frozenset(["size_bytes", "seconds", "blocked_seconds", "lost_seconds", "tokens_per_second", "epoch"])
+_LOSSES = frozenset(("loss", "eval_loss"))
+_TEXTS = frozenset(["event", "phase", "device", "checkpoint", "reason", "model", "store"])
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that are what they should be."""
+    return {name: value for name, value in record.items() if _is_of_its_kind(name, value)}
+
+
+def _is_of_its_kind(name: str, value: Any) -> bool:
+    if name in _COUNTS:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    if name in _AMOUNTS or name in _LOSSES:
+        is_number = (
+            isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+        ) or value != value
+        return is_number and (name in _LOSSES or value == value)
+    if name in _TEXTS:
+        return isinstance(value, str)
+    return name != "sample" or isinstance(value, dict)
 
 
 def _ranks(nproc: int | None, device: str | None) -> str:

@@ -50,7 +50,7 @@ def past_runs(records: Iterable[RunRecord] | None = None) -> list[PastRun]:
     for record in ledger.all_runs() if records is None else records:
         try:
             found.append(_read(record))
-        except (OSError, ValueError, BadInput):
+        except (OSError, ValueError, TypeError, KeyError, BadInput):
             continue
     return found
 
@@ -121,11 +121,11 @@ def _read(record: RunRecord) -> PastRun:
     events = files.read_events()
     plans = [event for event in events if event.get("event") == EventKind.PLAN]
     saves = [event for event in events if event.get("event") == EventKind.CHECKPOINT_SAVED]
-    times = [float(event["time"]) for event in events if "time" in event]
+    times = [float(event["time"]) for event in events if isinstance(event.get("time"), int | float)]
     by_attempt: dict[int, list[float]] = {}
     for line in files.read_metrics():
-        if "tokens_per_second" in line:
-            by_attempt.setdefault(int(line.get("attempt", 1)), []).append(float(line["tokens_per_second"]))
+        if isinstance(line.get("tokens_per_second"), int | float) and isinstance(line.get("attempt", 1), int):
+            by_attempt.setdefault(line.get("attempt", 1), []).append(float(line["tokens_per_second"]))
     speeds = [speed for attempt in by_attempt.values() for speed in attempt[WARM_UP_STEPS:]]
     resources = _resources(files.job)
     nodes = list(read_lines(files.nodes))
@@ -158,5 +158,5 @@ def _resources(path: object) -> dict[str, object]:
 
 
 def _mean(events: list[dict[str, object]], key: str) -> float | None:
-    values = [float(str(event[key])) for event in events if event.get(key) is not None]
+    values = [float(value) for event in events if isinstance(value := event.get(key), int | float)]
     return statistics.fmean(values) if values else None

@@ -7,7 +7,7 @@ import pytest
 from tests.support.checkpoint_folder import SETTINGS, save, writer
 from trainer.checkpoint.manifest import MANIFEST, REFUSED_MANIFEST, Manifest
 from trainer.checkpoint.resume import Search, check_same_job, lost_work
-from trainer.checkpoint.writer import committed
+from trainer.checkpoint.writer import NotPublished, committed
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import EventKind, RunDir, append_line
 from trainer.run.stores.base import FolderStore, StoreError
@@ -133,19 +133,24 @@ def test_a_deletion_that_fails_warns_and_goes_on(tmp_path):
     assert committed(FolderStore(local).list()) == ["step-00000006", "step-00000004"]
 
 
-def test_an_upload_that_fails_twice_is_tried_a_third_time(tmp_path):
-    tried, warnings = [], []
+def test_a_store_that_is_away_fills_no_disk_and_gets_the_save_after_it(tmp_path):
+    class Away(FolderStore):
+        is_away = True
 
-    class Shaky(FolderStore):
         def put_file(self, name, path):
-            tried.append(name)
-            if len(tried) < 3:
+            if self.is_away:
                 raise StoreError("reset by peer")
             super().put_file(name, path)
 
-    save(tmp_path / "local", 2, remote=Shaky(tmp_path / "remote"), warnings=warnings)
-    assert len(warnings) == 2
-    assert committed(FolderStore(tmp_path / "remote").list()) == ["step-00000002"]
+    remote = Away(tmp_path / "remote")
+    for step in (2, 4, 6):
+        with pytest.raises(NotPublished, match="reset by peer") as late:
+            save(tmp_path / "local", step, remote=remote)
+        assert late.value.size_bytes > 1000
+    assert committed(FolderStore(tmp_path / "local").list()) == ["step-00000006", "step-00000004"]
+    remote.is_away = False
+    save(tmp_path / "local", 8, remote=remote)
+    assert committed(FolderStore(tmp_path / "remote").list()) == ["step-00000008"]
 
 
 def manifest_of(tmp_path) -> Manifest:

@@ -176,11 +176,13 @@ def with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
 
 def lost_work(run: RunDir, attempt: int, resumed_step: int) -> tuple[int, float]:
     """(steps, seconds) that the attempt before this one had trained beyond the checkpoint, by metrics.jsonl."""
-    events, metrics = run.read_events(), [line for line in run.read_metrics() if "loss" in line and "step" in line]
+    events = [event for event in run.read_events() if isinstance(event.get("step"), int)]
+    metrics = [line for line in run.read_metrics() if "loss" in line and isinstance(line.get("step"), int)]
     head = 0
     for earlier in range(1, attempt):
         reached = [line["step"] for line in metrics if line.get("attempt") == earlier]
-        begun = [e["step"] for e in events if e["event"] == "resumed" and e["attempt"] == earlier]
+        begun = [e["step"] for e in events if e.get("event") == "resumed" and e.get("attempt") == earlier]
         head = max([*reached, *begun], default=head)
-    seconds = {line["step"]: float(line.get("seconds", 0.0)) for line in metrics if resumed_step < line["step"] <= head}
+    took = {line["step"]: line.get("seconds") for line in metrics if resumed_step < line["step"] <= head}
+    seconds = {step: float(value) for step, value in took.items() if isinstance(value, int | float)}
     return max(0, head - resumed_step), sum(seconds.values())

@@ -17,7 +17,11 @@ class SaveSchedule:
     ) -> None:
         self._settings, self._attempt = settings, attempt
         self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
-        starts = [event["time"] for event in run.read_events() if event["event"] == EventKind.ATTEMPT_STARTED.value]
+        starts = [
+            event["time"]
+            for event in run.read_events()
+            if event.get("event") == EventKind.ATTEMPT_STARTED.value and isinstance(event.get("time"), int | float)
+        ]
         self._watched_since = float(min(starts, default=time.time()))
         self._saved_step = 0
         self._saved_at_s = time.monotonic()

@@ -84,6 +84,8 @@ class SaveWriter:
             except StoreError as error:
                 if not self.commits_locally:
                     raise StoreGone(str(error)) from error
+                if self.rank == 0:
+                    self._prune(self.local, lambda listing: committed(listing)[self.keep :])
                 raise NotPublished(str(error), size_bytes) from error
         self.prune()
         return size_bytes

@@ -6,8 +6,11 @@ Owns what the card says. Local paths become file names: a card is published, a h
 from __future__ import annotations
 
 import importlib.metadata
-from pathlib import Path
+import json
+import re
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import jinja2
 import yaml
@@ -24,9 +27,9 @@ PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
 
 TEMPLATE = """\
 ---
-base_model: {{ base }}
+base_model: {{ quoted(base) }}
 {% if datasets %}datasets:
-{% for name in datasets %}- {{ name }}
+{% for name in datasets %}- {{ quoted(name) }}
 {% endfor %}{% endif %}library_name: transformers
 pipeline_tag: text-generation
 tags:
@@ -77,8 +80,8 @@ The tokenizer in this folder holds the template: `tokenizer.apply_chat_template(
 {% endfor %}
 <details><summary>Configuration</summary>
 
-```yaml
-{{ configuration }}```
+{{ fence_around(configuration) }}yaml
+{{ configuration }}{{ fence_around(configuration) }}
 
 </details>
 
@@ -100,6 +103,8 @@ def render(
     sources = [shorten(source.path) for source in spec.data.sources]
     facts: dict[str, Any] = {
         "name": spec.name,
+        "quoted": quoted,
+        "fence_around": example.fence_around,
         "base": shorten(spec.model.base),
         "revision": spec.model.revision,
         "verb": "fine-tuned" if spec.model.init == "pretrained" else "trained from fresh weights",
@@ -127,8 +132,13 @@ def training_results(run: RunDir) -> list[dict[str, Any]]:
     """A row an evaluation: the training loss of its step (`-` before the first), epoch, step and validation loss.
     A step that was trained again after a resume counts once."""
     lines = run.read_metrics()
-    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    rows = {line["step"]: line for line in lines if "eval_loss" in line}
+    lines = [line for line in lines if isinstance(line.get("step"), int)]
+    losses = {line["step"]: line["loss"] for line in lines if isinstance(line.get("loss"), int | float)}
+    rows = {
+        line["step"]: line
+        for line in lines
+        if isinstance(line.get("eval_loss"), int | float) and isinstance(line.get("epoch"), int | float)
+    }
     return [{**row, "loss": f"{losses[step]:.4f}" if step in losses else "-"} for step, row in sorted(rows.items())]
 
 
@@ -155,16 +165,33 @@ def hyperparameters(job: NodeJob, plan: DataPlan, world_size: int) -> list[tuple
 def configuration(job: NodeJob) -> str:
     """The specification as YAML, what was left at its default left out, local paths as file names."""
     dump = job.spec.model_dump(mode="json", exclude_defaults=True)
-    dump["model"]["base"] = shorten(job.spec.model.base)
-    if job.spec.model.tokenizer is not None:
-        dump["model"]["tokenizer"] = shorten(job.spec.model.tokenizer)
-    for source in dump["data"]["sources"]:
-        source["path"] = shorten(source["path"])
     dump.pop("track", None)
     dump.get("checkpoint", {}).pop("store", None)
-    return yaml.safe_dump(dump, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.safe_dump(_published(dump), sort_keys=False, allow_unicode=True, width=110)
 
 
 def shorten(path: str) -> str:
-    """The last part of a local path; hub ids and URLs as they are."""
-    return Path(path).name if Path(path).is_absolute() else path
+    """The last part of a local path; hub ids as they are, URLs without a name, a password or a query. One line."""
+    if "://" in path:
+        parts = urlsplit(path)
+        path = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    elif path.startswith(("/", "~", "./", "../")):
+        path = PurePosixPath(path).name
+    return " ".join("".join(c if c.isprintable() else " " for c in path).split())
+
+
+def quoted(value: str) -> str:
+    """As a value of the front matter: what is no plain name cannot end its line there, or its type."""
+    return value if re.fullmatch(r"[A-Za-z][\w./-]*", value) else json.dumps(value)
+
+
+def _published(value: Any) -> Any:
+    """A part of the configuration with every path and URL in it shortened."""
+    if isinstance(value, dict):
+        return {name: _published(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_published(inner) for inner in value]
+    is_place = (
+        isinstance(value, str) and "\n" not in value and ("://" in value or value.startswith(("/", "~", "./", "../")))
+    )
+    return shorten(value) if is_place else value

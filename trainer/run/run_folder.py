@@ -120,7 +120,7 @@ class RunDir:
         """What the last start of the trainer said at its end; None where it said nothing, yet or at all."""
         try:
             outcome = json.loads(self.outcome.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return outcome if isinstance(outcome, dict) else None
 
@@ -167,17 +167,20 @@ def end_torn_line(path: Path) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole JSON lines of `path`; none where it does not exist. A torn last line (a killed writer) is left out."""
+    """JSON objects, a line each; none where there is no such file. What is no object (a line that a killed writer tore, or
+    somebody else's) is left out: nothing that stands in a record may end the run that it tells of."""
     try:
         text = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return
     for line in text.split(b"\n"):
         if line.strip():
             try:
-                yield json.loads(line)
-            except ValueError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict):
+                yield record
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -56,9 +56,15 @@ def hourly_price(record: RunRecord, job: Any) -> float | None:
 def node_attempts(
     record: RunRecord, job: Any, state: RunState, now: float, hourly: float | None
 ) -> tuple[NodeAttempt, ...]:
-    nodes = list(read_lines(record.files.nodes))
+    nodes = [
+        node
+        for node in read_lines(record.files.nodes)
+        if isinstance(node.get("setup_at") or node.get("time"), int | float)
+    ]
     heard = [at for _, at in Mirror(record.folder).times()]
-    heard += [float(event["time"]) for event in read_lines(record.files.events) if "time" in event]
+    heard += [
+        float(event["time"]) for event in read_lines(record.files.events) if isinstance(event.get("time"), int | float)
+    ]
     return status.node_attempts(nodes, heard, state=state, now=now, ended_at=job.ended_at, price_usd_per_hour=hourly)
 
 

@@ -303,7 +303,9 @@ class Relay:
             return
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(record, dict):
             return
         if kind == "N":
             if not self.start_number:
@@ -312,8 +314,8 @@ class Relay:
             name = record.get("event")
             if not self.start_number and name in (ATTEMPT_STARTED, STOPPED, FINISHED):
                 self._past_end = _end_of(record, self._past_end)
-            elif name == PHASE and self.start_number:
-                self._marks.append((record.get("phase"), record.get("time", 0.0)))
+            elif name == PHASE and self.start_number and isinstance(record.get("time"), (int, float)):
+                self._marks.append((str(record.get("phase")), record["time"]))
             elif name == RESUMED and self._past_step is not None and not self._told_resume:
                 self._told_resume = True
                 self._say(f"{self._what_happened()}; resuming from {record.get('step')}")
