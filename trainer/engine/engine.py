@@ -144,14 +144,18 @@ class Engine:
         self.device = device
         packed = PackedModel(model, job.spec.train.loss_chunk, router_loss=job.spec.model.router_loss)
         config = configuration(job, self.world_size, num_micro_batches)
+        exact = _exact_buffers(packed)
         with quiet(), _without_muon():
             if job.spec.train.zero == 3:
+                _gather_experts_together(packed)
                 # partitions one parameter after the other, so that no GPU ever holds the whole model
                 deepspeed.zero.Init(module=packed, config_dict_or_path=config)
             optimizer = optim.build(packed, job.spec.train)
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
                 model=packed, optimizer=optimizer, config=config
             )
+        for part, name, values in exact:
+            getattr(part, name).data = values.to(device)
 
     @property
     def model(self) -> nn.Module:
@@ -238,6 +242,25 @@ def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]
         for name, buffer in part.named_buffers(recurse=False):
             if name not in part._non_persistent_buffers_set:
                 yield f"{path}.{name}" if path else name, buffer
+
+
+def _exact_buffers(module: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
+    """Buffers in fp32 with their values: DeepSpeed casts them with the parameters, and a router's bias of eight bits sends
+    tokens to other experts than the base does."""
+    return [
+        (part, name, buffer.detach().clone())
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+        if buffer.dtype == torch.float32
+    ]
+
+
+def _gather_experts_together(module: nn.Module) -> None:
+    """Stage 3 gathers a module's parameters when it is called. Experts that are modules of their own are called on the
+    ranks that have a token for them, and the others would wait: gather all of a layer's at once."""
+    blocks = {type(part) for part in module.modules() if isinstance(getattr(part, "experts", None), nn.ModuleList)}
+    if blocks:
+        deepspeed.utils.set_z3_leaf_modules(module, list(blocks))
 
 
 def sum_over_ranks(*values: float | torch.Tensor, device: torch.device) -> list[float]:

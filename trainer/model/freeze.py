@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from trainer.model.packed import beside_language
 from trainer.run.exits import BadInput
 from trainer.run.patterns import match
 
@@ -19,18 +20,23 @@ class FreezeReport:
     num_trainable: int
     trainable: tuple[str, ...]
     """Names of the trainable parameters."""
+    num_beside: int = 0
+    """Parameters that a text never reaches (the towers of a multimodal model); they stay as they are."""
 
     def __str__(self) -> str:
         share = 100 * self.num_trainable / self.num_parameters
-        return f"training {self.num_trainable:,} of {self.num_parameters:,} parameters ({share:.1f}%)"
+        beside = f"; {self.num_beside:,} beside its language part stay as they are" if self.num_beside else ""
+        return f"training {self.num_trainable:,} of {self.num_parameters:,} parameters ({share:.1f}%){beside}"
 
 
 def apply(model: nn.Module, patterns: Sequence[str] | None) -> FreezeReport:
-    """Freeze what no pattern hits; None trains everything. A shared tensor is trained when any of its names is hit.
+    """Freeze what no pattern hits; None trains everything. A shared tensor is trained when any of its names is hit. What is
+    beside the language part of a multimodal model is frozen, and no pattern hits it.
 
     Raises BadInput for a pattern that hits nothing or is no regular expression.
     """
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    beside = beside_language(model)
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False) if name not in beside]
     if patterns is None:
         trainable = set(names)
     else:
@@ -44,17 +50,18 @@ def apply(model: nn.Module, patterns: Sequence[str] | None) -> FreezeReport:
     by_tensor: dict[int, bool] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         by_tensor[id(parameter)] = by_tensor.get(id(parameter), False) or name in trainable
-    total = trained = 0
+    total = trained = untouched = 0
     kept = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(by_tensor[id(parameter)])
         total += parameter.numel()
+        untouched += parameter.numel() if name in beside else 0
         if parameter.requires_grad:
             trained += parameter.numel()
             kept.append(name)
     if not kept:
         raise BadInput("train.unfrozen leaves nothing to train: add a pattern")
-    return FreezeReport(total, trained, tuple(kept))
+    return FreezeReport(total, trained, tuple(kept), untouched)
 
 
 def _explain_misses(missed: Sequence[str], names: Sequence[str]) -> str:

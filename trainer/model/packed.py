@@ -149,6 +149,18 @@ def decoder_of(model: Any) -> nn.Module:
     return next(module for module in candidates if module is not None and module is not model)
 
 
+def beside_language(model: Any) -> frozenset[str]:
+    """Parameters that a text never reaches (the towers of a multimodal model), by name; none of a language model."""
+    if not hasattr(model, "get_decoder"):
+        return frozenset()
+    reached = {id(parameter) for parameter in decoder_of(model).parameters()}
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        reached |= {id(parameter) for parameter in part.parameters()} if part is not None else set()
+    return frozenset(
+        name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) not in reached
+    )
+
+
 def hf_name(name: str) -> str:
     """Parameter name inside PackedModel -> the name that transformers gives it."""
     return name.removeprefix(PREFIX)
