@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.jobfile.load import load_job
 from launcher.jobfile.settle import Placement, settle
 from launcher.jobfile.spec import JobSpec
+from launcher.plan.model_rules import rules_of
 from launcher.runs import ledger
 from launcher.runs.errors import BadUsage
 from launcher.runs.states import EXIT_CODES, EndReason
@@ -69,6 +70,7 @@ def data_command(path: Path, overrides: Sequence[str], show: int, json_wanted: b
             print(json.dumps({**report, "shown": shown}, ensure_ascii=False))
         else:
             _print_report(report, files.data_report, job)
+            _print_rules(job)
     if not json_wanted:
         _print_conversations(shown)
     return code
@@ -125,6 +127,16 @@ def _print_report(report: dict[str, Any], path: Path, job: JobSpec) -> None:
             file=sys.stderr,
         )
     print(f"report: {path}", file=sys.stderr)
+
+
+def _print_rules(job: JobSpec) -> None:
+    """What holds of the model; that it cannot be trained so is no fault of the data, and only said."""
+    try:
+        lines = rules_of(job, "cuda" if job.resources.gpu_name else "cpu")
+    except BadUsage as refused:
+        lines = [f"warning: {refused}"]
+    for line in lines:
+        print(line, file=sys.stderr)
 
 
 def _left_out(source: dict[str, Any], over_long: str) -> str:

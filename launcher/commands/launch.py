@@ -28,6 +28,7 @@ from launcher.jobfile.load import load_job
 from launcher.jobfile.settle import settle
 from launcher.jobfile.spec import JobSpec
 from launcher.plan.make import LaunchPlan
+from launcher.plan.model_rules import rules_of
 from launcher.plan.of_job import plan_of, settled_zero, with_memory
 from launcher.plan.unfrozen import with_resolved_unfrozen
 from launcher.plan.view import summarise
@@ -239,12 +240,15 @@ def _refuse_active(record: RunRecord, status: BackendStatus) -> None:
 
 def _show_plan(start: Start, train: NodeJob, notes: Sequence[str]) -> None:
     job = start.job
+    rules = rules_of(job, train.device)
     if start.plan is not None:
         summarise(start.plan)
     else:
         best = start.offers[0] if start.offers else None
         hardware = f"{best.count} x {best.accelerator or 'CPU rank'} at {best.infra}" if best else "no offer"
         screen.say(f"{job.name}: {job.model.base} on {hardware}; no plan: {start.why_no_plan}")
+    for line in rules:
+        screen.say(f"  {line}")
     screen.say(
         f"  {train.world_size} ranks ({train.device}), ZeRO-{train.spec.train.zero}, {train.global_batch} sequences a step"
     )

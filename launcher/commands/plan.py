@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.jobfile.load import load_job
+from launcher.plan.model_rules import rules_of
 from launcher.plan.of_job import offers_for, plan_of
 from launcher.plan.unfrozen import with_resolved_unfrozen
 from launcher.runs.errors import BadUsage
@@ -31,6 +33,7 @@ class PlanOptions:
 def plan_command(path: str | Path, options: PlanOptions = PlanOptions()) -> int:
     """Show the plan of a job (standard error), or print it as JSON (standard output). Starts and pays nothing."""
     job = with_resolved_unfrozen(load_job(path, options.overrides))
+    rules = rules_of(job, "cuda" if job.resources.gpu_name else "cpu")
     deadline_h = None if options.deadline is None else deadline_hours(options.deadline)
     offers = offers_for(job, offline=options.offline, on=options.on, nproc=options.nproc)
     plan = plan_of(job, offers, nproc=options.nproc, sequences=options.sequences, deadline_h=deadline_h)
@@ -40,6 +43,8 @@ def plan_command(path: str | Path, options: PlanOptions = PlanOptions()) -> int:
         from launcher.plan.view import show
 
         show(plan)
+        for line in rules:
+            print(f"  {line}", file=sys.stderr)
     return 0
 
 

@@ -10,6 +10,7 @@ from launcher.models.architecture import count, find_architecture, stored_shapes
 from launcher.models.hub_cache import local_folder
 from launcher.models.spectrum import read_snr, select, share_of
 from launcher.plan.unfrozen import scan
+from launcher.runs.ledger import cache_dir
 
 
 def scan_command(
@@ -38,7 +39,7 @@ def names_command(model: str, revision: str | None = None, as_json: bool = False
     if folder is not None and any(folder.glob("*.safetensors")):
         shapes = stored_shapes(folder)
     else:
-        shapes = find_architecture(model, revision).shapes
+        shapes = find_architecture(model, revision, cache=cache_dir()).shapes
     if as_json:
         print(json.dumps({name: list(shape) for name, shape in shapes.items()}, indent=2))
         return 0

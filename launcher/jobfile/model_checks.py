@@ -6,12 +6,11 @@ download: of a base that is not at hand it says nothing.
 
 from __future__ import annotations
 
-import json
-
 from launcher.config.problems import Finding
-from launcher.models.architecture import find_architecture
+from launcher.models.architecture import find_architecture, read_config
 from launcher.models.hub_cache import local_folder
-from trainer.run import weight_names
+from launcher.runs.ledger import cache_dir
+from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
 from trainer.run.spec import TrainSpec
 
@@ -19,14 +18,17 @@ BASE = ("model", "base")
 
 
 def model_findings(spec: TrainSpec) -> list[Finding]:
-    """Weights that are missing, of another shape or cut short."""
+    """A base that cannot be trained, or whose weights are missing, of another shape or cut short."""
     folder = local_folder(spec.model.base, spec.model.revision)
     if folder is None or not (folder / "config.json").is_file():
         return []
     try:
-        json.loads((folder / "config.json").read_bytes())
-    except ValueError as error:
-        return [Finding(BASE, f"{folder / 'config.json'} is not JSON ({error}); fetch the model again")]
+        config = read_config(folder)
+    except BadInput as broken:
+        return [Finding(BASE, str(broken))]
+    refused = trainable.refusal(config)
+    if refused:
+        return [Finding(BASE, f"{spec.model.base!r} cannot be trained: {refused}")]
     if spec.model.init == "random":
         return []
     try:
@@ -36,10 +38,12 @@ def model_findings(spec: TrainSpec) -> list[Finding]:
     if stored is None:
         return []
     try:
-        architecture = find_architecture(spec.model.base, spec.model.revision)
+        architecture = find_architecture(spec.model.base, spec.model.revision, cache=cache_dir(), may_ask=False)
     except BadInput:
         return []
     prefix = spec.model.weights_prefix
     plain = {weight_names.without_prefix(name, prefix): shape for name, shape in stored.items()}
-    wrong = weight_names.problem(spec.model.base, weight_names.compare(plain, architecture.shapes), plain)
+    wrong = weight_names.problem(
+        spec.model.base, weight_names.compare(plain, architecture.stored or architecture.shapes), plain
+    )
     return [Finding(BASE, wrong)] if wrong else []

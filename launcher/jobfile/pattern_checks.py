@@ -15,6 +15,7 @@ from launcher.config.problems import Finding
 from launcher.config.yaml_lines import Where
 from launcher.models.architecture import find_architecture, stored_shapes
 from launcher.models.hub_cache import local_folder
+from launcher.runs.ledger import cache_dir
 from trainer.run.exits import BadInput
 from trainer.run.patterns import match
 from trainer.run.spec import TrainSpec, UnfrozenSpec
@@ -69,7 +70,7 @@ def parameter_names(base: str, revision: str | None = None) -> list[str]:
     if not names and folder is not None and any(folder.glob("*.safetensors")):
         names = list(_or_nothing(lambda: stored_shapes(folder)))
     if not names:
-        names = list(_or_nothing(lambda: find_architecture(base, revision).shapes))
+        names = list(_or_nothing(lambda: find_architecture(base, revision, cache=cache_dir(), may_ask=False).shapes))
     if "model.embed_tokens.weight" in names and "lm_head.weight" not in names:
         names.append("lm_head.weight")  # tied to the embeddings: stored once, and hit by either name
     return names

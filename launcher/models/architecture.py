@@ -1,7 +1,8 @@
 """The shape of a model without torch: its parameters by name, and the sizes that memory and FLOPs are counted from.
 
-Owns finding config.json (a folder, the hub's cache, or the table of well-known bases), the parameter shapes that follow
-from it, and reading names and shapes from safetensors headers. Refuses to load weights and to use the network.
+Owns finding config.json (a folder, the hub's cache, or the table of well-known bases) and the parameter shapes that follow
+from it: for the families here by rule, for all others as transformers counts them on the meta device, in a process of its
+own. Refuses to load weights and to use the network.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.models.hub_cache import local_folder
+from launcher.models.inspected import inspected
 from launcher.models.known import KNOWN_CONFIGS
 from trainer.run.exits import BadInput
 from trainer.run.patterns import match
@@ -39,6 +41,17 @@ class Architecture:
     """Parameter name -> shape, in the model's order."""
     source: str
     """Where this was read, for a person."""
+    expert_share: float = 1.0
+    """Of a layer's experts, the share that a token meets; 1 for a dense model. `intermediate` is then the width of a dense MLP
+    with as many weights as a token meets."""
+    embedding_name: str = "model.embed_tokens.weight"
+    untied_head_name: str = "lm_head.weight"
+    layers_path: str = ""
+    """What stands before a layer's number in a parameter's name; any number counts where empty."""
+    beside: frozenset[str] = frozenset()
+    """Parameters that a text never reaches (the towers of a multimodal model): never trained."""
+    stored: Shapes | None = None
+    """Names and shapes in the files, where they are others than in the model."""
 
     _layers: dict[int | None, Shapes] = field(init=False, repr=False, compare=False, default_factory=dict)
     """`shapes` by layer: a plan asks for them thousands of times."""
@@ -53,14 +66,16 @@ class Architecture:
 
     def layer_of(self, name: str) -> int | None:
         """Index of the layer that a parameter belongs to; None for embeddings, the last norm and the head."""
-        return next((int(part) for part in name.split(".") if part.isdigit()), None)
+        if not name.startswith(self.layers_path):
+            return None
+        return next((int(part) for part in name[len(self.layers_path) :].split(".") if part.isdigit()), None)
 
     def layer_shapes(self, layer: int) -> Shapes:
         return self._layers.get(layer, {})
 
     def lowest_reached(self, trained: Set[str]) -> int:
         """Index of the lowest layer that gradients reach; the number of layers where none does."""
-        if EMBEDDING in trained:
+        if self.embedding_name in trained:
             return 0
         layers = range(self.num_layers)
         return next((i for i in layers if not trained.isdisjoint(self.layer_shapes(i))), self.num_layers)
@@ -68,7 +83,20 @@ class Architecture:
     @property
     def head_name(self) -> str:
         """Parameter that makes logits: the input embedding where they are tied."""
-        return EMBEDDING if self.is_tied else HEAD
+        return self.embedding_name if self.is_tied else self.untied_head_name
+
+    def active(self, name: str) -> float:
+        """Weights of a matrix that one token meets: all of it, or the share of its experts. 0 for a vector, or a convolution."""
+        shape = self.shapes[name]
+        if ".experts." in name or name.endswith(".experts"):
+            return count(shape) * self.expert_share if len(shape) >= 2 else 0.0
+        return float(count(shape)) if len(shape) == 2 else 0.0
+
+    @property
+    def num_active(self) -> int:
+        """Parameters that one token meets."""
+        idle = sum(count(shape) * (1 - self.expert_share) for name, shape in self.shapes.items() if ".experts." in name)
+        return int(self.num_parameters - idle)
 
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -84,16 +112,18 @@ def count(shape: Sequence[int]) -> int:
 
 def trainable(architecture: Architecture, patterns: Sequence[str] | None) -> frozenset[str]:
     """Names that `patterns` (re.search) hit; all of them where None. BadInput for a pattern that hits nothing."""
+    embedding, head = architecture.embedding_name, architecture.untied_head_name
+    names = [name for name in architecture.shapes if name not in architecture.beside]
     if patterns is None:
-        return frozenset(architecture.shapes)
-    names = list(architecture.shapes) + ([HEAD] if architecture.is_tied else [])
+        return frozenset(names)
+    names += [head] if architecture.is_tied and head not in names else []
     found = match(patterns, names)
     if found.missed:
         raise BadInput(
             f"train.unfrozen {found.missed[0]!r} matches no parameter of {architecture.source}; "
             "`dolphin spectrum names MODEL` lists them"
         )
-    hit = {EMBEDDING if architecture.is_tied and name == HEAD else name for name in found.trainable}
+    hit = {embedding if architecture.is_tied and name == head else name for name in found.trainable}
     return frozenset(hit)
 
 
@@ -128,15 +158,19 @@ class TrainedModel:
         return [count(self.architecture.shapes[name]) for name in self.trained]
 
 
-def find_architecture(base: str, revision: str | None = None) -> Architecture:
-    """The architecture of a folder or hub id. BadInput where its configuration is not at hand or of an unknown family."""
+def find_architecture(
+    base: str, revision: str | None = None, *, cache: Path | None = None, may_ask: bool = True
+) -> Architecture:
+    """The architecture of a folder or hub id. BadInput where its configuration is not at hand, or its family is not known here
+    and transformers cannot be asked. Its answers are kept in the folder `cache`; without `may_ask` (a new question takes
+    seconds) only those count."""
     folder = local_folder(base, revision)
     if folder is not None and (folder / "config.json").is_file():
-        try:
-            config = json.loads((folder / "config.json").read_bytes())
-        except ValueError as error:
-            raise BadInput(f"{folder / 'config.json'}: is not JSON ({error}); fetch the model again") from None
-        return from_config(config, str(folder / "config.json"))
+        config, source = read_config(folder), str(folder / "config.json")
+        if config.get("model_type") in FAMILIES:
+            return from_config(config, source)
+        facts = None if cache is None else inspected(folder, cache, may_ask=may_ask)
+        return from_config(config, source) if facts is None else from_facts(facts, source)
     known = KNOWN_CONFIGS.get(base.lower().split("/")[-1])
     if known is not None:
         return from_config(known, f"dolphin's table of known models ({base})")
@@ -144,6 +178,35 @@ def find_architecture(base: str, revision: str | None = None) -> Architecture:
         f"model.base {base}: is no folder here, not in the hub's cache and not in the table of known models; "
         "fetch its config.json into a folder and give that"
     )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of config.json in `folder`. BadInput where it is no JSON object."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BadInput(f"{path}: is not JSON ({error}); fetch the model again") from None
+    if not isinstance(config, dict):
+        raise BadInput(f"{path}: is no configuration; fetch the model again")
+    return config
+
+
+def from_facts(facts: dict[str, Any], source: str) -> Architecture:
+    """From what `trainer.model.inspect` tells."""
+    return Architecture(
+        hidden=facts["hidden"], intermediate=facts["intermediate"],
+        num_layers=facts["num_layers"], num_heads=facts["num_heads"], num_kv_heads=facts["num_kv_heads"],
+        head_size=facts["head_size"], vocabulary=facts["vocabulary"], is_tied=facts["is_tied"],
+        sliding_window=facts["sliding_window"], shapes=_tuples(facts["shapes"]), source=source,
+        expert_share=facts["expert_share"], embedding_name=facts["embedding_name"],
+        untied_head_name=HEAD if facts["is_tied"] else facts["head_name"], layers_path=facts["layers_path"],
+        beside=frozenset(facts["beside"]), stored=_tuples(facts["stored"]),
+    )  # fmt: skip
+
+
+def _tuples(shapes: dict[str, list[int]]) -> Shapes:
+    return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def stored_shapes(folder: str | Path) -> Shapes:

@@ -35,7 +35,7 @@ def plan_of(
         raise BadUsage(
             f"resources.accelerators {name}: has no bf16 arithmetic; take another card, or train.precision fp32"
         )
-    architecture = find_architecture(job.model.base, job.model.revision)
+    architecture = find_architecture(job.model.base, job.model.revision, cache=cache_dir())
     patterns = job.train.unfrozen
     if patterns is not None and not isinstance(patterns, tuple):
         raise TypeError("train.unfrozen must be resolved before a plan is made")

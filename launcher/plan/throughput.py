@@ -58,7 +58,8 @@ def step_flops(
     """FLOPs of a step over `tokens` tokens of which `labelled` have a loss.
 
     A matrix of n parameters costs 2 n a token forward, 2 n for the gradient of its input, 2 n for its own. A frozen one
-    has no gradient of its own; below the lowest trained parameter nothing is differentiated or recomputed at all.
+    has no gradient of its own; below the lowest trained parameter nothing is differentiated or recomputed at all. Of a
+    mixture of experts a token meets a share (`Architecture.active`).
     `attention_span` is the mean number of tokens of its conversation that precede a token (half the length of a row
     that is one conversation): scores and values cost 4 x span x heads x head size forward, 2.5 times that backward
     (flash attention recomputes the scores; Dao 2022).
@@ -73,8 +74,7 @@ def step_flops(
         by_weight += 2.0 * count(head) * labelled
     pairs = 4.0 * attention_span * architecture.num_heads * architecture.head_size * tokens
     for layer in range(architecture.num_layers):
-        matrices = {name: shape for name, shape in architecture.layer_shapes(layer).items() if len(shape) == 2}
-        cost = {name: 2.0 * count(shape) * tokens for name, shape in matrices.items()}
+        cost = {name: 2.0 * architecture.active(name) * tokens for name in architecture.layer_shapes(layer)}
         forward += sum(cost.values())
         attention += pairs
         if layer < lowest:

@@ -18,12 +18,9 @@ from transformers.utils import logging as transformers_logging
 
 from trainer.model import attention, self_test
 from trainer.model.packed import Way
-from trainer.run import weight_names
+from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
 from trainer.run.spec import ModelSpec, NodeJob
-
-ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob", "attn_dropout")
-"""Keys that families have for the dropout of attention weights."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -66,9 +63,12 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
 def read_config(spec: ModelSpec) -> Any:
     """The base's configuration, with what the job sets in it."""
     config = AutoConfig.from_pretrained(spec.base, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+    refused = trainable.refusal(config.to_dict())
+    if refused:
+        raise BadInput(f"model.base {spec.base!r} cannot be trained: {refused}")
     text = config.get_text_config(decoder=True)
     if spec.attention_dropout is not None:
-        for key in ATTENTION_DROPOUT:
+        for key in trainable.DROPOUTS:
             if hasattr(text, key):
                 setattr(text, key, spec.attention_dropout)
     return config

@@ -65,15 +65,15 @@ class Verdict:
         if packing:
             return (
                 f"a {self.family} does not keep packed conversations apart: its logits differ by {least:.2g} standard "
-                "deviations from those of each conversation alone (layers with a state carry it over); set data.packing: false"
-                + "".join(f", or install {name}" for name in self._wanted())
+                "deviations from those of each conversation alone (a layer carries something into the next one); set data.packing: false"
+                + "".join(f", or install {name}" for name in self.wanted())
             )
         return (
             f"a {self.family} gives other logits in a padded row than alone (they differ by {least:.2g} standard "
             "deviations): it does more than a causal language model; choose another base"
         )
 
-    def _wanted(self) -> list[str]:
+    def wanted(self) -> list[str]:
         """Packages that transformers names as what would keep conversations apart."""
         told = [re.search(r"without `([\w-]+)`", trial.error) for trial in self.trials]
         return [" and ".join(dict.fromkeys(match[1] for match in told if match))] if any(told) else []
