@@ -44,6 +44,8 @@ class Architecture:
     expert_share: float = 1.0
     """Of a layer's experts, the share that a token meets; 1 for a dense model. `intermediate` is then the width of a dense MLP
     with as many weights as a token meets."""
+    caps_logits: bool = False
+    """Whether the loss works on soft-capped logits (Gemma)."""
     embedding_name: str = "model.embed_tokens.weight"
     untied_head_name: str = "lm_head.weight"
     layers_path: str = ""
@@ -199,7 +201,7 @@ def from_facts(facts: dict[str, Any], source: str) -> Architecture:
         num_layers=facts["num_layers"], num_heads=facts["num_heads"], num_kv_heads=facts["num_kv_heads"],
         head_size=facts["head_size"], vocabulary=facts["vocabulary"], is_tied=facts["is_tied"],
         sliding_window=facts["sliding_window"], shapes=_tuples(facts["shapes"]), source=source,
-        expert_share=facts["expert_share"], embedding_name=facts["embedding_name"],
+        expert_share=facts["expert_share"], caps_logits=facts["caps_logits"], embedding_name=facts["embedding_name"],
         untied_head_name=HEAD if facts["is_tied"] else facts["head_name"], layers_path=facts["layers_path"],
         beside=frozenset(facts["beside"]), stored=_tuples(facts["stored"]),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from trainer.model import self_test
-from trainer.model.packed import Balance, beside_language, decoder_of
+from trainer.model.packed import beside_language, decoder_of
 from trainer.run.exits import BadInput, ExitCode, leave
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -69,7 +69,7 @@ def inspect(config: Any, requested: str = "auto") -> dict[str, Any]:
         "head_name": names.get(id(head.weight), names[id(embedding.weight)]),
         "sliding_window": _first(text, ("sliding_window",)),
         "expert_share": share,
-        "balances_experts": Balance.of(model, None) is not None,
+        "caps_logits": bool(getattr(text, "final_logit_softcapping", None)),
         "layers_path": _layers_path(model),
         "beside": sorted(beside_language(model)),
         "shapes": shapes,
