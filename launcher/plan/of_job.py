@@ -17,7 +17,7 @@ from launcher.plan.history import PastRun, known_data, past_runs
 from launcher.plan.make import LaunchPlan, Subject, make_plan
 from launcher.plan.zero_stage import safe_stage
 from launcher.runs.errors import BackendError, BadUsage
-from launcher.runs.ledger import checked_data
+from launcher.runs.ledger import cache_dir, checked_data
 from trainer.run.spec import NodeJob
 
 
