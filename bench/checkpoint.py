@@ -56,8 +56,9 @@ def worker(options: argparse.Namespace) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from trainer.checkpoint.manager import CheckpointManager
+    from trainer.checkpoint.resume import Course
     from trainer.checkpoint.trainer_state import TrainerState
-    from trainer.data.batch import Batch
+    from trainer.data.batch import Batch, Share
     from trainer.engine.engine import Engine, initialize_distributed
     from trainer.run.spec import NodeJob
 
@@ -81,9 +82,8 @@ def worker(options: argparse.Namespace) -> None:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     engine = Engine(job, model, 1, device)
     manager = CheckpointManager(
-        job, engine.deepspeed, "bench", rank=rank, world_size=world_size, attempt=1, total_steps=10_000,
-        steps_per_epoch=10_000, emit=None,
-    )  # fmt: skip
+        job, engine.deepspeed, Course("bench", 10_000, 10_000), share=Share(rank, world_size, 1), attempt=1, emit=None
+    )
     began = time.time()
     state = manager.resume() or TrainerState()
     restored_s = time.time() - began

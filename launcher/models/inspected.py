@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from trainer.run import python
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import write_atomic
 
@@ -44,9 +46,10 @@ def inspected(folder: Path, cache: Path, *, may_ask: bool) -> dict[str, Any] | N
         if not may_ask:
             return None
     print(f"asking transformers what {folder} is (once; kept in {kept.parent})", file=sys.stderr, flush=True)
-    command = [sys.executable, "-P", "-W", "ignore", "-m", "trainer.model.inspect", str(folder)]
+    command = python.command("trainer.model.inspect", str(folder))
+    environment = python.environment({**os.environ, "PYTHONWARNINGS": "ignore"})
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise BadInput(f"{folder}: transformers did not answer within {TIMEOUT_S} s") from None
     if done.returncode:

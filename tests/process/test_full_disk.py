@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny_job
 
+from tests.support import tiny_job
 from trainer.run.run_folder import RunDir
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import tiny_job
 
+from tests.support import tiny_job
 from tests.support.fault_proxy import FaultProxy
 
 

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from dolphin_cli import TIMEOUT_S, Dolphin, write_job
+
+from tests.support.dolphin_cli import TIMEOUT_S, Dolphin, write_job
 
 DOLPHIN = str(Path(sys.executable).with_name("dolphin"))
 

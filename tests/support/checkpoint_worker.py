@@ -29,9 +29,10 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer.checkpoint.manager import CheckpointManager, Copying
+from trainer.checkpoint.manager import CheckpointManager
+from trainer.checkpoint.resume import Copying, Course
 from trainer.checkpoint.trainer_state import TrainerState
-from trainer.data.batch import Batch
+from trainer.data.batch import Batch, Share
 from trainer.engine import optimizer as optim
 from trainer.engine.engine import Engine, initialize_distributed, sum_over_ranks
 from trainer.engine.zero_state import trainable_shapes
@@ -109,8 +110,8 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
     result: dict[str, Any] = {"losses": {}, "error": None, "resumed_at": None}
     try:
         manager = CheckpointManager(
-            job, engine.deepspeed, run.get("plan_key", "plan"), rank=rank, world_size=world_size, attempt=attempt,
-            total_steps=1000, steps_per_epoch=10, emit=partial(folder.emit, attempt=attempt) if rank == 0 else None,
+            job, engine.deepspeed, Course(run.get("plan_key", "plan"), 1000, 10), share=Share(rank, world_size, 1),
+            attempt=attempt, emit=partial(folder.emit, attempt=attempt) if rank == 0 else None,
         )  # fmt: skip
         resumed = manager.resume()
         state = resumed or TrainerState(attempt=attempt)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.checkpoint_folder import SETTINGS, save, writer
 from trainer.checkpoint.manifest import MANIFEST, REFUSED_MANIFEST, Manifest
-from trainer.checkpoint.resume import Search, check_same_job, lost_work
+from trainer.checkpoint.resume import Course, Search, check_same_job, lost_work
 from trainer.checkpoint.writer import NotPublished, committed
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import EventKind, RunDir, append_line
@@ -159,7 +159,7 @@ def manifest_of(tmp_path) -> Manifest:
 
 
 def same(manifest, settings, plan_key="plan", total_steps=9, steps_per_epoch=1):
-    check_same_job(manifest, settings, plan_key, "run-1", total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    check_same_job(manifest, settings, "run-1", Course(plan_key, total_steps, steps_per_epoch))
 
 
 @pytest.mark.parametrize(

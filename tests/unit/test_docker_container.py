@@ -129,7 +129,7 @@ def test_a_container_has_no_right_of_a_superuser_and_no_end_of_processes(tmp_pat
     job = job_of(model={"base": "/nowhere/base"}, data={"sources": [{"path": "/nowhere/data.jsonl"}]})
     train = node_job(job, tmp_path)
     record = RunRecord("t-1", tmp_path / "run", "t", "docker", 0.0)
-    settings = DockerBackend()._settings(Submission(record, job, train), container.Mounts((), (train.run_dir,)))
+    settings = DockerBackend()._settings(Submission(record, job, train), container.Mounts((), (train.run_dir,)), [])
     asked = _create_container_args({"image": "i", "version": "1.44", **settings})["host_config"]
     assert asked["CapDrop"] == ["ALL"]
     assert asked["PidsLimit"] == 16384

@@ -13,7 +13,7 @@ from launcher.follow.run_view import RunView
 from trainer.checkpoint.resume import lost_work
 from trainer.export.card import training_results
 from trainer.run.run_folder import EventKind, Phase, RunDir, read_lines
-from trainer.supervise.outcome import Story
+from trainer.supervise.outcome import PastEvents
 
 STRANGE = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2),
@@ -49,7 +49,7 @@ def test_a_run_that_trained_to_its_end_is_done_whatever_stands_between(tmp_path:
     run.events.write_text(text)
     run.metrics.write_text(text + json.dumps({"step": 2, "loss": "x", "eval_loss": 0.5}) + "\n")
     assert len(list(read_lines(run.events))) == 6
-    story = Story(run)
+    story = PastEvents(run)
     assert story.saved_step() is None
     assert story.last_save_seconds() is None
     assert lost_work(run, 3, 0) == (0, 0.0)

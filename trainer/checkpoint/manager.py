@@ -12,17 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from trainer.checkpoint import random_state
 from trainer.checkpoint.agreement import Agreement
+from trainer.checkpoint.copying import Copying
 from trainer.checkpoint.manifest import CorruptCheckpoint, FileEntry, Manifest, folder_name
-from trainer.checkpoint.resume import Candidate, Search, check_same_job, is_extended, lost_work
+from trainer.checkpoint.resume import Candidate, Course, Search, check_same_job, is_extended, lost_work
 from trainer.checkpoint.schedule import SaveSchedule
 from trainer.checkpoint.shards import ShardReader
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.trainer_state import TrainerState
 from trainer.checkpoint.writer import NotPublished, SaveWriter, random_file
+from trainer.data.batch import Share
 from trainer.engine import optimizer, zero_state
 from trainer.run.exits import StoreGone, TrainingFailed
 from trainer.run.optimizer_state import OPTIMIZER_STATES
@@ -32,44 +34,12 @@ from trainer.run.stores import opening
 from trainer.run.stores.base import FolderStore, StoreError
 
 Emit = Callable[..., None]
-T = TypeVar("T")
 PACKAGES = ("dolphin-launcher", "torch", "deepspeed", "transformers", "safetensors")
 
 
 def probe_store(job: NodeJob, *, is_first: bool = True) -> None:
     """Write, read and delete a small object where the checkpoints will go. Raises BadInput with the reason, or StoreGone."""
     opening.probe(opening.open_store(job.checkpoint_store), is_first=is_first)
-
-
-class Copying:
-    """What a save needs the state to stay as it is for, its copy or its writing: run by its thread, waited for by the
-    training."""
-
-    def __init__(self, asked_s: float = 0.0) -> None:
-        """`asked_s` is what it cost the training to ask for it."""
-        self.asked_s = asked_s
-        self._ended = threading.Event()
-        self._waiting_since: float | None = None
-        self._ended_at = 0.0
-
-    def run(self, copy: Callable[[], T]) -> T:
-        try:
-            return copy()
-        finally:
-            self._ended_at = time.monotonic()
-            self._ended.set()
-
-    def wait(self) -> None:
-        """Return once the copy has ended, well or not."""
-        if not self._ended.is_set():
-            self._waiting_since = time.monotonic()
-            self._ended.wait()
-
-    @property
-    def blocked_s(self) -> float:
-        """Seconds that the training has stood still for it. Once the copy has ended."""
-        since = self._waiting_since
-        return self.asked_s + (max(0.0, self._ended_at - since) if since is not None else 0.0)
 
 
 class CheckpointManager:
@@ -84,23 +54,22 @@ class CheckpointManager:
         self,
         job: NodeJob,
         engine: Any,
-        plan_key: str,
+        course: Course,
         *,
-        rank: int,
-        world_size: int,
+        share: Share,
         attempt: int,
-        total_steps: int,
-        steps_per_epoch: int,
         emit: Emit | None,
     ) -> None:
         """`engine` is DeepSpeed's. `emit(EventKind, **fields)` is given on rank 0 only."""
-        self._job, self._engine, self._plan_key = job, engine, plan_key
+        rank, world_size = share.rank, share.world_size
+        self._job, self._engine, self._course = job, engine, course
         self._rank, self._world_size, self._attempt = rank, world_size, attempt
-        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
         self._emit = emit
         self._run = RunDir(job.run_dir)
         self._agree = Agreement(rank, world_size)
-        self._schedule = SaveSchedule(job.spec.checkpoint, self._run, attempt, total_steps, steps_per_epoch)
+        self._schedule = SaveSchedule(
+            job.spec.checkpoint, self._run, attempt, course.total_steps, course.steps_per_epoch
+        )
         target = opening.open_store(job.checkpoint_store)
         is_folder = isinstance(target, FolderStore)
         one_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) == world_size
@@ -180,14 +149,8 @@ class CheckpointManager:
     def _next_compatible(self, candidates: Any) -> Candidate | None:
         candidate = next(candidates, None)
         if candidate is not None:
-            check_same_job(
-                candidate.manifest,
-                result_settings(self._job.spec),
-                self._plan_key,
-                self._job.run_id,
-                total_steps=self._total_steps,
-                steps_per_epoch=self._steps_per_epoch,
-            )
+            settings = result_settings(self._job.spec)
+            check_same_job(candidate.manifest, settings, self._job.run_id, self._course)
         return candidate
 
     def _load(self, manifest: Manifest) -> str | None:
@@ -226,27 +189,27 @@ class CheckpointManager:
         step = candidate.manifest.step
         steps, seconds = lost_work(self._run, self._attempt, step)
         line = (
-            f"attempt {self._attempt}: resumed at step {step} of {self._total_steps} from {self._url(candidate.folder)} "
+            f"attempt {self._attempt}: resumed at step {step} of {self._course.total_steps} from {self._url(candidate.folder)} "
             f"(lost {steps} steps, {seconds:.0f} s)"
         )
         for folder, reason in refused.items():
             line += f"; {folder} refused: {reason}"
             self._emit(EventKind.CHECKPOINT_REFUSED, checkpoint=self._url(folder), reason=reason)
         print(line, flush=True)
-        if is_extended(candidate.manifest, steps_per_epoch=self._steps_per_epoch, total_steps=self._total_steps):
+        if is_extended(candidate.manifest, self._course):
             last, following = (
                 optimizer.learning_rate(self._job.spec.train, at, total)
-                for at, total in ((step - 1, step), (step, self._total_steps))
+                for at, total in ((step - 1, step), (step, self._course.total_steps))
             )
             print(
-                f"the run had come to its end: its schedule is drawn anew over {self._total_steps} steps, and the learning "
+                f"the run had come to its end: its schedule is drawn anew over {self._course.total_steps} steps, and the learning "
                 f"rate goes on at {following:.3g}, where it had ended at {last:.3g}",
                 flush=True,
             )
         self._emit(
             EventKind.RESUMED,
             step=step,
-            total_steps=self._total_steps,
+            total_steps=self._course.total_steps,
             checkpoint=candidate.folder,
             store=self._job.checkpoint_store,
             lost_steps=steps,
@@ -383,12 +346,12 @@ class CheckpointManager:
         return Manifest(
             save_id=save_id,
             step=state.step,
-            total_steps=self._total_steps,
+            total_steps=self._course.total_steps,
             world_size=self._world_size,
             zero_stage=self._engine.zero_optimization_stage(),
             optimizer_step=self._snapshot.optimizer_step,
             state=state.state_dict(),
-            plan_key=self._plan_key,
+            plan_key=self._course.plan_key,
             result_settings=result_settings(self._job.spec),
             result_hash=result_hash(self._job.spec),
             shapes=self._snapshot.shapes,

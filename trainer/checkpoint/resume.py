@@ -120,39 +120,41 @@ class Search:
         self.local.remove_leftovers()
 
 
-def check_same_job(
-    manifest: Manifest,
-    result_settings: dict[str, Any],
-    plan_key: str,
-    run_id: str,
-    *,
-    total_steps: int,
-    steps_per_epoch: int,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a run goes through its data, as the data plan has it."""
+
+    plan_key: str
+    """Changes with everything that decides which conversations are in which step."""
+    total_steps: int
+    steps_per_epoch: int
+
+
+def check_same_job(manifest: Manifest, now: dict[str, Any], run_id: str, course: Course) -> None:
     """Raise BadInput where the job would go on to other results than those that the checkpoint began. A run that had come
-    to its end may have been given more epochs or steps."""
+    to its end may have been given more epochs or steps. `now` are the job's settings that decide what is computed."""
     then = with_new_defaults(manifest.result_settings)
-    if is_extended(manifest, steps_per_epoch=steps_per_epoch, total_steps=total_steps):
-        then |= {key: result_settings[key] for key in LENGTH_SETTINGS}
-    found = differences(then, result_settings)
+    if is_extended(manifest, course):
+        then |= {key: now[key] for key in LENGTH_SETTINGS}
+    found = differences(then, now)
     if found:
         raise BadInput(
             f"run {run_id} has a checkpoint at step {manifest.step} that was made with other settings: "
             f"{'; '.join(found)}. Put them back, or start a new run"
         )
-    if manifest.plan_key != plan_key:
+    if manifest.plan_key != course.plan_key:
         raise BadInput(
             f"run {run_id} has a checkpoint at step {manifest.step} that was trained on other data: the files or the "
             "tokenizer have changed since. Put them back, or start a new run"
         )
 
 
-def is_extended(manifest: Manifest, *, steps_per_epoch: int, total_steps: int) -> bool:
+def is_extended(manifest: Manifest, course: Course) -> bool:
     """Whether the checkpoint is the end of a run that is now to be longer."""
     epochs, max_steps = (manifest.result_settings.get(key) for key in LENGTH_SETTINGS)
     if epochs is None:
         return False
-    return manifest.step == num_steps(epochs, max_steps, steps_per_epoch) < total_steps
+    return manifest.step == num_steps(epochs, max_steps, course.steps_per_epoch) < course.total_steps
 
 
 def with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:

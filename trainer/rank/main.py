@@ -35,6 +35,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from transformers.utils import logging as transformers_logging
 
     from trainer.checkpoint.manager import CheckpointManager, probe_store
+    from trainer.checkpoint.resume import Course
     from trainer.checkpoint.trainer_state import TrainerState
     from trainer.data.batch import Share
     from trainer.data.plan import DataPlan
@@ -86,12 +87,9 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
         checkpoints = CheckpointManager(
             job,
             engine.deepspeed,
-            plan.key,
-            rank=rank,
-            world_size=world_size,
+            Course(plan.key, plan.total_steps, plan.steps_per_epoch),
+            share=share,
             attempt=attempt,
-            total_steps=plan.total_steps,
-            steps_per_epoch=plan.steps_per_epoch,
             emit=emit,
         )
         state = checkpoints.resume() or TrainerState()

@@ -261,19 +261,9 @@ class Relay:
             os.environ["PYTHONSAFEPATH"] = "1"  # no module of the folder that SkyPilot starts jobs in
             return [os.environ.get("DOLPHIN_PYTHON") or sys.executable]
         command = [
-            "docker",
-            "run",
-            "--rm",
-            "--init",
-            "--network=host",
-            "--ipc=host",
-            "--security-opt=no-new-privileges",
-            "--pids-limit=16384",
-            "--label",
-            "dolphin.run=" + self.config["run_id"],
-            "-e",
-            "PYTHONSAFEPATH=1",
-        ]
+            "docker", "run", "--rm", "--init", "--network=host", "--ipc=host", "--security-opt=no-new-privileges",
+            "--pids-limit=16384", "--label", "dolphin.run=" + self.config["run_id"], "-e", "PYTHONSAFEPATH=1",
+        ]  # fmt: skip
         if name:
             command += ["--name", name]
         if shutil.which("nvidia-smi"):
