@@ -58,6 +58,7 @@ def follow(
     """Show the run until it is over; returns how it ended. BackendError where the backend is gone for too long.
 
     `reader` has read what need not be told; without one, the end of the story so far is told first.
+    Many parameters: tests have a clock of their own.
     """
     cursor = _show_past(backend, record, screen, start)
     is_first, previous = reader is None, None

@@ -11,6 +11,7 @@ from typing import Any
 def _config(
     family: str, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int, **more: Any
 ) -> dict[str, Any]:
+    """Many parameters: a line of the table below reads like a row of the makers' own."""
     return {
         "model_type": family, "hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocabulary, **more,

@@ -5,6 +5,7 @@ The forbidden phrases are put together here, so that this file does not hold the
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
 import subprocess
@@ -90,3 +91,19 @@ def test_what_is_allowed_to_be_unused_is_there_and_unused() -> None:
     scan.scavenge([str(ROOT / path) for path in settings["paths"]])
     unused = {item.name for item in scan.get_unused_code(min_confidence=60)}
     assert set(settings["ignore_names"]) - unused == set()
+
+
+def test_a_function_of_many_parameters_says_why() -> None:
+    """More than six are handed on in the wrong order one day. The command line's own functions have one for each option."""
+    found = []
+    for path in tracked():
+        name = path.relative_to(ROOT)
+        if name.suffix != ".py" or name.parts[0] not in ("launcher", "trainer") or name == Path("launcher/cli.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+                count = len([one for one in arguments if one.arg not in ("self", "cls")])
+                if count > 6 and "Many parameters: " not in (ast.get_docstring(node) or ""):
+                    found.append(f"{name}:{node.lineno} {node.name} has {count}")
+    assert found == []

@@ -62,6 +62,7 @@ def varlen_attention(
     """torch.nn.attention.varlen over query (1, H, N, D), key and value (1, K, N, D); returns (1, N, H, D).
 
     What that kernel has not (soft-capped scores, sinks, dropout) is computed as `segmented_attention` does.
+    Many parameters: transformers' attention interface has them.
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -102,6 +103,7 @@ def segmented_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention one conversation at a time: exact, and no work across conversations. Shapes as `varlen_attention`.
+    Many parameters: transformers' attention interface has them.
 
     SDPA, unless the scores themselves are needed: `softcap` bounds them by cap x tanh(score / cap), `s_aux` (H) is a sink
     for each head that takes its share of the softmax and gives no value.
@@ -134,7 +136,10 @@ def _by_scores(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, window: int | None,
     softcap: float | None, sinks_H: torch.Tensor | None, dropout: float,
 ) -> torch.Tensor:  # fmt: skip
-    """Attention within one conversation with its scores written out, a block of queries at a time. (1, H, L, D)"""
+    """Attention within one conversation with its scores written out, a block of queries at a time. (1, H, L, D)
+
+    Many parameters: all that a family's attention may differ in.
+    """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     length = query.shape[2]

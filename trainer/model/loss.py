@@ -97,6 +97,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         transform: LogitTransform,
         with_gradient: bool,
     ) -> torch.Tensor:
+        """Many parameters: autograd takes none by name."""
         loss = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
         want_hidden = with_gradient and ctx.needs_input_grad[0]
         want_weight = with_gradient and ctx.needs_input_grad[1]

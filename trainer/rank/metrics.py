@@ -41,7 +41,7 @@ class MetricsWriter:
         self, *, step: int, epoch: float, loss: float, lr: float, grad_norm: float, tokens: int, seconds: float
     ) -> None:
         """Step `step` is applied. `tokens` are those of this step over all ranks, padding left out; `seconds` is its
-        duration; `grad_norm` is the one before clipping."""
+        duration; `grad_norm` is the one before clipping. Many parameters: each is a column of metrics.jsonl."""
         speed = tokens / seconds if seconds > 0 else 0.0
         values = {
             "epoch": float(epoch),

@@ -15,7 +15,10 @@ _LINE = re.compile(rf"\bstep (\d+)/\d+ · ({_STEP}|{_EVALUATION}) ")
 def step_line(
     step: int, total_steps: int, loss: float, lr: float, grad_norm: float, tokens_per_s: float, pace_s: float
 ) -> str:
-    """`step 840/3420 · loss 0.5814 · lr 4.1e-06 · grad 0.93 · 812 tokens/s · 3:12:07 left`"""
+    """`step 840/3420 · loss 0.5814 · lr 4.1e-06 · grad 0.93 · 812 tokens/s · 3:12:07 left`
+
+    Many parameters: each is a figure of the line.
+    """
     speed = f"{tokens_per_s:,.0f}" if tokens_per_s >= 10 else f"{tokens_per_s:.1f}"
     left = clock(pace_s * max(0, total_steps - step))
     return (

@@ -65,7 +65,7 @@ class Stopping:
     """Requests to stop that reach the supervisor, kept over attempts: signals, notices, the file STOP."""
 
     def __init__(self, wake: Wake, run: RunDir) -> None:
-        self._wake = wake
+        self.wake = wake
         self._stop_file = run.path / STOP_FILE
         self.notice: str | None = None
         """Set from the notices' thread."""
@@ -74,8 +74,8 @@ class Stopping:
     @property
     def reason(self) -> str | None:
         """The first request, or None."""
-        if self._wake.stop_signals:
-            return f"{self._wake.stop_signals[0]} to the supervisor"
+        if self.wake.stop_signals:
+            return f"{self.wake.stop_signals[0]} to the supervisor"
         if self.notice is not None:
             return self.notice
         return "file STOP in the run folder" if self._stop_file.exists() else None
@@ -83,7 +83,16 @@ class Stopping:
     @property
     def at_once(self) -> bool:
         """A second signal: whoever sent it does not want to wait."""
-        return len(self._wake.stop_signals) >= 2
+        return len(self.wake.stop_signals) >= 2
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What each rank runs."""
+
+    main: str
+    """A module that is started with the train.json and the attempt's number."""
+    train_json: Path
 
 
 class Attempt:
@@ -92,19 +101,17 @@ class Attempt:
     def __init__(
         self,
         job: NodeJob,
-        train_json: Path,
+        program: Program,
         number: int,
         nodes: Nodes,
-        wake: Wake,
         stopping: Stopping,
-        main: str,
         on_stop: Callable[[str, int, int], None],
     ) -> None:
-        """`main` is the module that a rank runs; `on_stop(reason, attempt, step)` hears of a request to stop."""
+        """`on_stop(reason, attempt, step)` hears of a request to stop."""
         self.job, self.number, self.nodes = job, number, nodes
         self.dir = RunDir(job.run_dir).attempt_dir(number)
-        self._train_json, self._main = train_json, main
-        self._wake, self._stopping, self._on_stop = wake, stopping, on_stop
+        self._program, self._wake = program, stopping.wake
+        self._stopping, self._on_stop = stopping, on_stop
         self._floor_s = whole_number(os.environ, "DOLPHIN_HANG_FLOOR_S", DEFAULT_FLOOR_S)
         self._told = self._closed = False
         self._hang: str | None = None
@@ -167,7 +174,7 @@ class Attempt:
                 f"--master-addr={self.nodes.master_addr}", f"--master-port={self.nodes.master_port}",
                 f"--rdzv-id={self.job.run_id}",
             ]  # fmt: skip
-        rank = python.command(self._main, str(self._train_json), "--attempt", str(self.number))
+        rank = python.command(self._program.main, str(self._program.train_json), "--attempt", str(self.number))
         return [
             *where, f"--nproc-per-node={self.job.nproc}", f"--shutdown-timeout={SHUTDOWN_TIMEOUT_S}",
             "--signals-to-handle=SIGTERM,SIGINT", "--max-restarts=0", "--no-python",

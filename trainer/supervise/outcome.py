@@ -14,17 +14,17 @@ class PastEvents:
     """What events.jsonl says about the run so far; read again at every question, for the ranks write it too."""
 
     def __init__(self, run_dir: RunDir) -> None:
-        self._run_dir = run_dir
+        self.run_dir = run_dir
 
     def last(self, event: EventKind, field: str) -> Any | None:
         """`field` of the last `event` that has it; None where there is none."""
-        found = [e.get(field) for e in self._run_dir.read_events() if e.get("event") == event.value]
+        found = [e.get(field) for e in self.run_dir.read_events() if e.get("event") == event.value]
         return next((value for value in reversed(found) if value is not None), None)
 
     def saved_step(self) -> int | None:
         """Step of the newest checkpoint that is known to be committed: saved, or resumed from."""
         kinds = (EventKind.CHECKPOINT_SAVED.value, EventKind.RESUMED.value)
-        steps = [event.get("step") for event in self._run_dir.read_events() if event.get("event") in kinds]
+        steps = [event.get("step") for event in self.run_dir.read_events() if event.get("event") in kinds]
         known = [step for step in steps if isinstance(step, int)]
         return known[-1] if known else None
 
@@ -33,9 +33,7 @@ class PastEvents:
         return float(found) if isinstance(found, int | float) else None
 
 
-def write_outcome(
-    run_dir: RunDir, past: PastEvents, kind: EndKind, reason: str, step: int, attempt: int, seconds: float
-) -> None:
+def write_outcome(past: PastEvents, kind: EndKind, reason: str, step: int, attempt: int, seconds: float) -> None:
     """The last file of a start of the trainer: whoever finds it knows that the start is over, and how."""
     done = kind is EndKind.DONE
     record = {
@@ -49,4 +47,4 @@ def write_outcome(
         "attempt": attempt,
         "seconds": seconds,
     }
-    write_atomic(run_dir.outcome, redact(json.dumps(record, ensure_ascii=False, indent=1)) + "\n")
+    write_atomic(past.run_dir.outcome, redact(json.dumps(record, ensure_ascii=False, indent=1)) + "\n")

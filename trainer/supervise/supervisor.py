@@ -32,7 +32,7 @@ from trainer.run.packages import require_packages
 from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDir, end_torn_line, node_mark
 from trainer.run.spec import NodeJob
 from trainer.supervise import disk, log, parent_death, spot_notices
-from trainer.supervise.attempt import Attempt, Nodes, Stopping, rank_environment, whole_number
+from trainer.supervise.attempt import Attempt, Nodes, Program, Stopping, rank_environment, whole_number
 from trainer.supervise.log import say
 from trainer.supervise.outcome import PastEvents, write_outcome
 from trainer.supervise.signals import Wake, kill_descendants
@@ -136,9 +136,8 @@ class Supervisor:
     def _run_attempt(self, number: int) -> AttemptEnd:
         self._emit(EventKind.PHASE, number, phase=Phase.STARTING_RANKS.value)
         say(f"attempt {number}: starting {self._job.nproc} ranks on {self._job.device}")
-        attempt = Attempt(
-            self._job, self._train_json, number, self._nodes, self._wake, self._stopping, self._main, self._on_stop
-        )
+        program = Program(self._main, self._train_json)
+        attempt = Attempt(self._job, program, number, self._nodes, self._stopping, self._on_stop)
         return judge(attempt.run())
 
     def _why_no_restart(self, end: AttemptEnd, previous: AttemptEnd | None) -> str | None:
@@ -191,7 +190,7 @@ class Supervisor:
             self._emit(EventKind.PHASE, attempt, phase=Phase.DONE.value)
         self._emit(EventKind.FINISHED, attempt, exit_code=int(EXIT_CODES[kind]), reason=reason)
         seconds = time.time() - self._began
-        write_outcome(self._run_dir, self._past, kind, reason, max(step, saved or 0), attempt, seconds)
+        write_outcome(self._past, kind, reason, max(step, saved or 0), attempt, seconds)
 
     def _settle_stop(self, asked: str, end: AttemptEnd) -> tuple[EndKind, str]:
         """How a run ends that was asked to stop: in agreement, at once, or with an error on its way out."""
