@@ -31,6 +31,7 @@ def proxy(object_server, monkeypatch):
         for name, value in object_stores.environment(found.url, retry_s=20).items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+        monkeypatch.setattr(object_store, "FIRST_PAUSE_S", 0.01)
         yield found
 
 
@@ -264,7 +265,7 @@ def test_an_answer_that_is_cut_off_is_asked_for_again(make, proxy, kind, operati
     """One cut connection in a bucket's listing once ended a run for good: the library repeats requests, not answers."""
     store = make(kind)
     store.put("there", b"whole" * 1000)
-    for number in range(40):
+    for number in range(40 if operation in ("list", "entries") else 0):
         store.put(f"more/{number:04d}", b"x")
     left = [2]
 
