@@ -139,7 +139,7 @@ def test_a_folder_that_would_load_with_random_weights_is_no_success(job: NodeJob
     model.save_pretrained(folder)
     renamed = {name.replace("up_proj", "w3"): tensor for name, tensor in written.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainingFailed, match=r"mlp.up_proj.weight would be random"):
+    with pytest.raises(TrainingFailed, match=r"mlp\.up_proj\.weight would be random"):
         weights.compare(folder, model, stored_tensors(tmp_path / "base"))
 
 

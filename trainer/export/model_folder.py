@@ -19,6 +19,7 @@ from trainer.data.plan import DataPlan
 from trainer.export import base_files, card, older_tools, sample, weights
 from trainer.export.telling import guarded, warn
 from trainer.model.freeze import FreezeReport
+from trainer.run.exits import TrainingFailed
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
 from trainer.run.weights_index import StoredTensor
@@ -62,11 +63,14 @@ def write(
     weights.restore_unchanged(state, base)
     model.save_pretrained(partial, state_dict=state, max_shard_size=MAX_SHARD_SIZE)  # type: ignore[operator]
     config.dtype = torch.bfloat16  # save_pretrained writes that of the live parameters
-    older_tools.write_generation_config(generation, partial)
+    guarded("generation_config.json", bound(older_tools.write_generation_config, generation, partial))
     older_tools.write_config(config, partial, job.spec.model)
     older_tools.write_tokenizer(tokenizer, partial, job.spec.model)
-    for line in weights.compare(partial, model, base):
-        warn(line)
+    try:
+        for line in weights.compare(partial, model, base):
+            warn(line)
+    except TrainingFailed as error:
+        raise TrainingFailed(f"{error}; what was written lies in {partial}") from error
     text = guarded("the model card", bound(card.render, job, tokenizer, plan, report, world_size))
     if text is not None:
         (partial / "README.md").write_text(text, encoding="utf-8", errors="replace")

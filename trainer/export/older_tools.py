@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from trainer.export import base_files
-from trainer.export.telling import warn
+from trainer.export.telling import guarded, warn
 from trainer.run.spec import ModelSpec
 
 NOT_CARRIED = {"auto_map", "quantization_config", "transformers_version", "name_or_path", "dtype", "torch_dtype"}
@@ -149,7 +150,7 @@ def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, spec: Mode
         )
     pieces = base_files.path_of(name, "tokenizer.model", revision)
     if pieces is not None and not (folder / "tokenizer.model").exists():  # what converters to other formats read
-        shutil.copyfile(pieces, folder / "tokenizer.model")
+        guarded("a copy of tokenizer.model", partial(shutil.copyfile, pieces, folder / "tokenizer.model"))
 
 
 def _tokenizer_forms(
