@@ -223,6 +223,7 @@ CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         {"messages": [{"role": "system", "content": " \n"}, QUESTION, ANSWER]},
         {"messages": [QUESTION, ANSWER], "tools": ""},
         {"messages": [QUESTION, ANSWER], "system": None},
+        {"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}},
         {"prompt": [QUESTION], "completion": [ANSWER]},
         {"prompt": [QUESTION], "completion": "a"},
         {"prompt": "q", "completion": [ANSWER]},

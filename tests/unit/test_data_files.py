@@ -166,6 +166,7 @@ MANY = LINES.encode() * 200
         ("data.jsonl.zst", LINES.encode()),
         ("data.parquet", b"PAR1 and no more"),
         ("data.parquet", b""),
+        ("data.arrow", b"no Arrow at all"),
         ("data.json", PRETTY.encode()[:-40]),
         ("data.json", b"[1, 2"),
         ("data.json", b'[{"a": 1}] and more'),
@@ -225,6 +226,24 @@ def test_one_conversation_alone_is_a_row_and_not_a_file_of_turns(tmp_path: Path)
     path = tmp_path / "data.json"
     path.write_text(json.dumps(ROWS[0], indent=2))
     assert read(path) == ROWS[:1]
+
+
+def test_a_folder_that_the_datasets_library_saved_is_read(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    (tmp_path / "saved" / "test").mkdir(parents=True)
+    (tmp_path / "saved" / "train").mkdir()
+    table = pa.Table.from_pylist(ROWS)
+    for split, rows in {"train": table, "test": table.slice(0, 1)}.items():
+        with pa.OSFile(str(tmp_path / "saved" / split / "data-00000-of-00001.arrow"), "wb") as sink:
+            with pa.ipc.new_stream(sink, rows.schema) as writer:
+                writer.write_table(rows)
+        (tmp_path / "saved" / split / "state.json").write_text("{}")
+    assert read(tmp_path / "saved") == ROWS
+    assert read(tmp_path / "saved", split="test") == ROWS[:1]
+    with pa.OSFile(str(tmp_path / "file.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    assert read(tmp_path / "file.arrow") == ROWS
 
 
 def test_nulls_that_arrow_pads_with_never_reach_a_template(tmp_path: Path) -> None:

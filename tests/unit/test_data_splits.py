@@ -38,6 +38,9 @@ def keys(root: Path, **source: str) -> list[str]:
         ("train/test.jsonl", "test"),
         ("train1.jsonl", "train"),
         ("latest.jsonl", None),
+        ("data-00000-of-00002.arrow", None),
+        ("test/data-00000-of-00002.arrow", "test"),
+        ("python-00000-of-00003.parquet", None),
         ("contest/medieval-training-camp.jsonl", "train"),
         ("chats.jsonl", None),
     ],
@@ -53,6 +56,17 @@ def test_a_folder_gives_the_files_of_its_split_alone_and_says_what_is_left_out(
     assert keys(root) == ["data/more.jsonl", "data/train-00000-of-00001.jsonl"]
     assert "left out: data/test-00000-of-00001.jsonl" in capsys.readouterr().err
     assert keys(root, split="test") == ["data/test-00000-of-00001.jsonl"]
+
+
+def test_numbered_files_of_a_split_of_one_s_own_are_found_by_its_name(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, "python-00000-of-00001.jsonl", "java-00000-of-00001.jsonl")
+    assert keys(root, split="java") == ["java-00000-of-00001.jsonl"]
+    assert len(keys(root)) == 2
+
+
+def test_what_describes_a_data_set_is_none_of_its_rows(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, "a.jsonl", "dataset_infos.json", "dataset_info.json", "state.json", "dataset_dict.json")
+    assert keys(root) == ["a.jsonl"]
 
 
 def test_a_folder_without_splits_is_the_training_split(tmp_path: Path) -> None:

@@ -18,14 +18,14 @@ from trainer.checkpoint import random_state
 from trainer.checkpoint.agreement import Agreement
 from trainer.checkpoint.copying import Copying
 from trainer.checkpoint.manifest import CorruptCheckpoint, FileEntry, Manifest, folder_name
-from trainer.checkpoint.resume import Candidate, Course, Search, check_same_job, is_extended, lost_work
+from trainer.checkpoint.resume import Candidate, Course, Search, check_same_job, extension_line, lost_work
 from trainer.checkpoint.schedule import SaveSchedule
 from trainer.checkpoint.shards import ShardReader
 from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.trainer_state import TrainerState
 from trainer.checkpoint.writer import NotPublished, SaveWriter, random_file
 from trainer.data.batch import Share
-from trainer.engine import optimizer, zero_state
+from trainer.engine import zero_state
 from trainer.run.exits import StoreGone, TrainingFailed
 from trainer.run.optimizer_state import OPTIMIZER_STATES
 from trainer.run.run_folder import EventKind, RunDir
@@ -196,16 +196,9 @@ class CheckpointManager:
             line += f"; {folder} refused: {reason}"
             self._emit(EventKind.CHECKPOINT_REFUSED, checkpoint=self._url(folder), reason=reason)
         print(line, flush=True)
-        if is_extended(candidate.manifest, self._course):
-            last, following = (
-                optimizer.learning_rate(self._job.spec.train, at, total)
-                for at, total in ((step - 1, step), (step, self._course.total_steps))
-            )
-            print(
-                f"the run had come to its end: its schedule is drawn anew over {self._course.total_steps} steps, and the learning "
-                f"rate goes on at {following:.3g}, where it had ended at {last:.3g}",
-                flush=True,
-            )
+        extended = extension_line(candidate.manifest, self._job.spec.train, self._course)
+        if extended is not None:
+            print(extended, flush=True)
         self._emit(
             EventKind.RESUMED,
             step=step,

@@ -22,9 +22,10 @@ from trainer.checkpoint.manifest import (
 )
 from trainer.checkpoint.writer import committed
 from trainer.data.plan import num_steps
+from trainer.engine import optimizer
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import RunDir
-from trainer.run.spec import LENGTH_SETTINGS, RESULT_NEUTRAL, SpecModel, TrainSpec
+from trainer.run.spec import LENGTH_SETTINGS, RESULT_NEUTRAL, OptimizerSettings, SpecModel, TrainSpec
 from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore
 
 
@@ -155,6 +156,18 @@ def is_extended(manifest: Manifest, course: Course) -> bool:
     if epochs is None:
         return False
     return manifest.step == num_steps(epochs, max_steps, course.steps_per_epoch) < course.total_steps
+
+
+def extension_line(manifest: Manifest, settings: OptimizerSettings, course: Course) -> str | None:
+    """What becomes of the schedule of a run that had come to its end; None where the checkpoint is no such end."""
+    if not is_extended(manifest, course):
+        return None
+    ended = optimizer.learning_rate(settings, manifest.step - 1, manifest.step)
+    goes_on = optimizer.learning_rate(settings, manifest.step, course.total_steps)
+    return (
+        f"the run had come to its end: its schedule is drawn anew over {course.total_steps} steps, and the learning rate goes on at "
+        f"{goes_on:.3g}, where it had ended at {ended:.3g}"
+    )
 
 
 def with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:

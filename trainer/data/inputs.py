@@ -18,7 +18,7 @@ from trainer.data import hub, remote
 from trainer.data.readers import HUB, Block, InputFile, blocks
 from trainer.data.splits import keys_of_split
 from trainer.run.exits import BadInput
-from trainer.run.local_files import KINDS, data_files, kind_of
+from trainer.run.local_files import KINDS, data_files, is_data, kind_of
 from trainer.run.run_folder import write_atomic
 from trainer.run.spec import SourceSpec
 
@@ -36,7 +36,7 @@ def files_of(source: SourceSpec, place: str) -> list[InputFile]:
         return hub.files_of(source, place)
     if remote.is_remote(source.path):
         found_objects = remote.objects(source.path, place)
-        chosen = [entry for entry in found_objects if kind_of(entry.url)] or found_objects
+        chosen = [entry for entry in found_objects if is_data(entry.url.rpartition("/")[2])] or found_objects
         if not (len(chosen) == 1 and chosen[0].url == source.path):
             kept = set(_of_split([entry.key for entry in chosen], source, None, place))
             chosen = [entry for entry in chosen if entry.key in kept]

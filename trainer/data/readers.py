@@ -16,7 +16,7 @@ from typing import IO, Any
 from trainer.data import json_rows, streams
 from trainer.run.exits import BadInput
 from trainer.run.formats.conversation import BadRow, Reason
-from trainer.run.local_files import CSV, JSON, PARQUET
+from trainer.run.local_files import ARROW, CSV, JSON, PARQUET
 
 BLOCK_BYTES = 1 << 20
 BLOCK_ROWS = 256
@@ -80,6 +80,8 @@ def blocks(file: InputFile) -> Iterator[Block]:
     try:
         if file.kind == PARQUET:
             yield from _parquet(file)
+        elif file.kind == ARROW:
+            yield from _arrow(file)
         elif file.kind == JSON:
             yield from _json(file)
         else:
@@ -192,6 +194,26 @@ def _in_blocks(rows: Iterator[Any]) -> Iterator[Block]:
         yield Block(rows=held, size_bytes=size)
 
 
+def _arrow(file: InputFile) -> Iterator[Block]:
+    """A file of the datasets library's `save_to_disk`, or of its cache: a stream, or Arrow's file format."""
+    import pyarrow as pa
+
+    with streams.opened(file.url, file.compression, file.is_local) as handle:
+        try:
+            is_file = handle.read(6) == b"ARROW1"
+            handle.seek(0)
+            if is_file:
+                table = pa.ipc.open_file(handle)
+                batches: Iterator[Any] = (table.get_batch(number) for number in range(table.num_record_batches))
+            else:
+                batches = iter(pa.ipc.open_stream(handle))
+            for batch in batches:
+                for start in range(0, batch.num_rows, BLOCK_ROWS):
+                    yield _batch_block(batch.slice(start, BLOCK_ROWS), 0)
+        except pa.ArrowException as error:
+            raise BadInput(f"{file.name} cannot be read as Arrow: {error}") from error
+
+
 def _parquet(file: InputFile) -> Iterator[Block]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -201,12 +223,18 @@ def _parquet(file: InputFile) -> Iterator[Block]:
             table = pq.ParquetFile(handle)
             rows = max(1, table.metadata.num_rows)
             for batch in table.iter_batches(batch_size=BLOCK_ROWS, use_threads=False):
-                sink = pa.BufferOutputStream()
-                with pa.ipc.new_stream(sink, batch.schema) as writer:
-                    writer.write_batch(batch)
-                yield Block(arrow=sink.getvalue().to_pybytes(), size_bytes=file.size_bytes * batch.num_rows // rows)
+                yield _batch_block(batch, file.size_bytes * batch.num_rows // rows)
         except pa.ArrowException as error:
             raise BadInput(f"{file.name} cannot be read as Parquet: {error}") from error
+
+
+def _batch_block(batch: Any, size_bytes: int) -> Block:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return Block(arrow=sink.getvalue().to_pybytes(), size_bytes=size_bytes)
 
 
 def _arrow_rows(stream: bytes) -> Iterator[dict[str, Any] | BadRow]:

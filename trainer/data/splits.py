@@ -37,8 +37,8 @@ def keys_of_split(keys: Sequence[str], source: SourceSpec, folder: Path | None, 
     if "[" in source.split:
         raise BadInput(f"{place}: split '{source.split}': parts of a split exist on the hub only; use `samples:` here")
     declared = _declared(keys, source, folder, place)
-    splits: dict[str, str | None] = {**declared} or {key: split_in_name(key) for key in keys}
     wanted = NAMES.get(source.split, source.split)
+    splits: dict[str, str | None] = {**declared} or {key: split_in_name(key, wanted) for key in keys}
     chosen = [key for key in keys if splits.get(key) == wanted]
     if wanted == TRAIN and not declared:
         chosen = [key for key in keys if splits[key] in (TRAIN, None)]
@@ -51,12 +51,15 @@ def keys_of_split(keys: Sequence[str], source: SourceSpec, folder: Path | None, 
     return chosen
 
 
-def split_in_name(key: str) -> str | None:
-    """The split that a path says it belongs to: the file's own name first, then the folder nearest to it."""
+def split_in_name(key: str, wanted: str = TRAIN) -> str | None:
+    """The split that a path says it belongs to: the file's own name first, then the folder nearest to it. The name of a
+    numbered file (train_sft-00000-of-00003) is one where it has a split's word in it, or is the one that is `wanted`."""
     path = PurePosixPath(key.lower())
     shard = _SHARD.match(path.name)
     if shard is not None:
-        return NAMES.get(shard["split"], shard["split"])
+        name = shard["split"]
+        if name == wanted or _WORD.search(name):
+            return NAMES.get(name, name)
     for part in (path.name, *reversed(path.parts[:-1])):
         word = _WORD.search(part)
         if word is not None:

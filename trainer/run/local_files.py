@@ -9,10 +9,15 @@ import glob
 import os
 from pathlib import Path
 
-JSON, PARQUET, CSV, TEXT = "json", "parquet", "csv", "text"
-KINDS = {".jsonl": JSON, ".ndjson": JSON, ".json": JSON, ".parquet": PARQUET, ".csv": CSV, ".tsv": CSV, ".txt": TEXT}
+JSON, PARQUET, ARROW, CSV, TEXT = "json", "parquet", "arrow", "csv", "text"
+KINDS = {
+    ".jsonl": JSON, ".ndjson": JSON, ".json": JSON, ".parquet": PARQUET, ".arrow": ARROW, ".csv": CSV, ".tsv": CSV,
+    ".txt": TEXT,
+}  # fmt: skip
 README = "README.md"
 """In a folder cloned from the hub: its head says which files belong to which split. It travels with the data."""
+DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""What the datasets library writes beside the rows of a folder."""
 COMPRESSIONS = (".gz", ".zst")
 
 
@@ -22,6 +27,11 @@ def kind_of(name: str) -> tuple[str, str] | None:
     compression = next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), "")
     kind = KINDS.get(Path(name.removesuffix(compression)).suffix)
     return (kind, compression) if kind else None
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of a folder holds rows, by its name."""
+    return kind_of(name) is not None and name not in DESCRIPTIONS
 
 
 def is_glob(path: str) -> bool:
@@ -42,7 +52,7 @@ def data_files(path: str) -> tuple[list[Path], Path]:
     """
     given = Path(path)
     if given.is_dir():
-        children = (child for child in given.rglob("*") if kind_of(child.name) and child.is_file())
+        children = (child for child in given.rglob("*") if is_data(child.name) and child.is_file())
         return sorted(child for child in children if not is_hidden(child, given)), given
     if given.is_file():
         return [given], given.parent

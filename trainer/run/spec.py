@@ -68,7 +68,7 @@ class ModelSpec(SpecModel):
 
 class SourceSpec(SpecModel):
     path: Annotated[str, Field(min_length=1)]
-    """A file (.jsonl, .json, .parquet, .csv, .txt, also .gz and .zst), a folder, a glob, hf://owner/name, s3:// or gs://."""
+    """A file (.jsonl, .json, .parquet, .arrow, .csv, .txt, also .gz and .zst), a folder, a glob, hf://owner/name, s3:// or gs://."""
     format: str | None = None
     """Format name (`dolphin data --formats` lists them); detected from the columns where not given."""
     fields: dict[str, str] | None = None

@@ -43,9 +43,14 @@ class TurnsFormat:
 
 
 def turns_of(messages: Any, column_name: str) -> list[Turn]:
-    """The turns of a list of messages, or of its JSON text. Raises BadRow."""
+    """The turns of a list of messages, of an object of lists (as the hub's sequences of objects come), or of either's JSON
+    text. Raises BadRow."""
     if isinstance(messages, str):
         messages = from_json(messages, f"column '{column_name}'")
+    if isinstance(messages, dict) and messages and all(isinstance(cells, list) for cells in messages.values()):
+        if len({len(cells) for cells in messages.values()}) > 1:
+            raise BadRow(Reason.ROLE_BROKEN, f"column '{column_name}' holds lists of different lengths")
+        messages = [dict(zip(messages, cells, strict=True)) for cells in zip(*messages.values(), strict=True)]
     if not isinstance(messages, list):
         raise BadRow(Reason.NOT_TEXT, f"column '{column_name}' is {type(messages).__name__}, not a list of turns")
     turns: list[Turn] = []
