@@ -1,5 +1,6 @@
 # make demo   install into .venv and run the quickstart job to its end
 # make test   install into .venv and run every check: ruff, mypy, vulture, pytest
+# make nightly  train, export and load again every causal family of the installed transformers, small; writes docs/models.md
 # make lint   ruff, mypy and vulture alone
 # make venv   install alone
 # make wheel  build dist/*.whl, install it alone into build/wheel and try every command
@@ -28,7 +29,7 @@ INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cks
 QUICKSTART := examples/quickstart
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help demo test lint venv wheel constraints clean tools
+.PHONY: help demo test nightly lint venv wheel constraints clean tools
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -39,6 +40,9 @@ demo: venv
 
 test: lint
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(TESTS)
+
+nightly: venv
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/nightly
 
 lint: venv
 	@$(BIN)/ruff check --quiet .

@@ -240,7 +240,10 @@ def from_config(config: dict[str, Any], source: str) -> Architecture:
     window = (
         config.get("sliding_window") if config.get("use_sliding_window", family not in ("qwen2", "qwen3")) else None
     )
-    return Architecture(**sizes, sliding_window=window, source=source, shapes=_shapes(family, config, sizes))
+    return Architecture(
+        **sizes, sliding_window=window, source=source, shapes=_shapes(family, config, sizes),
+        caps_logits=bool(config.get("final_logit_softcapping", family == "gemma2")),
+    )  # fmt: skip
 
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "smollm3")

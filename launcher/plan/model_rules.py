@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from launcher.jobfile.model_checks import model_findings
-from launcher.models.architecture import FAMILIES, read_config
+from launcher.models.architecture import FAMILIES, from_facts, read_config
 from launcher.models.hub_cache import local_folder
 from launcher.models.inspected import inspected, is_possible
 from launcher.models.known import KNOWN_CONFIGS
@@ -44,6 +44,10 @@ def rules_of(spec: TrainSpec, device: Literal["cuda", "cpu"]) -> list[str]:
     findings = model_findings(spec)
     if findings:
         raise BadUsage(f"model.base: {findings[0].message}")
+    architecture = from_facts(facts, model.base)
+    if architecture.expert_share < 1:
+        met, whole = architecture.num_active, architecture.num_parameters
+        lines.append(f"experts: a token meets {met:,} of {whole:,} parameters; all of them are held and trained")
     packed = facts["packing"]["true" if packing else "false"]
     if packed is None:
         return [*lines, UNKNOWN]

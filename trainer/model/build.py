@@ -54,8 +54,7 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.way = verdict.way
-    if os.environ.get("RANK", "0") == "0":
-        print(verdict.line(), flush=True)
+    say(verdict.line())
     model.config.use_cache = False
     return model
 
@@ -117,15 +116,20 @@ def _load(spec: ModelSpec, **options: Any) -> Any:
     if wrong:
         raise BadInput(f"model.base {wrong}")
     if prefix:
-        print(f"model.base: the prefix {prefix!r} was taken off the names of its weights", flush=True)
+        say(f"model.base: the prefix {prefix!r} was taken off the names of its weights")
     if unexpected:
         shown = ", ".join(unexpected[:3]) + (", ..." if len(unexpected) > 3 else "")
-        print(
+        say(
             f"warning: model.base has {len(unexpected)} weights that a {type(model).__name__} has no place for, and they "
-            f"are not used: {shown}",
-            flush=True,
+            f"are not used: {shown}"
         )
     return model
+
+
+def say(line: str) -> None:
+    """Into the run's log, once for all ranks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def _reason(error: RuntimeError) -> str:

@@ -76,7 +76,7 @@ class PackedModel(nn.Module):
         output = self.decode(ids_BT, positions_BT, cu_seqlens, max_seqlen)
         loss = self.head(output.last_hidden_state, labels_BT, weights_BT)
         if self.balance is not None and self.training:
-            extra = self.balance.loss(output.router_logits) * weights_BT.sum()
+            extra = self.balance.loss(getattr(output, "router_logits", None), weights_BT)
             loss = loss + (extra - extra.detach()).to(loss.dtype)
         return loss
 
@@ -139,8 +139,20 @@ class Balance:
             return None
         return cls(float(weight), function, int(experts), int(chosen))
 
-    def loss(self, router_logits: Any) -> torch.Tensor:
-        return self.weight * self.function(router_logits, self.num_experts, self.num_chosen)
+    def loss(self, router_logits: Any, weights_BT: torch.Tensor) -> torch.Tensor:
+        """Sum over rows of the row's loss times its label weights, so that it does not depend on how rows are dealt to ranks
+        and micro batches. A row counts up to its last label: padding behind it goes to experts for nothing."""
+        if not router_logits:
+            raise BadInput("this family does not hand out its router's logits: set model.router_loss: 0")
+        rows, length = weights_BT.shape
+        total = torch.zeros((), device=weights_BT.device)
+        for row, weights_T in enumerate(weights_BT):
+            labelled = weights_T.nonzero()
+            if len(labelled):
+                end = int(labelled[-1]) + 1
+                logits = tuple(layer.reshape(rows, length, -1)[row, :end] for layer in router_logits)
+                total = total + self.function(logits, self.num_experts, self.num_chosen) * weights_T.sum()
+        return self.weight * total
 
 
 def decoder_of(model: Any) -> nn.Module:

@@ -128,6 +128,8 @@ def _verdict(model: Any, ways: list[Way], device: torch.device, *, is_of_twin: b
     family = str(model.config.get_text_config().model_type)
     was_training = model.training
     model.eval()
+    if is_of_twin:
+        model.to(device)
     trials: list[Trial] = []
     dtype = next(model.parameters()).dtype
     with torch.no_grad(), torch.random.fork_rng(devices=[]):

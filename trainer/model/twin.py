@@ -39,7 +39,7 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_hidden_size",
                      "dense_intermediate_size", "intermediate_size_mlp", "block_ff_dim", "block_dim",
                      "mlp_hidden_size"), HIDDEN),
-    **dict.fromkeys(("n_group", "topk_group", "mamba_n_groups", "n_groups", "first_k_dense_replace", "mamba_expand", "expand",
+    **dict.fromkeys(("n_group", "num_group", "topk_group", "mamba_n_groups", "n_groups", "first_k_dense_replace", "mamba_expand", "expand",
                      "num_mem_blocks"), 1),
     **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads", "mamba_n_heads", "mamba_num_heads",
                      "n_mamba_heads"), HEADS),
