@@ -14,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -233,18 +234,24 @@ def guarded(family: str) -> Row:
         return Row(family, "-", "fails", told(error))
 
 
+def be_quiet() -> None:
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("families", nargs="*", help="all where none is named")
     parser.add_argument("--out", type=Path, default=DOCUMENT)
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     rows = []
-    for family in options.families or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        rows.append(guarded(family))
-        print(f"{rows[-1].family}: {rows[-1].outcome} ({rows[-1].detail})", flush=True)
+    with ProcessPoolExecutor(options.jobs, initializer=be_quiet) as pool:
+        for row in pool.map(guarded, options.families or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)):
+            rows.append(row)
+            print(f"{row.family}: {row.outcome} ({row.detail})", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(document(rows), encoding="utf-8")
     print(f"{options.out}: {len(rows)} families")

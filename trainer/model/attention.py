@@ -72,6 +72,8 @@ def varlen_attention(
             sliding_window=sliding_window, dropout=dropout, **kwargs,
         )  # fmt: skip
     _refuse(kwargs)
+    if attention_mask is not None:
+        raise BadInput("this model hands its attention a mask of its own, which packed attention does not have")
     window = (-1, 0) if sliding_window is None else (sliding_window - 1, 0)
     out_NHD = varlen_attn(
         query[0].transpose(0, 1),
@@ -109,6 +111,8 @@ def segmented_attention(
     for each head that takes its share of the softmax and gives no value.
     """
     _refuse(kwargs)
+    if attention_mask is not None:
+        raise BadInput("this model hands its attention a mask of its own, which packed attention does not have")
     bounds = cu_seq_lens_q.tolist()
     softcap, sinks_H = kwargs.get("softcap"), kwargs.get("s_aux")
     outputs = []

@@ -137,6 +137,8 @@ class Balance:
         chosen = getattr(model, "num_experts_per_tok", None) or getattr(config, "num_experts_per_tok", None)
         if function is None or not weight or not experts or not chosen:
             return None
+        if not any("expert" in name or "router" in name for name, _ in model.named_parameters()):
+            return None  # a family that may have experts, in a model without
         return cls(float(weight), function, int(experts), int(chosen))
 
     def loss(self, router_logits: Any, weights_BT: torch.Tensor) -> torch.Tensor:

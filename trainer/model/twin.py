@@ -83,8 +83,11 @@ def strengthen(model: nn.Module) -> None:
     """Weights so large that what leaks from one conversation into the next shows in the logits."""
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim >= 2 and parameter.is_floating_point():
-                parameter.normal_(0.0, 0.15)
+            if parameter.is_floating_point():
+                if parameter.ndim < 2:  # a bias, a norm, a gate: what is 0 or 1 at first could be ignored unseen
+                    parameter.add_(torch.randn_like(parameter), alpha=0.15)
+                else:
+                    parameter.normal_(0.0, 0.15)
 
 
 def _by_rebuilding(config: PretrainedConfig) -> PretrainedConfig:
@@ -128,7 +131,11 @@ def _shrink(values: dict[str, Any]) -> None:
         if key in LAYER_KEYS and _is_count(value):
             values[key] = min(value, layers)
         elif isinstance(value, list) and len(value) == old_layers:
-            values[key] = value[:layers]
+            values[key] = [SIZES[key] if key in SIZES and _is_count(item) else item for item in value[:layers]]
+        elif key == "per_layer_config" and isinstance(value, dict):
+            values[key] = {layer: part for layer, part in value.items() if int(layer) < layers}
+            for part in values[key].values():
+                _shrink_sizes(part)
         elif key in KEY_VALUE_HEADS and _is_count(value):
             heads = next((values[name] for name in ("num_attention_heads", "n_head", "n_heads") if name in values), 0)
             values[key] = 1 if value == 1 else HEADS if value == heads or heads == HEADS == value else HEADS // 2
@@ -137,12 +144,16 @@ def _shrink(values: dict[str, Any]) -> None:
         elif key == "num_kv_shared_layers" and _is_count(value):
             values[key] = layers // 2
     # the heads last: the number of key-value heads was judged by the old one
-    for key, value in values.items():
-        if key in SIZES and _is_count(value):
-            values[key] = min(value, SIZES[key]) if key in ("first_k_dense_replace", "num_mem_blocks") else SIZES[key]
+    _shrink_sizes(values)
     for inner in values.values():
         if isinstance(inner, dict):
             _shrink_nested(inner)
+
+
+def _shrink_sizes(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if key in SIZES and _is_count(value):
+            values[key] = min(value, SIZES[key]) if key in ("first_k_dense_replace", "num_mem_blocks") else SIZES[key]
 
 
 def _shrink_nested(values: dict[str, Any]) -> None:
