@@ -6,11 +6,16 @@ changes nothing.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from importlib.metadata import Distribution, PackagePath, distributions
+from pathlib import Path
 
 from launcher.backends.base import BACKENDS, checks_of
 from launcher.backends.checks import Check, Health
@@ -20,13 +25,20 @@ from launcher.runs.errors import BadUsage
 from launcher.runs.states import EXIT_CODES, EndReason
 from launcher.units import size
 
+DISTRIBUTION = "dolphin-launcher"
+PACKAGES = ("launcher", "trainer")
 _LOW_DISK_BYTES = 20_000_000_000
 """A small model with its checkpoints; the reference job needs 140 GB."""
 
 
 def doctor_command(*, json_wanted: bool = False) -> int:
     """Print the checks; 0 where at least one backend has what it needs, 4 where none has."""
-    checks = [*check_python(), *check_home(), *(found for name in BACKENDS for found in checks_of(name))]
+    checks = [
+        *check_python(),
+        *check_own_files(),
+        *check_home(),
+        *(found for name in BACKENDS for found in checks_of(name)),
+    ]
     usable = usable_backends(checks)
     if json_wanted:
         print(json.dumps({"backends": usable, "findings": [asdict(f) for f in checks]}, indent=2))
@@ -49,6 +61,41 @@ def usable_backends(checks: list[Check]) -> list[str]:
 
 def check_python() -> list[Check]:
     return [Check("any", "python", Health.OK, f"{sys.version.split()[0]} at {sys.executable}")]
+
+
+def check_own_files(distributions: Callable[[], Iterable[Distribution]] = distributions) -> list[Check]:
+    """Whether another distribution brought packages of our names, and whether a file of ours is no longer what was installed."""
+    installed = list(distributions())
+    own = next((one for one in installed if one.name == DISTRIBUTION), None)
+    others = sorted(
+        {f"{one.name} {one.version}" for one in installed if one.name != DISTRIBUTION and _brings_our_names(one)}
+    )
+    changed = sorted(str(file) for file in (own.files if own is not None else None) or () if _is_changed(file))
+    again = f"pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    if changed:
+        by = f" by {', '.join(others)}" if others else ""
+        first = f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
+        remedy = f"pip uninstall {others[0].split()[0]}, then {again}" if others else again
+        return [Check("any", "dolphin's files", Health.MISSING, f"{first} overwritten{by}", remedy)]
+    if others:
+        advice = f"it has packages of dolphin's names, which it finds all the same; pip uninstall {others[0].split()[0]} where you can"
+        return [Check("any", "dolphin's files", Health.NOTE, f"beside {', '.join(others)}", advice)]
+    return [Check("any", "dolphin's files", Health.OK, "as installed")]
+
+
+def _brings_our_names(distribution: Distribution) -> bool:
+    return any(file.parts[0] in PACKAGES and file.suffix == ".py" for file in distribution.files or ())
+
+
+def _is_changed(file: PackagePath) -> bool:
+    """Against the hash that was recorded when it was installed; False for what has none."""
+    if file.parts[0] not in PACKAGES or file.hash is None or file.suffix != ".py":
+        return False
+    try:
+        digest = hashlib.new(file.hash.mode, Path(str(file.locate())).read_bytes()).digest()
+    except (OSError, ValueError):
+        return True
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode() != file.hash.value
 
 
 def check_home() -> list[Check]:
