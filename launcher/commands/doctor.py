@@ -71,11 +71,11 @@ def check_own_files(distributions: Callable[[], Iterable[Distribution]] = distri
         {f"{one.name} {one.version}" for one in installed if one.name != DISTRIBUTION and _brings_our_names(one)}
     )
     changed = sorted(str(file) for file in (own.files if own is not None else None) or () if _is_changed(file))
-    again = f"pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    again = f"`pip install --force-reinstall --no-deps {DISTRIBUTION}`"
     if changed:
         by = f" by {', '.join(others)}" if others else ""
         first = f"{changed[0]}{f' and {len(changed) - 1} more' if len(changed) > 1 else ''}"
-        remedy = f"pip uninstall {others[0].split()[0]}, then {again}" if others else again
+        remedy = f"`pip uninstall {others[0].split()[0]}`, then {again}" if others else again
         return [Check("any", "dolphin's files", Health.MISSING, f"{first} overwritten{by}", remedy)]
     if others:
         advice = f"it has packages of dolphin's names, which it finds all the same; pip uninstall {others[0].split()[0]} where you can"

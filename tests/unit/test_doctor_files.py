@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
-from launcher.backends.findings import Health
+from launcher.backends.checks import Health
 from launcher.commands.doctor import check_own_files
 
 
@@ -47,7 +47,7 @@ def test_a_file_that_another_distribution_replaced_is_named_with_its_owner(tmp_p
     (finding,) = check_own_files(found(ours, other))
     assert finding.health is Health.MISSING
     assert finding.found == "trainer/__init__.py overwritten by trainer 1.0"
-    assert finding.advice.startswith("pip uninstall trainer, then pip install --force-reinstall")
+    assert finding.advice.startswith("`pip uninstall trainer`, then `pip install --force-reinstall")
 
 
 def test_a_file_that_was_removed_or_changed_by_nobody_known_is_told_too(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_file_that_was_removed_or_changed_by_nobody_known_is_told_too(tmp_path
     (tmp_path / "launcher" / "cli.py").unlink()
     (finding,) = check_own_files(found(ours))
     assert finding.found == "launcher/cli.py overwritten"
-    assert finding.advice.startswith("pip install --force-reinstall")
+    assert finding.advice.startswith("`pip install --force-reinstall")
 
 
 def test_a_neighbour_of_the_same_name_that_touched_nothing_is_a_note(tmp_path: Path) -> None:
