@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -10,11 +11,11 @@ from launcher.backends.base import Fetchable, get_backend
 from launcher.follow import screen
 from launcher.follow.attend import follow_to_end
 from launcher.follow.follow import LogFrom, show_log
-from launcher.follow.status import as_json, as_rows, observe_record, run_table, was_refused, with_detail
+from launcher.follow.status import Observation, as_json, as_rows, observe_record, run_table, was_refused, with_detail
 from launcher.runs import ledger
 from launcher.runs.errors import BROKEN_FILES, BackendError, BadUsage, broken
 from launcher.runs.ledger import RunRecord
-from launcher.runs.states import EXIT_CODES, EndReason, is_over
+from launcher.runs.states import EXIT_CODES, EndReason, exit_code_of, is_over
 from trainer.run.spec import NodeJob
 
 _NUM_STORY_LINES = 8
@@ -22,11 +23,23 @@ _NUM_STORY_LINES = 8
 
 def logs(record: RunRecord, start: LogFrom, *, is_following: bool) -> int:
     """The log, followed to the run's end unless told not to; then the exit code is the run's."""
+    if was_refused(record):
+        seen = observe_record(record)
+        if is_over(seen.status.state):
+            return _log_of_refused(record, seen, start, is_following=is_following)
     backend = get_backend(record.backend)
     if is_following:
         return follow_to_end(backend, record, start)
     show_log(backend, record, screen.PlainScreen(sys.stdout, sys.stderr), start)
     return 0
+
+
+def _log_of_refused(record: RunRecord, seen: Observation, start: LogFrom, *, is_following: bool) -> int:
+    """What earlier starts left, as far as the backend can be asked, and why there is no more: nothing is to be waited for."""
+    with contextlib.suppress(BackendError):
+        show_log(get_backend(record.backend), record, screen.PlainScreen(sys.stdout, sys.stderr), start)
+    screen.say(f"{record.run_id}: {with_detail(seen.status)}")
+    return exit_code_of(seen.status.state) if is_following else 0
 
 
 def status(record: RunRecord, *, json_wanted: bool) -> int:

@@ -87,6 +87,8 @@ def test_one_failed_start_on_an_engine_that_is_gone_does_not_spoil_every_later_s
     done = dolphin.run("status", "--all")
     assert "failed" in done.stdout
     assert "there is no run" not in done.stderr
+    assert "was not started: no engine answers" in dolphin.run("logs", expect=1).stderr
+    assert dolphin.run("logs", "--no-follow").returncode == 0
 
 
 def test_a_run_that_cannot_be_asked_about_is_still_a_run(dolphin):
