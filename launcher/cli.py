@@ -6,6 +6,7 @@ imports what it needs.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -374,6 +375,14 @@ def _explain(error: Exception, debug: bool) -> int:
         if not _has_working_folder():
             print("dolphin: the folder that you are in was removed; `cd` to one that is there", file=sys.stderr)
             return EXIT_CODES[EndReason.BAD_SPECIFICATION]
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            from launcher.runs import ledger
+
+            print(
+                f"dolphin: {error.strerror}; free some where DOLPHIN_HOME is ({ledger.home()}), or set it to a larger disk",
+                file=sys.stderr,
+            )
+            return EXIT_CODES[EndReason.FAILED]
         if error.filename is not None and error.strerror:
             print(f"dolphin: {error.filename}: {error.strerror}; correct it and try again", file=sys.stderr)
             return EXIT_CODES[EndReason.FAILED]

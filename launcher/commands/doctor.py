@@ -11,7 +11,6 @@ import hashlib
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.metadata import Distribution, PackagePath, distributions
@@ -21,7 +20,7 @@ from launcher.backends.base import BACKENDS, checks_of
 from launcher.backends.checks import Check, Health
 from launcher.follow import screen
 from launcher.runs import ledger
-from launcher.runs.errors import BadUsage
+from launcher.runs.errors import BadUsage, LauncherError
 from launcher.runs.states import EXIT_CODES, EndReason
 from launcher.units import size
 
@@ -105,10 +104,9 @@ def check_home() -> list[Check]:
         return [Check("any", "DOLPHIN_HOME", Health.MISSING, "none", str(error))]
     existing = next(path for path in (home, *home.parents) if path.exists())
     try:
-        tempfile.TemporaryFile(dir=existing).close()  # permission bits say too little of read-only and full disks
-    except OSError as error:
-        advice = f"it cannot be written ({error.strerror}); set DOLPHIN_HOME to a folder of yours"
-        return [Check("any", "DOLPHIN_HOME", Health.MISSING, str(home), advice)]
+        ledger.check_writable()  # permission bits say too little of read-only and full disks
+    except LauncherError as error:
+        return [Check("any", "DOLPHIN_HOME", Health.MISSING, str(home), str(error))]
     free_bytes = shutil.disk_usage(existing).free
     found = f"{home}, {size(free_bytes)} free"
     if free_bytes < _LOW_DISK_BYTES:

@@ -98,6 +98,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
     start = Start.of(job, backend, options.nproc)
     run_id = ledger.new_id(job.name)
     job, train = start.settled(run_id)
+    ledger.check_writable()
     notes = backend.preflight(job, train, options.backend_options)
     _show_plan(start, train, notes)
     _confirm(options)

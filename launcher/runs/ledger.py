@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ _ID_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 _MAX_NAME_IN_ID = 40
 """Keeps a run id within the 63 characters that labels of Kubernetes and clouds allow."""
 _HASH_LETTERS = 6
+_RECORDS_BYTES = 65_536
+"""More than job, train.json and record of a run take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +142,20 @@ def create(run_id: str, name: str, backend: str, **fields: Any) -> RunRecord:
             raise
         raise _unwritable(error) from None
     except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)  # a run without a record would be in the way of nobody but a reader
         raise _unwritable(error) from None
     return record
+
+
+def check_writable() -> None:
+    """Write some kilobytes where a run's folder would be, and take them away again. LauncherError where that cannot be."""
+    existing = next(path for path in (runs_dir(), *runs_dir().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(_RECORDS_BYTES))
+            file.flush()
+    except OSError as error:
+        raise _unwritable(error) from None
 
 
 def _unwritable(error: OSError) -> LauncherError:

@@ -141,3 +141,34 @@ def test_a_log_of_odd_lines_is_shown_as_it_is(dolphin, job, tmp_path):
     assert tail == b"".join(odd[-5:]).decode()
     assert len(dolphin.run("logs", "--tail", "9" * 30).stdout) > 300_000
     dolphin.run("logs", "--since", "10000d")
+
+
+@pytest.mark.parametrize("kind", ["full", "read-only"])
+def test_a_home_that_cannot_be_written_is_told_before_the_question_and_holds_no_half_of_a_run(tmp_path, job, kind):
+    script = tmp_path / "script"
+    mount = (
+        f"mount -t tmpfs -o size=8k tmpfs {tmp_path}/home && head -c 100000 /dev/zero >{tmp_path}/home/fill 2>/dev/null"
+    )
+    if kind == "read-only":
+        mount = f"mount -t tmpfs tmpfs {tmp_path}/home && mount -o remount,ro {tmp_path}/home && false"
+    (tmp_path / "home").mkdir()
+    commands = ("validate JOB", "status", "plan JOB", "launch JOB", "data JOB", "doctor --json")
+    lines = [f"{DOLPHIN} {command.replace('JOB', str(job))} </dev/null >{tmp_path}/{number}.out 2>{tmp_path}/{number}.err; echo $?"
+             for number, command in enumerate(commands)]  # fmt: skip
+    script.write_text("\n".join([f"{mount} || true", *lines, f"ls -A {tmp_path}/home"]))
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*alone, "mount", "-t", "tmpfs", "tmpfs", tmp_path / "home"], capture_output=True).returncode:
+        pytest.skip("user namespaces are not allowed here")
+    environment = Dolphin(tmp_path / "home").environment
+    done = subprocess.run([*alone, "bash", script], env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+    *codes, left = done.stdout.split("\n", len(commands))
+    assert codes == ["0", "0", "0", "1", "1", "4"], done.stdout
+    errors = [(tmp_path / f"{number}.err").read_text() for number in range(len(commands))]
+    assert not any("unexpected" in error or "Traceback" in error for error in errors)
+    assert "cannot write the run's folder" in errors[3]
+    assert "asks before it starts" not in errors[3]
+    assert "runs" not in left.split()
+    (home,) = [
+        one for one in json.loads((tmp_path / "5.out").read_text())["findings"] if one["subject"] == "DOLPHIN_HOME"
+    ]
+    assert home["health"] == "missing"
