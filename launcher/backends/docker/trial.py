@@ -66,7 +66,7 @@ def _problem_in(client: Any, shared: Path) -> str | None:
     with engine.explained(doing):
         trial = client.containers.create(
             IMAGE, entrypoint=["/trial"], command=[], working_dir=str(shared), network_mode="none",
-            mounts=[Mount(str(shared), str(shared), type="bind")], security_opt=["no-new-privileges"], **user,
+            mounts=[Mount(str(shared), str(shared), type="bind")], **container.CONFINEMENT, **user,
         )  # fmt: skip
     try:
         with engine.explained(doing):
