@@ -143,7 +143,11 @@ def _model(key: str, path: str) -> Input:
     if not os.path.isdir(path):
         return Input(key, path, path, (_file(key, path, path),))
     files, left_out = [], []
-    for folder, children, names in os.walk(path, followlinks=False):
+
+    def unreadable(error: OSError) -> None:
+        raise BadUsage(f"{key}: {error.filename} cannot be read ({error.strerror}); correct it or remove it")
+
+    for folder, children, names in os.walk(path, onerror=unreadable):
         linked = [child for child in children if os.path.islink(os.path.join(folder, child))]
         if linked:
             raise BadUsage(
@@ -167,6 +171,8 @@ def _file(key: str, path: str, root: str) -> InputFile:
         raise BadUsage(f"{key}: {path} cannot be read ({error.strerror}); correct it or remove it") from None
     if not stat.S_ISREG(status.st_mode):
         raise BadUsage(f"{key}: {path} is no regular file; name files and folders")
+    if not os.access(source, os.R_OK):
+        raise BadUsage(f"{key}: {path} cannot be read (no permission); correct it or remove it")
     if path != root and not _is_within(source, os.path.realpath(root)) and not _is_hub_blob(source, root):
         raise BadUsage(
             f"{key}: {path} is a link to {source}, outside of {root}; name that file by itself, or put a copy in its place"

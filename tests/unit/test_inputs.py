@@ -218,3 +218,21 @@ def test_files_are_copied_where_no_hard_link_can_be_made(tmp_path: Path, monkeyp
     unstage(tmp_path / "run")
     assert not (tmp_path / "run" / STAGED).exists()
     assert (data / "a.jsonl").read_text() == "xx"
+
+
+def test_what_cannot_be_read_is_told_before_anything_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write(tmp_path / "m", "config.json", "deep/model.safetensors")
+    real = os.scandir
+
+    def closed(path: str) -> Any:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(BadUsage, match=r"deep cannot be read \(Permission denied\)"):
+        local_inputs(job_of(model=model))
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(BadUsage, match=r"cannot be read \(no permission\)"):
+        local_inputs(job_of(model=model))
