@@ -113,13 +113,10 @@ class SkyRuns:
             if cluster:
                 idle = None if all(place.cloud == "slurm" for place in places) else IDLE_MINUTES
                 job_id = self._client.launch_cluster(task, cluster, idle, asked)
-                handle = {"kind": "cluster", "cluster": cluster, "job_id": job_id}
-            else:
-                handle = {"kind": "managed", "job_id": self._client.launch_managed(task, record.run_id, asked)}
+                return {"kind": "cluster", "cluster": cluster, "job_id": job_id}
+            return {"kind": "managed", "job_id": self._client.launch_managed(task, record.run_id, asked)}
         except NoCapacity as error:
             raise NoCapacity(f"{error} [asked for {', '.join(tried(job, places))}]") from None
-        unstage(record.folder)
-        return handle
 
     def find(self, run_id: str) -> Handle | None:
         for job in self._client.jobs(run_id, active_only=True):
@@ -145,6 +142,8 @@ class SkyRuns:
         state = sky_status.managed_state(job.status) if is_managed else sky_status.cluster_job_state(job.status)
         if is_over(state):
             self._reading.complete(record)
+        if is_over(state) and state is not RunState.LOST and record.handle is not None and not ledger.is_locked(record):
+            unstage(record.folder)  # not while a resume stages anew
         step = last_step(record)
         outcome = record.files.read_outcome() or {}
         state, detail, exit_code = sky_status.settled(state, outcome, job.reason)

@@ -50,7 +50,8 @@ def pack(
 
 
 def unstage(folder: Path) -> None:
-    """Remove the job's staged files once SkyPilot has them: where they are copies, they take room."""
+    """Remove the job's staged files once the run is over: where they are copies, they take room. Not before: a jobs controller
+    that lives with the API server reads them from here again whenever it takes a new node."""
     shutil.rmtree(folder / STAGED, ignore_errors=True)
 
 
