@@ -10,7 +10,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,9 @@ class DockerBackend(HomeBackend):
             secrets.unlink(missing_ok=True)
         return {"container": container.id, "name": container.name, "image": name, "host": platform.node()}
 
-    def _settings(self, submission: Submission, mounts: parts.Mounts, security_options: list[str]) -> dict[str, Any]:
+    def _settings(
+        self, submission: Submission, mounts: parts.Mounts, security_options: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Arguments of `containers.create`. Bind mounts, so that a folder that is not there is an error, not root's."""
         from docker.types import DeviceRequest, Mount, Ulimit
 

@@ -322,9 +322,8 @@ class Relay:
         a person did, as its own last words have it."""
         if self._past_submission == self.config.get("submission"):
             return f"node reclaimed at step {self._past_step}"
-        return (
-            f"{self._past_end or 'cut off without a word (cancelled, or its node is gone)'} at step {self._past_step}"
-        )
+        end = self._past_end or "cut off without a word (cancelled, or its node is gone)"
+        return f"{end} at step {self._past_step}"
 
     def _say_timing(self, now: float) -> None:
         """Phase by phase, from the first command on the node to the first step."""
