@@ -12,6 +12,8 @@ import pytest
 from launcher.backends.sky.log.feed import Feed
 from launcher.backends.sky.log.mirror import STATE_FILE, Frame, Mirror, frames_in
 from launcher.backends.sky.node.relay import frame, packed
+from launcher.backends.sky.reading import Reading
+from launcher.runs.ledger import RunRecord
 
 
 def printed(kind: str, numbers: range, journal: str = "ab12", at: float = 1000.0) -> list[str]:
@@ -120,3 +122,13 @@ def test_a_stream_in_pieces_that_breaks_anywhere_is_put_together(tmp_path: Path)
         except ConnectionError:
             continue
     assert mirror_file.read_text().splitlines() == [f"L line {n}" for n in range(1, 40)]
+
+
+def test_a_bar_of_carriage_returns_is_one_line_of_the_log_and_not_a_hundred(tmp_path: Path) -> None:
+    """`logs --tail 2` would show two steps of a download's bar, and none of the lines around it."""
+    record = RunRecord("demo-1", tmp_path, "demo", "sky", 0.0)
+    texts = ["first", "\r".join(f"{percent}%" for percent in range(100)), "ls\u2028ps", "last"]
+    Mirror(tmp_path).take(frames([frame("ab12", "L", n, 1000.0 + n, text) for n, text in enumerate(texts, 1)]))
+    chunks = list(Reading(lambda _: None, lambda *_: None).lines(record, 0))
+    assert [chunk.text for chunk in chunks] == [f"{text}\n" for text in texts]
+    assert [chunk.time for chunk in chunks] == [1001.0, 1002.0, 1003.0, 1004.0]

@@ -63,7 +63,7 @@ class Reading:
         except FileNotFoundError:
             return
         at, index = None, 0
-        for line in data.splitlines(keepends=True) if times else [data] if data else []:
+        for line in io.BytesIO(data) if times else [data] if data else []:  # a carriage return ends no line
             while index < len(times) and times[index][0] <= offset:
                 at, index = times[index][1], index + 1
             offset += len(line)
