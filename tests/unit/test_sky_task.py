@@ -161,7 +161,9 @@ def test_a_secret_s_value_is_in_the_secrets_alone(tmp_path: Path) -> None:
     folder = pack(tmp_path, job, train, ship(train), ["HF_TOKEN"])
     shipped = "".join(path.read_text() for path in folder.glob("*.*"))
     assert "hf_very_secret" not in json.dumps(task) + shipped
-    assert "HF_TOKEN" in relay_config(job, train, ["HF_TOKEN"])["env"]
+    reaching = relay_config(job, train, ["HF_TOKEN", "SKYPILOT_DOCKER_PASSWORD"])["env"]
+    assert "HF_TOKEN" in reaching
+    assert "SKYPILOT_DOCKER_PASSWORD" not in reaching, "a registry's password is SkyPilot's, and no business of a run"
 
 
 def test_local_files_travel_once_and_train_json_names_them_as_the_node_sees_them(tmp_path: Path) -> None:

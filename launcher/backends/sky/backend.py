@@ -85,7 +85,8 @@ class SkyRuns:
         lines = check_upload(shipment.inputs, job)
         self._refuse_namesakes(job.name)
         places = places_of(job, job.resources.infra or self._client.enabled())
-        task = build_task(job, train, places, shipment, Path("/"), is_managed=not options.get("cluster"))
+        is_managed, secrets = not options.get("cluster"), dict.fromkeys(job.secrets, "set")
+        task = build_task(job, train, places, shipment, Path("/"), is_managed=is_managed, secrets=secrets)
         self._client.check_task({key: value for key, value in task.items() if key != "file_mounts"})
         return lines
 

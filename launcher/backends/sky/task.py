@@ -168,7 +168,7 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str], subm
     names = sorted(
         {
             *job.env,
-            *secret_names,
+            *(name for name in secret_names if not name.startswith(REGISTRY_SECRETS)),
             redaction.NAMES,
             "DOLPHIN_RUN_ID",
             "DOLPHIN_NUM_NODES",
