@@ -301,6 +301,7 @@ def main() -> None:
     from launcher import streams
 
     streams.mend()
+    _obey_no_strangers_escapes()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     # Looking for pydantic plugins reads the metadata of every installed package: a tenth of `dolphin validate`.
@@ -344,6 +345,16 @@ def _take_no_strangers_modules() -> None:
 
     del sys.path[0]
     python.protect()
+
+
+def _obey_no_strangers_escapes() -> None:
+    """What commands print goes through one filter: names, data, logs and servers' answers are strangers' words."""
+    from launcher.config.untrusted import Shown
+
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None:
+            setattr(sys, name, Shown(stream))
 
 
 def _explain(error: Exception, debug: bool) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TextIO
 
 from launcher import streams
+from launcher.config.untrusted import raw, shown
 from launcher.follow.run_view import RunView
 from launcher.runs.errors import ReaderGone
 from launcher.units import count, seconds
@@ -69,19 +70,19 @@ class LiveScreen:
             return
         from rich.text import Text
 
-        self._progress.console.print(Text.from_ansi(text.rstrip("\n")), soft_wrap=True)
+        self._progress.console.print(Text.from_ansi(shown(text).rstrip("\n")), soft_wrap=True)
 
     def say(self, line: str) -> None:
         from rich.text import Text
 
-        self._progress.console.print(Text(line, style="cyan"), soft_wrap=True)
+        self._progress.console.print(Text(shown(line), style="cyan"), soft_wrap=True)
 
     def progress(self, view: RunView) -> None:
         if view.total_steps is not None:
             self._progress.start_task(self._task)
         self._progress.update(
             self._task,
-            description=view.phase or "waiting",
+            description=shown(view.phase or "waiting"),
             total=view.total_steps,
             completed=view.step or 0,
             numbers=numbers(view),
@@ -98,7 +99,7 @@ def open_screen(log: TextIO) -> Iterator[Screen]:
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(file=raw(sys.stderr), highlight=False)  # the bar moves the cursor
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
         BarColumn(),
