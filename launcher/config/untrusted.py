@@ -18,17 +18,19 @@ _COMMANDS = (
     r"|\x1b[ -/]*[0-~]"
 )
 # The same commands in their one-letter forms (U+0080 to U+009F) lose that letter alone: JSON does not escape it.
-_UNSEEN = "\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
-"""Control characters, marks that turn the direction of writing, letters that nobody sees; tab and line feed are not among them."""
-_TO_SHOW = re.compile(f"(?P<colour>{_COLOUR})|(?P<command>{_COMMANDS})|(?P<end>\r+\n)|(?P<unseen>[{_UNSEEN}])")
+_UNSEEN = "\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
+"""Control characters, marks that turn the direction of writing, letters that nobody sees; tab and line feed are not among them, nor what
+terminals pass over (U+0000, U+2028)."""
+_TO_SHOW = re.compile(f"(?P<colour>{_COLOUR})|(?P<command>{_COMMANDS})|(?P<end>\r+\n?)|(?P<unseen>[{_UNSEEN}])")
 _RESET = "\x1b[0m"
 
 
-def shown(text: str) -> str:
-    """`text` as a terminal may have it. A colour that is begun ends with the text."""
+def shown(text: str, *, is_terminal: bool = True) -> str:
+    """`text` as a terminal may have it. A colour that is begun ends with the text. In a pipe or a file lines keep their
+    carriage returns; on a terminal what is drawn over itself is shown line by line."""
     if text.isascii() and text.isprintable():
         return text
-    clean = _TO_SHOW.sub(_replacement, text)
+    clean = _TO_SHOW.sub(_replacement if is_terminal else _replacement_in_a_file, text)
     last = clean.rfind("\x1b[")
     if last < 0 or re.match(r"\x1b\[[0:;]*m", clean[last:]):
         return clean
@@ -41,12 +43,14 @@ def _replacement(match: re.Match[str]) -> str:
         return match.group()
     if match.lastgroup == "command":
         return ""
-    return "\n" if match.lastgroup == "end" else "".join(_escaped(letter) for letter in match.group())
+    return "\n" if match.lastgroup == "end" else _escaped(match.group())
+
+
+def _replacement_in_a_file(match: re.Match[str]) -> str:
+    return match.group() if match.lastgroup == "end" else _replacement(match)
 
 
 def _escaped(letter: str) -> str:
-    if letter == "\r":  # a bar that is drawn over itself, in a log
-        return "\n"
     number = ord(letter)
     if number < 0x10000:
         return f"\\u{number:04x}"
@@ -60,9 +64,10 @@ class Shown:
 
     def __init__(self, stream: TextIO) -> None:
         self.raw = stream
+        self._is_terminal = stream.isatty()
 
     def write(self, text: str) -> int:
-        self.raw.write(shown(text))
+        self.raw.write(shown(text, is_terminal=self._is_terminal))
         return len(text)
 
     def writelines(self, lines: Any) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dolphin_cli import TIMEOUT_S, Dolphin, write_job
+from tests.support.dolphin_cli import TIMEOUT_S, Dolphin, write_job
 
 CLIPBOARD, TITLE, LINK, TURN = "\x1b]52;c;ZXZpbA==\x07", "\x1b]0;bank\x07", "\x1b]8;;https://evil\x1b\\", "\u202e"
 ATTACK = f"{CLIPBOARD}{TITLE}{LINK}\x1b[31mred\x1b[0m{TURN}"

@@ -44,13 +44,17 @@ def test_letters_and_colours_pass_and_a_colour_ends_with_its_text() -> None:
         assert shown(text) == text
     assert shown(f"{ESC}[8mhidden\n") == f"{ESC}[8mhidden{ESC}[0m\n"
     assert shown("a\r\nb\r\n") == "a\nb\n"
+    assert shown("5%\r10%\r\n\x00\u2028", is_terminal=False) == "5%\r10%\r\n\x00\u2028", (
+        "a log in a file is what it was"
+    )
 
 
 @given(st.text(alphabet=st.sampled_from("a]\\[;0m2JPc\x1b\x07\x9b\x9d\x9c\x90\u202e\r\n\x00"), max_size=30))
 def test_whatever_stands_in_it_only_colours_are_left_of_commands(text: str) -> None:
     clean = shown(text)
     rest = re.sub(r"\x1b\[[0-9;:]*m", "", clean)
-    assert not set(rest) & set("\x1b\x07\x9b\x9d\x9c\x90\u202e\r\x00")
+    assert not set(rest) & set("\x1b\x07\x9b\x9d\x9c\x90\u202e\r")
+    assert not set(shown(text, is_terminal=False)) & set("\x07\x9b\x9d\x9c\x90\u202e")
     assert shown(clean) == clean
 
 
