@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from trainer.data import json_rows, streams
 from trainer.run.exits import BadInput
+from trainer.run.formats.base import without_padding
 from trainer.run.formats.conversation import BadRow, Reason
 from trainer.run.local_files import ARROW, CSV, JSON, PARQUET
 
@@ -261,13 +262,3 @@ def _arrow_row(one: Any) -> dict[str, Any] | BadRow:
     except (ValueError, OverflowError, pa.ArrowException) as error:
         return BadRow(Reason.UNDECODABLE, f"a value cannot be read: {error}")
     return row
-
-
-def without_padding(value: Any) -> Any:
-    """A value of Arrow without the nulls in its objects: all objects of a column have the same keys there, and those that
-    an object never had are null."""
-    if isinstance(value, dict):
-        return {key: without_padding(entry) for key, entry in value.items() if entry is not None}
-    if isinstance(value, list):
-        return [without_padding(entry) for entry in value]
-    return value

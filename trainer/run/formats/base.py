@@ -112,7 +112,25 @@ def turn_weight(message: Mapping[str, Any]) -> float | None:
         return None
     if not isinstance(train, bool):
         raise BadRow(Reason.BAD_WEIGHT, f"train is {train!r}, not true or false")
-    return None if train else 0.0
+    return 1.0 if train else 0.0
+
+
+class Arguments(dict[str, Any]):
+    """Arguments of a function call that the data holds as JSON text, which some chat templates write as it stands."""
+
+    text: str
+
+
+def without_padding(value: Any, meant: Collection[str] = ()) -> Any:
+    """A value without what is null in its objects: Arrow gives every object of a column the keys of all of them. Under
+    the keys `meant` a null may be meant."""
+    if isinstance(value, dict):
+        return {
+            key: without_padding(inner, meant) for key, inner in value.items() if inner is not None or key in meant
+        }
+    if isinstance(value, list):
+        return [without_padding(inner, meant) for inner in value]
+    return value
 
 
 def tools_of(record: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -126,7 +144,7 @@ def tools_of(record: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise BadRow(Reason.NOT_TEXT, "the tools column is not a list of schemas")
-    return value
+    return without_padding(value, ("default", "const"))
 
 
 def exchange(prompt: str, response: str, system: str = "") -> Conversation:
@@ -155,12 +173,30 @@ def wrap_calls(calls: list[Any], where: str) -> list[dict[str, Any]]:
             raise BadRow(Reason.NOT_TEXT, f"{where} has a function call without a name")
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
-            arguments = from_json(arguments or "{}", f"what {where} calls a function with")
+            text, arguments = arguments, from_json(arguments or "{}", f"what {where} calls a function with")
+            if isinstance(arguments, dict):
+                arguments = Arguments(arguments)
+                arguments.text = text or "{}"
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         out.append({"type": "function", **identity, "function": {"name": function["name"], "arguments": arguments}})
     if not out:
         raise BadRow(Reason.EMPTY, f"{where} calls no function")
     return out
+
+
+def strip_arguments(turns: list[Turn], tools: list[dict[str, Any]] | None) -> None:
+    """Drop arguments that are null and that the function does not have: Arrow's padding, in a file made from Arrow."""
+    parameters: dict[str, Any] = {}
+    for tool in tools or ():
+        function = tool.get("function", tool)
+        if isinstance(function, dict) and isinstance(function.get("parameters"), dict):
+            parameters[str(function.get("name"))] = function["parameters"].get("properties") or {}
+    for turn in turns:
+        for call in (turn.extra or {}).get("tool_calls", ()):
+            function = call["function"]
+            arguments, known = function["arguments"], parameters.get(function["name"])
+            if isinstance(known, dict) and type(arguments) is dict:
+                function["arguments"] = {k: v for k, v in arguments.items() if v is not None or k in known}
 
 
 def split_parts(content: Any, where: str) -> tuple[Any, str, list[Any]]:

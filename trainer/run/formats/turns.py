@@ -12,6 +12,7 @@ from trainer.run.formats.base import (
     from_json,
     role_of,
     split_parts,
+    strip_arguments,
     text_of,
     tools_of,
     turn_weight,
@@ -39,7 +40,9 @@ class TurnsFormat:
         system = record.get("system")
         if isinstance(system, str) and system.strip() and not (turns and turns[0].role == "system"):
             turns.insert(0, Turn("system", system))
-        return Conversation(turns, tools_of(record))
+        tools = tools_of(record)
+        strip_arguments(turns, tools)
+        return Conversation(turns, tools)
 
 
 def turns_of(messages: Any, column_name: str) -> list[Turn]:
