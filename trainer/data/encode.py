@@ -1,7 +1,7 @@
 """Turns texts with weighted character spans into token ids with a weight each, many texts at a time.
 
 Owns the step from characters to tokens. Refuses to know conversations, templates and files. A token has the weight of a
-span that it shares a character with.
+span that it shares a character with, but an added token only of one that it begins in.
 
 Asking the tokenizers library for offsets costs a quarter of its time. Where every token stands for a known number of
 bytes (byte-level vocabularies, which is nearly all of today's) the offsets follow from the ids: the end of a token is the
@@ -53,6 +53,9 @@ class Encoder:
         # The post-processor adds special tokens, which templates have written already, and trims offsets.
         self._tokenizer.post_processor = None
         self._token_bytes, self._needs_nfc = _byte_lengths(self._tokenizer, json.loads(description))
+        added = [int(number) for number in tokenizer.added_tokens_decoder]
+        self._is_added = np.zeros(max([len(tokenizer), *(number + 1 for number in added)]), bool)
+        self._is_added[added] = True
 
     @property
     def knows_bytes(self) -> bool:
@@ -66,7 +69,7 @@ class Encoder:
         lengths = np.array([len(one) for one in ids], np.int64)
         tokens = np.concatenate(ids) if ids else np.zeros(0, np.uint32)
         weights = np.zeros(len(tokens), np.float32)
-        self._weigh(rendered, weights, starts, ends, bases, in_bytes)
+        self._weigh(rendered, tokens, weights, starts, ends, bases, in_bytes)
         if any(is_plain):
             tokens, weights, lengths = self._close_documents(tokens, weights, lengths, is_plain)
         first = np.cumsum(lengths) - lengths
@@ -124,6 +127,7 @@ class Encoder:
     def _weigh(
         self,
         rendered: list[Rendered],
+        tokens: np.ndarray,
         weights: np.ndarray,
         starts: np.ndarray,
         ends: np.ndarray,
@@ -140,7 +144,12 @@ class Encoder:
                     highs.append(base + (end if plain else len(text[:end].encode("utf-8"))))
                     values.append(weight)
         # Offsets of the library may repeat (bytes of one character) but never go back, so both axes are sorted.
-        first = np.searchsorted(ends, np.array(lows, np.int64), side="right")
+        low_ends = np.array(lows, np.int64)
+        first = np.searchsorted(ends, low_ends, side="right")
+        # A marker may swallow the white space behind it (Phi-3): one that begins before a span is still no part of it.
+        at = np.minimum(first, max(0, len(starts) - 1))
+        if len(starts):
+            first = first + (self._is_added[tokens[at]] & (starts[at] < low_ends))
         last = np.searchsorted(starts, np.array(highs, np.int64), side="left")
         for low, high, value in zip(first.tolist(), last.tolist(), values, strict=True):
             weights[low:high] = value
