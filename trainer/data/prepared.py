@@ -32,7 +32,7 @@ from trainer.data.checksums import Blocks, DamagedEntry
 from trainer.run.exits import BadInput, TrainingFailed
 from trainer.run.run_folder import RunDir, write_atomic
 
-VERSION = 3
+VERSION = 4
 MAX_WEIGHTS = 256
 REPORT = "report.json"
 _ARRAYS = ("offsets", "origin", "weight_sum", "trained", "train", "validation")
@@ -192,6 +192,7 @@ class Writer:
         files: list[str],
         report: dict[str, Any],
         pad_token: int,
+        end_tokens: list[int],
     ) -> None:
         """Write the rest, flush to disk, and give the folder its name: from here on the entry exists."""
         lengths = self.lengths()
@@ -215,6 +216,7 @@ class Writer:
             "sequences": len(lengths),
             "files": files,
             "pad_token": pad_token,
+            "end_tokens": end_tokens,
         }
         (self.folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False) + "\n", encoding="utf-8")
         (self.folder / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

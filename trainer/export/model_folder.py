@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial as bound
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def write(
     config.use_cache = True
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, key, getattr(tokenizer, key))
-    generation = generation_config(model, tokenizer)
+    generation = generation_config(model, tokenizer, plan.data.meta["end_tokens"])
     model.generation_config = GenerationConfig()  # type: ignore[assignment]  # a bad one would stop the weights
     weights.refuse_incomplete(model, state)
     weights.restore_unchanged(state, base)
@@ -89,11 +89,19 @@ def sample_of(folder: Path, run: RunDir) -> dict[str, str] | None:
     return guarded("the sample answer", bound(sample.of_run, folder, run.path))
 
 
-def generation_config(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """The base model's sampling settings with this tokenizer's special tokens."""
+def generation_config(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, end_tokens: Sequence[int]
+) -> GenerationConfig:
+    """The base model's sampling settings with this tokenizer's special tokens.
+
+    It stops at the base's stop tokens, the tokenizer's end token and the `end_tokens` that answers were trained to end
+    with, together: a model that is stopped at fewer goes on behind the end of its answer.
+    """
     base = getattr(model, "generation_config", None)
     config = GenerationConfig.from_dict(base.to_dict()) if base is not None else GenerationConfig()
     config.bos_token_id = tokenizer.bos_token_id
-    config.eos_token_id = tokenizer.eos_token_id
+    own = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    stops = sorted({number for number in [*own, tokenizer.eos_token_id, *end_tokens] if number is not None})
+    config.eos_token_id = stops[0] if len(stops) == 1 else stops
     config.pad_token_id = tokenizer.pad_token_id
     return config
