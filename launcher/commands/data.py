@@ -100,7 +100,7 @@ def _add_steps(report: dict[str, Any], global_batch: int) -> None:
 def _print_report(report: dict[str, Any], path: Path, job: JobSpec) -> None:
     from launcher.follow.screen import table
 
-    columns = ("source", "format", "rows", "train", "held out", "tokens", "trained", "median", "longest", "left out")
+    columns = ("source", "format", "rows", "train", "held out", "tokens", "trained", "answers end with", "median", "longest", "left out")  # fmt: skip
     rows = [
         (
             source["path"],
@@ -110,6 +110,7 @@ def _print_report(report: dict[str, Any], path: Path, job: JobSpec) -> None:
             f"{source['validation_conversations']:,}",
             f"{source['tokens']:,}",
             f"{source['trained_tokens']:,}",
+            _ends(source["told"]),
             f"{source['median_tokens']:,}",
             f"{source['longest_tokens']:,}",
             _left_out(source, job.data.over_long),
@@ -139,6 +140,12 @@ def _print_rules(job: JobSpec) -> None:
         print(line, file=sys.stderr)
 
 
+def _ends(told: dict[str, Any]) -> str:
+    """What ends the trained answers, and how many have no end."""
+    ends = [f"{marker} ({count:,})" for marker, count in told["ends"].items()]
+    return ", ".join(ends + ([f"nothing ({told['endless']:,})"] if told["endless"] else [])) or "-"
+
+
 def _left_out(source: dict[str, Any], over_long: str) -> str:
     """Every reason with its count; nothing is dropped in silence."""
     reasons = {
@@ -152,6 +159,8 @@ def _left_out(source: dict[str, Any], over_long: str) -> str:
         {"drop": "over-long", "truncate": "truncated", "split": "split"}[over_long]: source["over_long"],
         "tools moved into the system message": source["tools_in_system"],
         **source["changed"],
+        **source["told"]["changed"],
+        **{f"without the {what}": count for what, count in source["told"]["gone"].items()},
     }
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count) or "-"
 

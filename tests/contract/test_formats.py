@@ -93,7 +93,7 @@ def test_function_calls_reach_the_template_as_calls_with_their_tools() -> None:
 def test_weights_of_turns_are_kept() -> None:
     _, conversations = parse(FIXTURES / "content-parts.jsonl")
     assert [turn.weight for turn in conversations[0].turns] == [0.0, 1.0, 0.0, 0.25]
-    assert [turn.weight for turn in conversations[1].turns] == [None, 0.0, None, None]
+    assert [turn.weight for turn in conversations[1].turns] == [None, 0.0, None, 1.0]
 
 
 def test_alpaca_history_and_system_come_first() -> None:

@@ -5,6 +5,7 @@ A mask that is off by one turn teaches the model to speak for the user, and no l
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def test_ids_equal_apply_chat_template_and_the_mask_covers_each_answer(folder: P
                 passage = item.text[span.start : span.end]
                 assert passage.strip().startswith(answer.strip())
                 assert passage == passage.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
-                assert len(passage) <= len(answer) + len(tokenizer.eos_token)
+                assert len(passage) <= len(answer) + len(tokenizer.eos_token) + (template == "mistral"), "one space"
                 assert not item.text[span.end :].startswith(tokenizer.eos_token) or "</s>" in answer + passage
 
     check()
@@ -161,14 +162,26 @@ def test_the_beginning_of_text_comes_once_though_template_and_tokenizer_both_add
         assert page[-1] == tokenizer.eos_token_id
 
 
-def test_a_template_that_takes_contents_apart_is_masked_by_prefixes_or_refused(folder: Path) -> None:
+def test_a_template_that_takes_contents_apart_keeps_its_masks(folder: Path) -> None:
     tokenizer = load(folder, THINKING)
     thought = [Turn("user", "2 + 2?"), Turn("assistant", "<think>easy</think>\n4")]
     assert [text.strip() for text in trained_text(tokenizer, thought)] == ["4<|im_end|>"]
     only_last = THINKING.replace("and '</think>'", "and not loop.last and '</think>'")
     again = [*thought, Turn("user", "3 + 3?"), Turn("assistant", "<think>easy too</think>\n6")]
+    assert [text.strip() for text in trained_text(load(folder, only_last), again)] == [
+        "4<|im_end|>",
+        "<think>easy too</think>\n6<|im_end|>",
+    ]
+
+
+def test_a_template_that_bears_no_marks_is_masked_by_prefixes_or_refused(folder: Path) -> None:
+    counts = CHATML_UNMARKED.replace(
+        "{{ message['content'] +", "{{ message['content'] | length }}{{ ' ' + message['content'] +"
+    )
+    assert counts != CHATML_UNMARKED
+    assert [text.strip() for text in trained_text(load(folder, counts), TURNS[1:3])] == ["6 Hello.<|im_end|>"]
     with pytest.raises(BadRow, match=r"turn 2 is written differently.*generation"):
-        trained_text(load(folder, only_last), again)
+        trained_text(load(folder, "{{ messages | length }}" + counts), TURNS[1:])
 
 
 def test_function_calls_are_trained_with_or_without_a_template_that_knows_them(folder: Path) -> None:
@@ -220,3 +233,64 @@ def test_added_tokens_are_single_tokens_and_grow_the_vocabulary(tmp_path: Path) 
     tokenizer = load_tokenizer(ModelSpec(base=str(folder), added_tokens=("<|tool|>", "<|end_tool|>")))
     assert len(tokenizer) == before + 2
     assert tokenizer.encode("<|tool|>", add_special_tokens=False) == [before]
+
+
+def test_a_marker_that_swallows_white_space_does_not_take_the_header_into_the_mask(tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path / "tokenizer")
+    description = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in description["added_tokens"]:
+        token["rstrip"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+    template = (
+        "{% for m in messages %}{{ m.role + '<|im_start|>' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant<|im_start|>' }}{% endif %}"
+    )
+    turns = [Turn("user", "code"), Turn("assistant", "\n    return 1")]
+    assert trained_text(load(folder, template), turns) == ["return 1<|im_end|>"], "as the tokenizer wrote it"
+
+
+def test_an_end_marker_counts_though_the_tokenizer_does_not_call_it_special(tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path / "tokenizer", "byte-level", None)
+    description = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in description["added_tokens"]:
+        token["special"] = token["special"] and not token["content"].startswith("<|im_")
+    (folder / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+    tokenizer = load(folder, "unmarked", "</s>")
+    assert [text.strip() for text in trained_text(tokenizer, TURNS)] == ["Hello.<|im_end|>", "So long.<|im_end|>"]
+
+
+def test_train_true_on_a_user_turn_trains_it(folder: Path) -> None:
+    turns = [
+        Turn("user", "Hi", weight=1.0),
+        Turn("assistant", "Hello."),
+        Turn("user", "Bye"),
+        Turn("assistant", "So long."),
+    ]
+    trained = [text.strip() for text in trained_text(load(folder, "unmarked"), turns)]
+    assert trained == ["Hi<|im_end|>", "Hello.<|im_end|>", "So long.<|im_end|>"]
+
+
+def test_the_tool_use_template_is_taken_where_there_are_tools(folder: Path) -> None:
+    tokenizer = load(folder, "unmarked")
+    tokenizer.chat_template = {"default": CHATML_UNMARKED, "tool_use": "{{ tools | tojson + '\n' }}" + CHATML_UNMARKED}
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    for some in (None, tools):
+        text = Renderer(tokenizer, False, False).render(Conversation(TURNS, tools=some)).text
+        messages = [turn.message() for turn in TURNS]
+        assert text == tokenizer.apply_chat_template(messages, tools=some, tokenize=False)
+    assert not Renderer(tokenizer, False, False).moves_tools(Conversation(TURNS, tools=tools))
+
+
+def test_a_shape_that_was_learned_gives_the_spans_that_looking_gives(folder: Path) -> None:
+    tokenizer = load(folder, "mistral")
+    turns = [
+        Turn("user", " a\n"),
+        Turn("assistant", "  b \n"),
+        Turn("user", "[/INST] b</s>"),
+        Turn("assistant", "</s>"),
+    ]
+    learned = Renderer(tokenizer, False, False)
+    learned.render(Conversation([Turn("user", "x"), Turn("assistant", "y")] * 2))
+    looked = Renderer(tokenizer, False, False)
+    looked._plain._shapes[tuple(turn.role for turn in turns)] = None
+    assert learned.render(Conversation(turns)) == looked.render(Conversation(turns))

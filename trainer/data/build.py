@@ -47,27 +47,44 @@ class Source:
 
 
 def build(
-    job: NodeJob, tokenizer: PreTrainedTokenizerFast, files: list[list[InputFile]], entry: Path, progress: Progress
+    job: NodeJob,
+    tokenizer: PreTrainedTokenizerFast,
+    stops: list[int],
+    files: list[list[InputFile]],
+    entry: Path,
+    progress: Progress,
 ) -> None:
-    """Write `entry` from the files of each source. Raises BadInput, with data_report.json in the run folder, where the data
-    cannot be used; then, and on any other error, nothing is left in the cache."""
+    """Write `entry` from the files of each source; `stops` are the ids that generation stops at. Raises BadInput, with
+    data_report.json in the run folder, where the data cannot be used; then, and on any other error, nothing is left in
+    the cache."""
     data = job.spec.data
     sources = [_settle(job, number, own) for number, own in enumerate(files)]
-    report = Report([SourceReport(spec.path, own.shape.name) for spec, own in zip(data.sources, sources, strict=True)])
+    report = Report(
+        [SourceReport(spec.path, own.shape.name) for spec, own in zip(data.sources, sources, strict=True)],
+        tokenizer.eos_token,
+    )
     totals: dict[str, Any] = {}
     writer = Writer(entry.with_name(f"{entry.name}.tmp-{os.getpid()}"), len(tokenizer))
     try:
-        pool, sequence_sources = _tokenize(job, tokenizer, sources, writer, report, progress)
+        pool, sequence_sources = _tokenize(job, tokenizer, stops, sources, writer, report, progress)
         selection = select(pool, data, job.spec.train.seed)
         totals = _describe(job, writer, selection, sequence_sources, report)
         finished = report.finish(**totals)
-        problem = bad_share_problem(finished, data.max_bad_fraction)
+        problem = bad_share_problem(finished, data.max_bad_fraction) or report.told.problem(tokenizer.eos_token)
         if problem is not None:
             raise BadInput(problem)
         if totals["train_conversations"] == 0:
             raise BadInput("no conversation is left to train on; data_report.json says what became of each row")
         names = [file.name for own in files for file in own]
-        writer.finish(entry, selection.train, selection.validation, names, finished, pad_token=tokenizer.pad_token_id)
+        writer.finish(
+            entry,
+            selection.train,
+            selection.validation,
+            names,
+            finished,
+            pad_token=tokenizer.pad_token_id,
+            end_tokens=_end_tokens(tokenizer, stops, report),
+        )
     except BadInput:
         write_report(job.run_dir, report.finish(**totals))
         raise
@@ -106,13 +123,14 @@ def _columns(files: list[InputFile], place: str) -> list[str]:
 def _tokenize(
     job: NodeJob,
     tokenizer: PreTrainedTokenizerFast,
+    stops: list[int],
     sources: list[Source],
     writer: Writer,
     report: Report,
     progress: Progress,
 ) -> tuple[Pool, np.ndarray]:
     """Everything usable into the writer; the pool to choose from, and the source of each of its sequences."""
-    pipeline = Pipeline(tokenizer, job.spec.data)
+    pipeline = Pipeline(tokenizer, job.spec.data, stops)
 
     def work(task: tuple[int, int, Block]) -> tuple[int, int, int, Fate]:
         source, file, block = task
@@ -136,6 +154,7 @@ def _tokenize(
             own.over_long += int(fate.over_long.sum())
             own.nothing_trained += fate.untrained
             own.tools_in_system += fate.tools_in_system
+            own.told.add(fate.told)
             fate.sequences.rows += first_row
             writer.append(file, fate.sequences)
             owners.append(np.full(len(fate.hashes), source, np.int32))
@@ -156,6 +175,12 @@ def _tokenize(
         np.concatenate(signatures) if signatures else None,
     )
     return joined, np.concatenate(owner_of_sequence)
+
+
+def _end_tokens(tokenizer: PreTrainedTokenizerFast, stops: list[int], report: Report) -> list[int]:
+    """Ids that the trained model stops at, ascending: those that the base stops at and those that answers end with."""
+    vocabulary = tokenizer.get_vocab()
+    return sorted({*stops, *(vocabulary[marker] for marker in report.told.ends)})
 
 
 def _tasks(sources: list[Source]) -> Iterator[tuple[int, int, Block]]:

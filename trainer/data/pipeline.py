@@ -6,6 +6,7 @@ Owns the fate of a single row. Refuses to know what happens across rows (duplica
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from trainer.data.filters import Filter
 from trainer.data.minhash import signature
 from trainer.data.prepared import Sequences
 from trainer.data.render import Rendered, Renderer
+from trainer.data.told import Told
 from trainer.run.formats.base import DatasetFormat
 from trainer.run.formats.conversation import (
     BadRow,
@@ -64,20 +66,30 @@ class Fate:
     """Pieces or conversations left out because nothing in them is trained."""
     tools_in_system: int = 0
     """Conversations whose tools went into the system message, because the template does not write them."""
+    told: Told = field(default_factory=Told)
 
 
 class Pipeline:
     """Everything that a block needs, made once in a process."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, data: DataSpec) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, data: DataSpec, stops: list[int] | None = None) -> None:
         self._data = data
-        self._renderer = Renderer(tokenizer, data.train_on_inputs, data.last_turn_only)
+        self._renderer = Renderer(
+            tokenizer,
+            data.train_on_inputs,
+            data.last_turn_only,
+            reasoning=data.train_on_reasoning,
+            unroll=data.unroll,
+            stops=stops,
+        )
         self._encoder = Encoder(tokenizer)
 
     def run(self, rows: Iterable[Row], shape: DatasetFormat, keep: Filter | None) -> Fate:
         rendered: list[Rendered] = []
         plain: list[bool] = []
         numbers: list[int] = []
+        texts: list[int] = []
+        self._renderer.told = Told()
         bad: list[tuple[int, Reason, str]] = []
         num_rows = num_blank = num_filtered = tools_in_system = 0
         changed = Counter[str]()
@@ -92,47 +104,54 @@ class Pipeline:
                     num_filtered += 1
                     continue
                 conversation = parsed(row, shape)
-                rendered.append(self._rendered(conversation))
+                written = self._rendered(conversation)
             except BadRow as error:
                 bad.append((num_rows, error.reason, error.detail))
                 continue
-            plain.append(conversation.text is not None)
+            rendered += written
+            plain += [conversation.text is not None] * len(written)
+            texts.append(len(written))
             numbers.append(num_rows)
             changed.update(conversation.changes)
-            tools_in_system += bool(conversation.tools) and not self._renderer.uses_tools
-        fate = self._cut(self._encoder.encode(rendered, plain), np.array(numbers, np.int64))
-        fate.hashes = np.array([_hash(item) for item in rendered], np.uint64)
+            tools_in_system += self._renderer.moves_tools(conversation)
+        fate = self._cut(self._encoder.encode(rendered, plain), np.array(numbers, np.int64), np.array(texts, np.int64))
+        wholes = [rendered[end - 1] for end in itertools.accumulate(texts)]
+        fate.hashes = np.array([_hash(item) for item in wholes], np.uint64)
         if self._data.deduplicate == "near":
-            fate.signatures = signature([item.text for item in rendered])
+            fate.signatures = signature([item.text for item in wholes])
         fate.num_rows, fate.bad, fate.num_filtered = num_rows, bad, num_filtered
         fate.tools_in_system, fate.num_blank, fate.changed = tools_in_system, num_blank, changed
+        fate.told = self._renderer.told
         return fate
 
-    def _rendered(self, conversation: Conversation) -> Rendered:
-        """The conversation as text. What the assistant says before anyone asked goes where the template cannot write it."""
+    def _rendered(self, conversation: Conversation) -> list[Rendered]:
+        """The conversation as text, the whole last. What the assistant says before anyone asked goes where the template
+        cannot write it."""
         try:
-            rendered = self._renderer.render(conversation)
+            rendered = self._renderer.render_all(conversation)
         except BadRow as error:
             if error.reason is not Reason.TEMPLATE or not without_opening_answer(conversation):
                 raise
             check(conversation)
-            rendered = self._renderer.render(conversation)
+            rendered = self._renderer.render_all(conversation)
         except ODD_ROWS as error:
             raise BadRow(Reason.TEMPLATE, f"{type(error).__name__}: {error}") from error
         try:
-            rendered.text.encode("utf-8")
+            rendered[-1].text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise BadRow(
                 Reason.UNDECODABLE, "the text holds half a character (a lone surrogate), or bytes that are not UTF-8"
             ) from error
         return rendered
 
-    def _cut(self, encoded: Encoded, rows: np.ndarray) -> Fate:
-        """Apply `over_long`; leave out what has nothing to train."""
+    def _cut(self, encoded: Encoded, rows: np.ndarray, texts: np.ndarray) -> Fate:
+        """Apply `over_long`; leave out what has nothing to train. `rows` and `texts` (rendered texts) are of each
+        conversation."""
         limit, policy = self._data.sequence_length, self._data.over_long
         over_long = encoded.lengths > limit
         tokens, weights = encoded.tokens, encoded.weights
         starts = np.cumsum(encoded.lengths) - encoded.lengths
+        conversation = np.repeat(np.arange(len(texts)), texts)
         lengths, owner = encoded.lengths, np.arange(len(encoded.lengths))
         if policy == "drop":
             keep = ~over_long
@@ -150,7 +169,7 @@ class Pipeline:
         trained = _sums((weights > 0).astype(np.int64), starts, lengths)
         useful = trained > 0
         untrained = int(len(useful) - useful.sum())
-        starts, lengths, owner = starts[useful], lengths[useful], owner[useful]
+        starts, lengths, owner = starts[useful], lengths[useful], conversation[owner[useful]]
         chosen = _ranges(starts, lengths)
         whole = len(chosen) == len(tokens)
         sequences = Sequences(
@@ -163,10 +182,10 @@ class Pipeline:
         )
         return Fate(
             sequences=sequences,
-            pieces=np.bincount(owner, minlength=len(encoded.lengths)).astype(np.int64),
+            pieces=np.bincount(owner, minlength=len(texts)).astype(np.int64),
             hashes=np.zeros(0, np.uint64),
             signatures=None,
-            over_long=over_long,
+            over_long=np.bincount(conversation[over_long], minlength=len(texts)) > 0,
             untrained=untrained,
         )
 

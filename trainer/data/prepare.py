@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from trainer.data.build import build
 from trainer.data.checksums import DamagedEntry
+from trainer.data.endings import stop_tokens
 from trainer.data.inputs import files_of, fingerprints, where
 from trainer.data.prepared import REPORT, VERSION, Prepared
 from trainer.data.progress import Progress
@@ -43,12 +44,13 @@ def prepare(job: NodeJob, progress: Progress | None = None) -> Prepared:
     """
     progress = progress or Progress()
     tokenizer = load_tokenizer(job.spec.model)
+    stops = stop_tokens(job.spec.model, tokenizer)
     Path(job.run_dir).mkdir(parents=True, exist_ok=True)
     cache = Path(job.cache_dir) / "data"
     cache.mkdir(parents=True, exist_ok=True)
     files = [files_of(source, where(number, source)) for number, source in enumerate(job.spec.data.sources)]
     contents = fingerprints([file for own in files for file in own], cache)
-    key = cache_key(job, tokenizer, files, contents)
+    key = cache_key(job, tokenizer, stops, files, contents)
     entry = cache / key
     data = _whole(entry, key)
     if data is None:
@@ -57,13 +59,15 @@ def prepare(job: NodeJob, progress: Progress | None = None) -> Prepared:
             if data is None:
                 for stale in cache.glob(f"{key}.tmp-*"):  # of a killed run: whoever builds this entry holds the lock
                     shutil.rmtree(stale, ignore_errors=True)
-                build(job, tokenizer, files, entry, progress)
+                build(job, tokenizer, stops, files, entry, progress)
                 data = Prepared.load(entry, key)
     report = json.loads((entry / REPORT).read_text(encoding="utf-8"))
     write_report(job.run_dir, report)
     problem = bad_share_problem(report, job.spec.data.max_bad_fraction)
     if problem is not None:
         raise BadInput(problem)
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
     data.point_to(job.run_dir)
     return data
 
@@ -85,7 +89,11 @@ def _whole(entry: Path, key: str, progress: Progress | None = None) -> Prepared 
 
 
 def cache_key(
-    job: NodeJob, tokenizer: PreTrainedTokenizerFast, files: Sequence[Sequence[InputFile]], contents: Sequence[str]
+    job: NodeJob,
+    tokenizer: PreTrainedTokenizerFast,
+    stops: Sequence[int],
+    files: Sequence[Sequence[InputFile]],
+    contents: Sequence[str],
 ) -> str:
     """Hash over everything that decides the content of an entry; paths do not, so that it is the same on every node."""
     data = job.spec.data
@@ -101,6 +109,7 @@ def cache_key(
         "tokenizer": tokenizer.backend_tokenizer.to_str(),
         "template": tokenizer.chat_template,
         "special": dict(tokenizer.special_tokens_map),
+        "stops": list(stops),
     }
     text = json.dumps(decides, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -1,37 +1,29 @@
-"""Renders conversations with the chat template and finds what the assistant said in the text, for any template.
+"""Renders conversations with the chat template and says which characters are trained, for any template.
 
-Owns character spans and their weights. Refuses to know tokens and files. The text is what `apply_chat_template` renders:
-the same compiled template, the same variables. One thing is pinned: a template that asks for today's date gets a fixed
-one, because the data of a run must not depend on the day on which it was prepared.
+Owns weights of character spans, and what is counted about a conversation on the way (told.py). Refuses to know tokens and
+files. The text is what `apply_chat_template` renders (template.py); where each turn is in it is speech.py's.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import jinja2
-from transformers.utils.chat_template_utils import (
-    _compile_jinja_template as compile_template,
-)
-from transformers.utils.chat_template_utils import (
-    _render_with_assistant_indices as render_with_markers,
-)
-
-from trainer.run.formats.conversation import ASSISTANT, SYSTEM, BadRow, Conversation, Reason, Segment, Turn
+from trainer.data.anchors import Anchor, Kind, pieces
+from trainer.data.endings import Endings
+from trainer.data.shapes import MAX_SHAPES, Shape, shape_of
+from trainer.data.speech import Listener, Said, Speech
+from trainer.data.template import TEMPLATE_ERRORS, ChatTemplate, Messages, templates_of
+from trainer.data.told import EARLIER_THOUGHTS, THOUGHTS, Told
+from trainer.run.formats.conversation import ASSISTANT, SYSTEM, TOOL, BadRow, Conversation, Reason, Segment, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PINNED_DATE = datetime(2024, 7, 26)
-"""What `strftime_now` in a template sees."""
+Reasoning = bool | Literal["last"]
 
-_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
-_PRIVATE_USE = [chr(code) for code in range(0xE0F0, 0xE100)]
+_GONE = {SYSTEM: "system message", TOOL: "tool result"}
 
 
 class Span(NamedTuple):
@@ -50,44 +42,67 @@ class Rendered:
 
 
 class Renderer:
-    """One template, compiled once."""
+    """A tokenizer's templates, and what the job trains of what they write."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, train_on_inputs: bool, last_turn_only: bool) -> None:
-        source = tokenizer.chat_template
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        train_on_inputs: bool,
+        last_turn_only: bool,
+        *,
+        reasoning: Reasoning = True,
+        unroll: bool = False,
+        stops: list[int] | None = None,
+    ) -> None:
         self._train_on_inputs = train_on_inputs
         self._last_turn_only = last_turn_only
-        self._variables = dict(tokenizer.special_tokens_map)
-        self._template = compile_template(source)
-        self._template.environment.globals["strftime_now"] = PINNED_DATE.strftime
-        self._has_markers = bool(_MARKER.search(source))
-        self.uses_tools = bool(re.search(r"\btools\b", source))
-        self._uses_tool_calls = "tool_calls" in source
-        self._end_token: str = tokenizer.eos_token
-        self._special_tokens = tuple(
-            token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content
+        self._reasoning = reasoning
+        self._unroll = unroll
+        stops = stops or [tokenizer.eos_token_id]
+        plain, with_tools = templates_of(tokenizer)
+        self._plain = _Voice(plain, Endings(tokenizer, stops, plain))
+        self._with_tools = (
+            self._plain if with_tools is plain else _Voice(with_tools, Endings(tokenizer, stops, with_tools))
         )
+        self.told = Told()
+        """Of what was rendered since it was last replaced."""
+
+    def moves_tools(self, conversation: Conversation) -> bool:
+        """Whether the conversation's tools go into its system message, as the template does not write any."""
+        return bool(conversation.tools) and not self._voice(conversation).template.uses_tools
 
     def render(self, conversation: Conversation) -> Rendered:
-        """The text and its trained spans. Raises BadRow where the template refuses the conversation or hides a turn."""
+        """The text and its trained spans, as one sequence."""
+        return self.render_all(conversation)[-1]
+
+    def render_all(self, conversation: Conversation) -> list[Rendered]:
+        """One text; with `unroll` one more before it for each answer whose thoughts the template drops once others follow.
+
+        Raises BadRow where the template refuses the conversation, or where it is unknown what of the text is whose.
+        """
         if conversation.text is not None:
-            return Rendered(conversation.text, [Span(0, len(conversation.text), 1.0)])
+            return [Rendered(conversation.text, [Span(0, len(conversation.text), 1.0)])]
         if conversation.segments is not None:
-            return self._joined(conversation.segments)
-        messages = self._messages(conversation)
+            return [self._joined(conversation.segments)]
+        turns = conversation.turns
+        voice = self._voice(conversation)
+        told = Told()
+        out: list[Rendered] = []
         try:
-            if self._has_markers:
-                text, found = render_with_markers(
-                    self._template, messages, conversation.tools, None, False, **self._variables
-                )
-                found = [self._closed(text, start, end) for start, end in found]
-            else:
-                text = self._plain(messages, conversation.tools)
-                found = self._by_sentinels(messages, conversation.tools, text) or self._by_prefixes(
-                    messages, conversation.tools, text
-                )
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            text, said, heard = voice.speak(turns, conversation, self._reasoning is not True)
+            silent: set[int] = set()
+            if heard is not None:
+                if self._unroll and not self._last_turn_only:
+                    silent = self._earlier_thoughts(heard, turns, out, told, conversation)
+                heard.told(told, silent)
+        except TEMPLATE_ERRORS as error:
             raise BadRow(Reason.TEMPLATE, str(error).strip() or type(error).__name__) from error
-        return Rendered(text, self._weigh(conversation.turns, text, found))
+        out.append(Rendered(text, self._weigh(turns, text, said, heard, told, silent)))
+        self.told.add(told)
+        return out
+
+    def _voice(self, conversation: Conversation) -> _Voice:
+        return self._plain if conversation.tools is None else self._with_tools
 
     def _joined(self, segments: list[Segment]) -> Rendered:
         text, spans = "", []
@@ -97,136 +112,206 @@ class Renderer:
             text += segment.text
         return Rendered(text, spans[-1:] if self._last_turn_only else spans)
 
-    # -- what the template is given -----------------------------------------------------------------------------------
-
-    def _messages(self, conversation: Conversation) -> list[dict[str, Any]]:
-        messages = [_aliased(turn.message()) for turn in conversation.turns]
-        if not self._uses_tool_calls:
-            for message in messages:
-                if "tool_calls" in message:
-                    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.pop("tool_calls")]
-                    message["content"] = "\n".join(filter(None, [message["content"], *calls]))
-        if conversation.tools and not self.uses_tools:
-            listed = json.dumps(conversation.tools, ensure_ascii=False)
-            if messages[0]["role"] == SYSTEM:
-                messages[0]["content"] += f"\n\n{listed}"
-            else:
-                messages.insert(0, {"role": SYSTEM, "content": listed})
-        return messages
-
-    def _plain(self, messages: list[dict[str, Any]], tools: Any, add_generation_prompt: bool = False) -> str:
-        return self._template.render(
-            messages=messages,
-            tools=tools,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **self._variables,
-        )
-
-    # -- where the assistant's words are ------------------------------------------------------------------------------
-
-    def _by_sentinels(self, messages: list[dict[str, Any]], tools: Any, text: str) -> list[tuple[int, int]] | None:
-        """Render again with a private character on either side of what the assistant says; without them the text must be
-        the same. None where it is not (a template that takes contents apart), or where functions are called."""
-        if any(message["role"] == ASSISTANT and "tool_calls" in message for message in messages):
-            return None
-        unused = [character for character in _PRIVATE_USE if character not in text]
-        if len(unused) < 2:
-            return None
-        opening, closing = unused[:2]
-        turns = sum(message["role"] == ASSISTANT for message in messages)
-        for trimmed in (False, True):
-            marked = self._plain([_wrapped(message, opening, closing, trimmed) for message in messages], tools)
-            if marked.count(opening) != turns or marked.count(closing) != turns:
+    def _earlier_thoughts(
+        self, heard: _Heard, turns: list[Turn], out: list[Rendered], told: Told, conversation: Conversation
+    ) -> set[int]:
+        """Render each answer that lost its thoughts as the last of a conversation of its own; the messages that were."""
+        done: set[int] = set()
+        for message in sorted({anchor.message for anchor in heard.missing if anchor.kind is Kind.THOUGHT}):
+            count = message - heard.offset + 1
+            if count == len(turns):
                 continue
-            if marked.replace(opening, "").replace(closing, "") != text:
+            alone = Conversation(turns[:count], conversation.tools)
+            text, said, again = self._voice(alone).speak(turns[:count], alone, True)
+            if again is None or any(one.kind is Kind.THOUGHT and one.message == message for one in again.missing):
                 continue
-            spans, at = [], -1
-            for number in range(turns):
-                start = marked.find(opening, at + 1)
-                at = marked.find(closing, start + 1)
-                spans.append((start - 2 * number, self._end_marker(text, at - 2 * number - 1)))
-            return spans
-        return None
+            before = set(range(message))
+            out.append(Rendered(text, self._weigh(turns[:count], text, said, again, told, before)))
+            done.add(message)
+        return done
 
-    def _by_prefixes(self, messages: list[dict[str, Any]], tools: Any, text: str) -> list[tuple[int, int]]:
-        """What a turn adds to the rendering of the turns before it, behind the header that asks for it.
-
-        Raises BadRow where the beginning of the text depends on what follows.
-        """
-        spans = []
-        for number, message in enumerate(messages):
-            if message["role"] != ASSISTANT:
-                continue
-            before = self._plain(messages[:number], tools)
-            asked = self._plain(messages[:number], tools, add_generation_prompt=True)
-            after = text if number + 1 == len(messages) else self._plain(messages[: number + 1], tools)
-            if not (text.startswith(after) and text.startswith(before) and len(before) < len(after)):
-                raise BadRow(
-                    Reason.TEMPLATE,
-                    f"turn {number + 1} is written differently with and without what follows, so that its mask is "
-                    "unknown; mark the assistant's words in the template with {% generation %}",
-                )
-            start = max(len(before), _common_prefix(asked, text))
-            end = len(text[:start] + text[start : len(after)].rstrip())
-            spans.append(self._closed(text, start, max(start, end)))
-        return spans
-
-    def _weigh(self, turns: list[Turn], text: str, found: list[tuple[int, int]]) -> list[Span]:
-        spoken = [turn for turn in turns if turn.role == ASSISTANT]
-        weights = [1.0 if turn.weight is None else turn.weight for turn in spoken]
-        if len(found) != len(spoken):
-            if self._last_turn_only or any(weight != 1.0 for weight in weights):
-                raise BadRow(
-                    Reason.TEMPLATE,
-                    f"the template marks {len(found)} passages for {len(spoken)} assistant turns, so that it is "
-                    "unclear which weight is whose",
-                )
-            weights = [1.0] * len(found)
-        if self._last_turn_only:
-            weights = [0.0] * (len(weights) - 1) + weights[-1:]
+    def _weigh(
+        self, turns: list[Turn], text: str, said: list[Said], heard: _Heard | None, told: Told, silent: set[int]
+    ) -> list[Span]:
+        offset = heard.offset if heard is not None else 0
+        last = max(number for number, turn in enumerate(turns) if turn.role == ASSISTANT)
+        is_unclear = any(one.message < 0 for one in said)
+        if is_unclear and (self._last_turn_only or any(turn.weight not in (None, 1.0) for turn in turns)):
+            raise BadRow(
+                Reason.TEMPLATE,
+                f"the template marks {len(said)} passages for {sum(turn.role == ASSISTANT for turn in turns)} assistant "
+                "turns, so that it is unclear which weight is whose",
+            )
         spans = [Span(0, len(text), 1.0)] if self._train_on_inputs else []
-        for (start, end), weight in zip(found, weights, strict=True):
-            spans.append(Span(start, end, weight))
+        for one in said:
+            turn = one.message - offset
+            weight = 1.0 if one.message < 0 or turns[turn].weight is None else turns[turn].weight
+            assert weight is not None
+            is_answer = one.message < 0 or turns[turn].role == ASSISTANT
+            if (self._last_turn_only and turn != last) or one.message in silent:
+                weight = 0.0
+            spans.append(Span(one.start, one.end, weight))
+            if weight and (self._reasoning is False or (self._reasoning == "last" and turn != last)):
+                spans += [Span(start, end, 0.0) for start, end in one.thoughts]
+            if weight and is_answer:
+                told.end(one.marker)
+            elif weight:
+                told.change(f"trained turns of the {turns[turn].role}")
+        self._measure(turns, text, spans, heard, told, silent)
         return spans
 
-    def _closed(self, text: str, start: int, end: int) -> tuple[int, int]:
-        """A passage with its end marker, where it does not hold one already."""
-        return (start, end if text[start:end].endswith(self._special_tokens) else self._end_marker(text, end))
-
-    def _end_marker(self, text: str, end: int) -> int:
-        """Where the marker behind a turn ends: a special token right behind it, or the end token behind white space."""
-        for token in self._special_tokens:
-            if text.startswith(token, end):
-                return end + len(token)
-        behind = end
-        while behind < len(text) and text[behind].isspace():
-            behind += 1
-        return behind + len(self._end_token) if text.startswith(self._end_token, behind) else end
-
-
-def _aliased(message: dict[str, Any]) -> dict[str, Any]:
-    """Reasoning under the names that templates read it by, as transformers does."""
-    reasoning = next((message[key] for key in _REASONING if message.get(key) is not None), None)
-    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    def _measure(
+        self, turns: list[Turn], text: str, spans: list[Span], heard: _Heard | None, told: Told, silent: set[int]
+    ) -> None:
+        """Count what the assistants say, and how much of it is trained; not of messages that only lead up to others."""
+        if heard is None or heard.speech is None:
+            size = sum(len(turn.content) for turn in turns if turn.role == ASSISTANT)
+            told.said += size
+            told.trained += min(size, sum(span.end - span.start for span in spans if span.weight))
+            return
+        speech = heard.speech
+        for anchor in speech.anchors:
+            if anchor.kind is not Kind.OTHER and anchor.message not in silent:
+                told.said += anchor.size
+        for place in speech.places:
+            if place.anchor.kind is not Kind.OTHER and place.anchor.message not in silent:
+                weight = next((s.weight for s in reversed(spans) if s.start <= place.start and place.end <= s.end), 0.0)
+                told.trained += place.anchor.size if weight else 0
 
 
-def _wrapped(message: dict[str, Any], opening: str, closing: str, trimmed: bool) -> dict[str, Any]:
-    if message["role"] != ASSISTANT:
-        return message
-    content = message["content"]
-    if not trimmed:
-        return {**message, "content": opening + content + closing}
-    core = content.strip()
-    lead = content[: len(content) - len(content.lstrip())]
-    return {**message, "content": lead + opening + core + closing + content[len(lead) + len(core) :]}
+@dataclass(slots=True)
+class _Heard:
+    """What is known of a conversation that was looked at piece by piece."""
+
+    messages: Messages
+    offset: int
+    """Messages before the first turn."""
+    speech: Speech | None
+    missing: list[Anchor]
+    lost: set[str]
+    """What else is not in the text."""
+
+    def told(self, told: Told, silent: set[int]) -> None:
+        last = max(number for number, message in enumerate(self.messages) if message["role"] == ASSISTANT)
+        gone = set(self.lost)
+        for anchor in self.missing:
+            if anchor.kind is Kind.THOUGHT:
+                if anchor.message not in silent:
+                    gone.add(THOUGHTS if anchor.message == last else EARLIER_THOUGHTS)
+            elif anchor.kind is Kind.CALL:
+                gone.add("function call")
+            elif anchor.kind is Kind.ANSWER:
+                gone.add("answer")
+            else:
+                gone.add(_GONE.get(self.messages[anchor.message]["role"], "user turn"))
+        told.leave_out(sorted(gone))
 
 
-def _common_prefix(one: str, other: str) -> int:
-    if other.startswith(one):
-        return len(one)
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
-    return low
+class _Voice:
+    """One template with its end markers, and the shapes that it was seen to write."""
+
+    def __init__(self, template: ChatTemplate, endings: Endings) -> None:
+        self.template = template
+        self._endings = endings
+        self._listener = Listener(template, endings)
+        self._shapes: dict[tuple[str, ...], Shape | None] = {}
+
+    def speak(
+        self, turns: list[Turn], conversation: Conversation, wants_thoughts: bool
+    ) -> tuple[str, list[Said], _Heard | None]:
+        """The text, where its turns are, and what else was seen; None where the conversation had a known shape."""
+        shape = self._shape(turns, conversation, wants_thoughts)
+        messages, text = self.template.settle(turns, conversation)
+        if shape is not None:
+            said = shape.fit([turn.content for turn in turns], text)
+            if said is not None:
+                return text, said, None
+        offset = len(messages) - len(turns)
+        others = frozenset(
+            number + offset for number, turn in enumerate(turns) if turn.weight and turn.role != ASSISTANT
+        )
+        speech = self._listener.listen(messages, conversation.tools, text, others)
+        said = self._said(messages, conversation, text, speech, others)
+        missing = speech.missing() if speech is not None else []
+        heard = _Heard(messages, offset, speech, missing, _lost(messages, conversation, text, speech))
+        return text, said, heard
+
+    def _said(
+        self,
+        messages: Messages,
+        conversation: Conversation,
+        text: str,
+        speech: Speech | None,
+        others: frozenset[int] = frozenset(),
+    ) -> list[Said]:
+        if not self.template.has_markers:
+            if speech is not None:
+                return speech.said
+            if others:
+                raise BadRow(
+                    Reason.TEMPLATE, f"where turn {min(others) + 1} is in the text is unknown; it cannot be trained"
+                )
+            return self._listener.by_prefixes(messages, conversation.tools, text)
+        _, passages = self.template.render_marked(messages, conversation.tools)
+        spoken = [number for number, message in enumerate(messages) if message["role"] == ASSISTANT]
+        numbers = spoken if len(spoken) == len(passages) else [-1] * len(passages)
+        said = [self._listener.closed(text, n, start, end) for n, (start, end) in zip(numbers, passages, strict=True)]
+        if speech is not None:
+            for own in speech.said:
+                if own.message in others:
+                    said.append(own)
+                for one in said:
+                    if one.message == own.message and one is not own:
+                        one.thoughts = [(max(start, one.start), end) for start, end in own.thoughts if end <= one.end]
+        return said
+
+    def _shape(self, turns: list[Turn], conversation: Conversation, wants_thoughts: bool) -> Shape | None:
+        if conversation.tools is not None:
+            return None
+        for turn in turns:
+            if turn.extra is not None or (turn.weight and turn.role != ASSISTANT) or not turn.content.strip():
+                return None
+            if wants_thoughts and turn.role == ASSISTANT and len(pieces(turn.content)) > 1:
+                return None
+        roles = tuple([turn.role for turn in turns])
+        if roles not in self._shapes:
+            if len(self._shapes) >= MAX_SHAPES:
+                return None
+            self._shapes[roles] = self._learn(roles)
+        return self._shapes[roles]
+
+    def _learn(self, roles: tuple[str, ...]) -> Shape | None:
+        turns = [Turn(role, f"word{number}") for number, role in enumerate(roles)]
+        conversation = Conversation(turns)
+        try:
+            messages, text = self.template.settle(turns, conversation)
+            speech = self._listener.listen(messages, None, text)
+            if speech is None:
+                return None
+            return shape_of(text, speech.places, self._said(messages, conversation, text, speech), len(turns))
+        except (BadRow, *TEMPLATE_ERRORS):
+            return None
+
+
+def _lost(messages: Messages, conversation: Conversation, text: str, speech: Speech | None) -> set[str]:
+    """What no mark speaks for and is not in the text."""
+    lost = set()
+    for tool in conversation.tools or ():
+        function = tool.get("function", tool)
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str) and name not in text:
+            lost.add("list of tools")
+    marked = {anchor.message for anchor in speech.anchors} if speech is not None else set()
+    for number, message in enumerate(messages):
+        if number in marked:
+            continue
+        for content, kind in (
+            pieces(message["content"] or "") if message["role"] == ASSISTANT else [(message["content"], None)]
+        ):
+            core = content.strip()
+            if core and core not in text and json.dumps(core, ensure_ascii=False)[1:-1] not in text:
+                if message["role"] == ASSISTANT:
+                    lost.add(THOUGHTS if kind is Kind.THOUGHT else "answer")
+                else:
+                    lost.add(_GONE.get(message["role"], "user turn"))
+    return lost

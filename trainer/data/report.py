@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data.told import Told
 from trainer.run.exits import BadInput
 from trainer.run.formats.conversation import Reason
 from trainer.run.run_folder import RunDir, write_atomic
@@ -38,6 +39,8 @@ class SourceReport:
     """Conversations whose tools were written into the system message, as the chat template has no place for them."""
     changed: dict[str, int] = field(default_factory=dict)
     """Conversations by what was left out of them so that they can be used."""
+    told: Told = field(default_factory=Told)
+    """What is trained of what the assistants say, and what the chat template leaves out."""
     duplicates: int = 0
     near_duplicates: int = 0
     unsampled: int = 0
@@ -58,9 +61,18 @@ class SourceReport:
 class Report:
     """Collects while rows are read; `finish` gives what data_report.json holds."""
 
-    def __init__(self, sources: list[SourceReport]) -> None:
+    def __init__(self, sources: list[SourceReport], end_token: str) -> None:
         self.sources = sources
+        self._end_token = end_token
         self._listed: list[dict[str, Any]] = []
+
+    @property
+    def told(self) -> Told:
+        """Of all sources together."""
+        whole = Told()
+        for source in self.sources:
+            whole.add(source.told)
+        return whole
 
     @property
     def rows(self) -> int:
@@ -88,10 +100,17 @@ class Report:
             bad.update(source.bad)
         return {
             "totals": {"rows": self.rows, "bad": dict(bad), **totals},
+            "warnings": self._warnings(),
             "sources": [asdict(source) for source in self.sources],
             "bad_rows": self._listed,
             "bad_rows_not_listed": sum(bad.values()) - len(self._listed),
         }
+
+    def _warnings(self) -> list[str]:
+        told = [(source.path, source.told.warnings(self._end_token)) for source in self.sources]
+        if len(told) == 1:
+            return told[0][1]
+        return [f"{path}: {warning}" for path, warnings in told for warning in warnings]
 
 
 def bad_share_problem(finished: dict[str, Any], max_bad_fraction: float) -> str | None:

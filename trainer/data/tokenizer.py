@@ -53,12 +53,11 @@ def load_tokenizer(model: ModelSpec) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def resolve_template(setting: str, own: str | dict[str, str] | None, name: str) -> str:
-    """The chat template's text for `model.chat_template`; `own` is what the tokenizer brings."""
+def resolve_template(setting: str, own: str | dict[str, str] | None, name: str) -> str | dict[str, str]:
+    """The chat template's text for `model.chat_template`; `own` is what the tokenizer brings, which may be several: then
+    `default` is one of them, and `tool_use` is taken where a conversation has tools."""
     if setting == "tokenizer":
-        if isinstance(own, dict):
-            own = own.get("default")
-        if not own:
+        if not own or (isinstance(own, dict) and not own.get("default")):
             raise BadInput(
                 f"the tokenizer of {name} has no chat template; set model.chat_template to `chatml`, "
                 "to a .jinja file or to a template"

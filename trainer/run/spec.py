@@ -104,6 +104,10 @@ class DataSpec(SpecModel):
     """Train on every token, not on the assistant's turns alone."""
     last_turn_only: bool = False
     """Train on the last assistant turn of each conversation only."""
+    train_on_reasoning: bool | Literal["last"] = True
+    """Train on thoughts (reasoning_content, <think>) that the chat template writes: `true` all, `last` those of the last answer only, `false` none."""
+    unroll: bool = False
+    """Where the chat template drops an answer's thoughts once others follow, train that answer with them in a sequence of its own."""
     over_long: Literal["drop", "truncate", "split"] = "drop"
     """What to do with a conversation longer than sequence_length; it is counted in the data report either way."""
     deduplicate: Literal["none", "exact", "near"] = "none"
@@ -343,6 +347,16 @@ def problems(spec: TrainSpec) -> list[Problem]:
             "data.last_turn_only",
             "contradicts data.train_on_inputs: one trains on every token; set one of them to false",
         )
+    if d.train_on_inputs and d.train_on_reasoning is not True:
+        report(
+            "data.train_on_reasoning",
+            "contradicts data.train_on_inputs: one trains on every token; remove one",
+        )
+    if d.unroll and (d.last_turn_only or d.train_on_inputs or d.train_on_reasoning is not True):
+        other = (
+            "last_turn_only" if d.last_turn_only else "train_on_inputs" if d.train_on_inputs else "train_on_reasoning"
+        )
+        report("data.unroll", f"contradicts data.{other}: it trains the thoughts of earlier answers; remove one")
     if d.validation_count is not None and "validation_fraction" in d.model_fields_set:
         report("data.validation_count", "contradicts data.validation_fraction: both size what is held out; remove one")
     if not d.holds_out and t.evaluate_every not in ("epoch", "never") and "evaluate_every" in t.model_fields_set:

@@ -45,7 +45,7 @@ class Turn:
     role: str
     content: str
     weight: float | None = None
-    """How much its tokens count in the loss, for an assistant turn; None is 1."""
+    """How much its tokens count in the loss; None is 1 for an assistant turn and 0 for others."""
     extra: dict[str, Any] | None = None
     """What else the chat template may use: tool_calls, name, reasoning_content."""
 
@@ -139,8 +139,6 @@ def check(conversation: Conversation) -> None:
             raise BadRow(Reason.ROLE_BROKEN, f"turn {number} is a tool's result that no one asked for")
         if turn.weight is not None and not (0 <= turn.weight < float("inf")):
             raise BadRow(Reason.BAD_WEIGHT, f"turn {number} has weight {turn.weight}")
-        if turn.weight and role != ASSISTANT:
-            raise BadRow(Reason.BAD_WEIGHT, f"turn {number} ({role}) has a loss weight; only the assistant is trained")
         before = role
 
 
