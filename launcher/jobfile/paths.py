@@ -16,7 +16,9 @@ from typing import Any
 from launcher.config.key_hints import nearest_key
 from launcher.config.names import URL, looks_like_path
 from launcher.config.problems import Finding
+from trainer.run.chat_templates.registry import TEMPLATES
 
+_TEMPLATE_NAMES = ("tokenizer", *TEMPLATES)
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt")
 
 
@@ -86,7 +88,7 @@ def _remedy(folder: Path) -> str:
 
 def _template(model: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
     name = model.get("chat_template")
-    if not isinstance(name, str) or name in ("tokenizer", "chatml") or "{{" in name or "{%" in name:
+    if not isinstance(name, str) or name in _TEMPLATE_NAMES or "{{" in name or "{%" in name:
         return
     path = Path(_absolute(name, folder)) if name else folder
     if path.is_file():
@@ -94,10 +96,8 @@ def _template(model: dict[str, Any], folder: Path, findings: list[Finding]) -> N
     elif "/" in name or name.endswith(TEMPLATE_SUFFIXES):
         findings.append(Finding(("model", "chat_template"), f"no such file: {path}; correct it"))
     else:
-        near = nearest_key(name, ("tokenizer", "chatml"))
-        hint = (
-            f"did you mean {near!r}?" if near else "write `tokenizer`, `chatml`, a .jinja file or the template itself"
-        )
+        near = nearest_key(name, _TEMPLATE_NAMES)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(_TEMPLATE_NAMES)}; or name a .jinja file"
         findings.append(Finding(("model", "chat_template"), f"no template is called {name!r}; {hint}"))
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer.data.tokenizer import CHATML
+from trainer.run.chat_templates.chatml import CHATML
 from trainer.run.spec import NodeJob
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "data"

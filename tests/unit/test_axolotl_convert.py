@@ -54,6 +54,7 @@ MAPPED: list[tuple[str, str, dict[str, Any]]] = [
     ("sharegpt-old-loader", "datasets: [{path: ./r.jsonl, type: 'sharegpt.load_role', conversation: chatml}]", {"data.sources.0.format": "sharegpt", "data.sources.0.path": "./r.jsonl"}),
     ("chat-template-own-field", "datasets: [{path: owner/r, type: chat_template, field_messages: conversations, message_property_mappings: {role: from, content: value}}]", {"data.sources.0.format": "sharegpt", "model.chat_template": "tokenizer"}),
     ("chat-template-odd-field", "datasets: [{path: owner/r, type: chat_template, field_messages: dialogue, message_field_role: from, message_field_content: value}]", {"data.sources.0.fields": {"messages": "dialogue"}}),
+    ("family-template", "chat_template: gemma3\neot_tokens: [<end_of_turn>]", {"model.chat_template": "gemma3"}),
     ("chat-template-roles", "datasets: [{path: owner/r, type: chat_template, roles: {user: [human, user], assistant: [gpt]}, roles_to_train: [assistant], train_on_eos: turn}]", {"data.sources.0.format": "messages"}),
     ("alpaca", "datasets: [{path: ./r.json, type: alpaca, split: 'train[:10%]'}]\nchat_template: chatml", {"data.sources.0.format": "alpaca", "data.sources.0.weight": 0.1, "model.chat_template": "chatml"}),
     ("alpaca-qa", "datasets: [{path: owner/r, type: alpaca_chat.load_qa}]", {"data.sources.0.format": "question-answer"}),
@@ -142,7 +143,7 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ("lion", "optimizer: lion_8bit", "optimizer", "AdamW is"),
     ("schedule", "lr_scheduler: rex", "lr_scheduler", "cosine, linear and constant"),
     ("neither-share-nor-count", "val_set_size: 1.5", "val_set_size", "whole number"),
-    ("template-by-name", "chat_template: llama3", "chat_template", "no template 'llama3'"),
+    ("template-by-name", "chat_template: command_a", "chat_template", "no template 'command_a'"),
     ("two-templates", "datasets: [{path: a/b, type: sharegpt, conversation: chatml}, {path: a/c, type: sharegpt, conversation: llama-3}]", "datasets[1].conversation", "one template renders every dataset"),
     ("strange-type", "datasets: [{path: a/b, type: chatt_template}]", "datasets[0].type", "did you mean 'chat_template'?"),
     ("odd-roles", "datasets: [{path: a/b, type: chat_template, roles: {user: [klaus]}}]", "datasets[0].roles", "'klaus' is not read as user"),
@@ -216,7 +217,7 @@ class TestThroughLoadJob:
 
     def test_an_override_settles_what_axolotl_leaves_open(self, tmp_path: Path) -> None:
         path = tmp_path / "axolotl.yml"
-        path.write_text(BASE + "val_set_size: 100\nchat_template: llama3\nlr_scheduler: rex\n")
+        path.write_text(BASE + "val_set_size: 100\nchat_template: command_a\nlr_scheduler: rex\n")
         overrides = ["data.validation_fraction=0.02", "model.chat_template=tokenizer", "train.schedule=linear"]
         job = load_job(path, [*overrides, "resources.accelerators=H100:4"])
         assert (job.data.validation_fraction, job.model.chat_template) == (0.02, "tokenizer")
@@ -249,7 +250,7 @@ class TestThroughLoadJob:
         from launcher.runs.errors import BadUsage
 
         path, output = tmp_path / "axolotl.yml", tmp_path / "job.yaml"
-        path.write_text(BASE + "chat_template: llama3\n")
+        path.write_text(BASE + "chat_template: command_a\n")
         assert init_command(str(output), str(path), ["train.epochs=2"]) == 2
         assert f"{path}:6: chat_template: " in capsys.readouterr().err
         answers = ["model.chat_template=tokenizer", "resources.accelerators=H100:4"]

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tests.support.data_job import CHATML_UNMARKED, LLAMA3, TEMPLATES, THINKING, write_tokenizer
 from trainer.data.encode import Encoded, Encoder
 from trainer.data.render import Renderer
-from trainer.data.tokenizer import CHATML, load_tokenizer
+from trainer.data.tokenizer import load_tokenizer
+from trainer.run.chat_templates.chatml import CHATML
 from trainer.run.exits import BadInput
 from trainer.run.formats.conversation import BadRow, Conversation, Turn
 from trainer.run.spec import ModelSpec, SpecialTokens

@@ -8,6 +8,7 @@ Refuses to know weights and tokens.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ from trainer.data.anchors import MARKINGS, Anchor, Kind, Marker, Place
 from trainer.data.endings import Endings
 from trainer.data.template import TEMPLATE_ERRORS, ChatTemplate, Messages
 from trainer.run.formats.conversation import ASSISTANT, BadRow, Reason
+
+_CUT_WORD = re.compile(r"[^\s>\]]*$")
+"""What a text ends with behind its last white space or tag."""
 
 
 @dataclass(slots=True)
@@ -156,7 +160,9 @@ class Listener:
         prompt = self._prompt(marked, message, tools)
         for size in range(len(prompt), 0, -1):
             at = header.rfind(prompt[:size])
-            if at >= 0:
+            if at >= 0:  # where they part inside a word or a tag, the whole of it is the model's
+                cut = _CUT_WORD.search(prompt[:size])
+                size = cut.start() if cut else size
                 return self._endings.whole(text, before + at + size)
         return first
 

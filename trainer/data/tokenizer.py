@@ -10,19 +10,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.run.chat_templates.registry import TEMPLATES
 from trainer.run.exits import BadInput
 from trainer.run.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{{ '\\n' }}{% else %}{{ message['content'] + '<|im_end|>' + '\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' + '\\n' }}{% endif %}"
-)
-"""The `chatml` template, with generation markers around what the assistant says and its end marker."""
 
 RESERVED_PAD_TOKENS = (
     "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<unused0>",
@@ -50,6 +43,7 @@ def load_tokenizer(model: ModelSpec) -> PreTrainedTokenizerFast:
     if tokenizer.eos_token is None:
         raise BadInput(f"the tokenizer of {name} has no end-of-text token; set model.special_tokens.eos_token")
     _settle_padding(tokenizer, name)
+    _check_tokens(tokenizer, model.chat_template, name)
     return tokenizer
 
 
@@ -59,12 +53,12 @@ def resolve_template(setting: str, own: str | dict[str, str] | None, name: str) 
     if setting == "tokenizer":
         if not own or (isinstance(own, dict) and not own.get("default")):
             raise BadInput(
-                f"the tokenizer of {name} has no chat template; set model.chat_template to `chatml`, "
-                "to a .jinja file or to a template"
+                f"the tokenizer of {name} has no chat template; set model.chat_template to `chatml` or another name "
+                f"({', '.join(TEMPLATES)}), to a .jinja file or to a template"
             )
         return own
-    if setting == "chatml":
-        return CHATML
+    if setting in TEMPLATES:
+        return TEMPLATES[setting].text
     if "{%" in setting or "{{" in setting:
         return setting
     try:
@@ -72,7 +66,7 @@ def resolve_template(setting: str, own: str | dict[str, str] | None, name: str) 
     except OSError as error:
         raise BadInput(
             f"model.chat_template '{setting}' cannot be read ({error.strerror}); "
-            "write `tokenizer`, `chatml`, the path of a .jinja file, or the template itself"
+            f"write `tokenizer`, a name ({', '.join(TEMPLATES)}), the path of a .jinja file, or the template itself"
         ) from error
 
 
@@ -106,6 +100,19 @@ def _is_plain(name: str) -> bool:
         return True
     settings = json.loads(config.read_text(encoding="utf-8"))
     return settings.get("tokenizer_class", PLAIN_CLASSES[0]) in PLAIN_CLASSES and "auto_map" not in settings
+
+
+def _check_tokens(tokenizer: PreTrainedTokenizerFast, setting: str, name: str) -> None:
+    """A format whose markers fall apart into letters is not what the family's tools read, and nothing ends an answer."""
+    if setting not in TEMPLATES:
+        return
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in TEMPLATES[setting].tokens if token not in vocabulary]
+    if missing:
+        raise BadInput(
+            f"model.chat_template {setting} writes {' '.join(missing)}, no token of the tokenizer of {name}; choose the "
+            f"template of its family, or add them: model.added_tokens: {json.dumps(missing, ensure_ascii=False)}"
+        )
 
 
 def _settle_padding(tokenizer: PreTrainedTokenizerFast, name: str) -> None:

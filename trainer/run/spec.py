@@ -51,7 +51,7 @@ class ModelSpec(SpecModel):
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer; the base model's own where not given."""
     chat_template: str = "tokenizer"
-    """`tokenizer` (the tokenizer's own), `chatml`, a path to a .jinja file, or the template itself."""
+    """`tokenizer` (the tokenizer's own), a family's format (`chatml`, `llama3`, `gemma3`, `qwen3` and others), a path to a .jinja file, or the template itself."""
     special_tokens: SpecialTokens = SpecialTokens()
     """Special tokens to set; one that the vocabulary lacks is added to it."""
     added_tokens: tuple[str, ...] = ()

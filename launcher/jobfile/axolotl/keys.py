@@ -6,6 +6,8 @@ one; a test holds this list against them. docs/axolotl.md is made from these tab
 
 from __future__ import annotations
 
+from trainer.run.chat_templates.registry import TEMPLATES
+
 MAPPED: dict[str, str] = {
     # model and tokenizer
     "base_model": "model.base",
@@ -16,7 +18,7 @@ MAPPED: dict[str, str] = {
     "trust_remote_code": "model.trust_remote_code",
     "special_tokens": "model.special_tokens; `additional_special_tokens` go to model.added_tokens",
     "tokens": "model.added_tokens",
-    "chat_template": "model.chat_template: `chatml`, `tokenizer_default` and `jinja` are taken; another name needs a .jinja file",
+    "chat_template": f"model.chat_template: `tokenizer_default`, `jinja`, {', '.join(f'`{name}`' for name in TEMPLATES)}; another name needs a .jinja file",
     "chat_template_jinja": "model.chat_template",
     "flash_attention": "model.attention: auto (flash-attn where it is installed, else torch's own)",
     "sdp_attention": "model.attention: sdpa",
@@ -125,6 +127,7 @@ NO_EFFECT: dict[str, str] = {
     **_same("validation uses the same length as training", "eval_sequence_len"),
     **_same("layers stay on the GPUs: `dolphin plan` says whether they fit", "layer_offloading"),
     **_same("model.attention chooses for all layers", "sage_attention gemma4_hybrid_attn_impl experts_implementation"),
+    **_same("what ends an answer is read from the text that the chat template writes, is trained, and stops the exported model; `dolphin data` shows it", "eot_tokens"),
     **_same("it belongs to use_eaft", "eaft_alpha eaft_k"),
     **_same("a loss that is not finite stops the run before it is applied", "loss_watchdog_threshold loss_watchdog_patience"),
     **_same("only the loss is measured on the validation share", "eval_table_size eval_max_new_tokens eval_table_max_new_tokens do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_dataset bench_split metric_for_best_model greater_is_better generate_samples num_generation_samples generation_max_new_tokens generation_temperature generation_top_p generation_top_k generation_prompt_ratio generation_do_sample"),
@@ -156,7 +159,7 @@ ERRORS: dict[str, str] = {
     **_same("the order is made from the seed; remove it", "curriculum_sampling"),
     **_same("dolphin reports to Weights & Biases, MLflow or TensorBoard; use one of them", "use_comet comet_api_key comet_workspace comet_project_name comet_experiment_key comet_mode comet_online comet_experiment_config use_trackio trackio_project_name trackio_run_name trackio_space_id"),
     **_same("put it into a chat template of your own (model.chat_template: a .jinja file), or into the data as system turns", "default_system_message"),
-    **_same("end-of-turn markers are those of the chat template; remove it", "eot_tokens train_on_eot train_on_eos"),
+    **_same("end-of-turn markers are those of the chat template; remove it", "train_on_eot train_on_eos"),
     **_same("only the embeddings of added tokens are new; remove it", "added_tokens_overrides shrink_embeddings fix_untrained_tokens"),
     **_same("text alone is trained on", "processor_type image_size image_resize_algorithm freeze_mm_modules"),
     **_same("it is not done here; remove it", "use_pose pose_split_on_token_ids pose_max_context_len pose_num_chunks llama4_linearized_experts max_packed_sequence_len unfrozen_vision"),

@@ -9,6 +9,7 @@ from typing import Any
 from launcher.config.problems import Finding, key_name
 from launcher.config.yaml_lines import Where
 from launcher.jobfile.axolotl.account import Conversion, Mapped
+from trainer.run.chat_templates.registry import TEMPLATES
 
 
 def convert_name(out: Conversion, stated: dict[str, Any]) -> None:
@@ -111,10 +112,15 @@ def convert_template(out: Conversion, stated: dict[str, Any], asked: list[tuple[
     if meant:
         name, where = next(iter(meant.items()))
         out.origins[("model", "chat_template")] = where
-        is_taken = name in ("tokenizer", "chatml") or "{" in name or name.endswith((".jinja", ".jinja2", ".j2"))
+        is_taken = (
+            name == "tokenizer" or name in TEMPLATES or "{" in name or name.endswith((".jinja", ".jinja2", ".j2"))
+        )
         out.set("model.chat_template", name if is_taken else "tokenizer")
         if not is_taken:
-            message = f"dolphin has no template {name!r}: write tokenizer_default where the tokenizer has its own, or name a .jinja file"
+            message = (
+                f"dolphin has no template {name!r}: write tokenizer_default where the tokenizer has its own, name a .jinja "
+                f"file, or take one of {', '.join(TEMPLATES)}"
+            )
             out.fail_at(where, message, "model.chat_template")
     elif not plain_text:
         out.assume("model.chat_template", "tokenizer", "none is named; a base model without one needs chatml")
