@@ -6,6 +6,7 @@ A mask that is off by one turn teaches the model to speak for the user, and no l
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support.data_job import CHATML_UNMARKED, LLAMA3, TEMPLATES, THINKING, write_tokenizer
 from trainer.data.encode import Encoded, Encoder
-from trainer.data.render import Renderer
+from trainer.data.render import Rendered, Renderer
 from trainer.data.tokenizer import load_tokenizer
 from trainer.run.chat_templates.chatml import CHATML
 from trainer.run.exits import BadInput
@@ -295,3 +296,22 @@ def test_a_shape_that_was_learned_gives_the_spans_that_looking_gives(folder: Pat
     looked = Renderer(tokenizer, False, False)
     looked._plain._shapes[tuple(turn.role for turn in turns)] = None
     assert learned.render(Conversation(turns)) == looked.render(Conversation(turns))
+
+
+@pytest.mark.parametrize(
+    "label", ["LlamaTokenizerFast", "Qwen2TokenizerFast", "GPT2TokenizerFast", "GemmaTokenizerFast", "T5TokenizerFast"]
+)
+def test_a_tokenizer_that_is_labelled_as_another_familys_gives_the_ids_of_its_file(
+    folder: Path, tmp_path: Path, label: str
+) -> None:
+    from tokenizers import Tokenizer
+
+    labelled = tmp_path / "labelled"
+    shutil.copytree(folder, labelled)
+    config = json.loads((labelled / "tokenizer_config.json").read_text())
+    (labelled / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": label}))
+    tokenizer = load(labelled, "unmarked")
+    text = "what is two plus two?  Größe ça\n\n  def f(x): 12345 e\u0301"
+    expected = Tokenizer.from_file(str(labelled / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    assert tokenizer.encode(text, add_special_tokens=False) == expected
+    assert Encoder(tokenizer).encode([Rendered(text, [])], [False]).tokens.tolist() == expected

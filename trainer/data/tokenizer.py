@@ -23,6 +23,12 @@ RESERVED_PAD_TOKENS = (
 )  # fmt: skip
 """Tokens that vocabularies set aside and that no text contains: padding falls back to the first that is there."""
 
+CUT_PROBES = (
+    "What is two plus two?  It's 4.", " Größe, ça va; привет 你好 🐬 e\u0301", "def f(x):\n\n    return x[0] + 12345.678\r\n\t# DONE",
+    "<b>A_b</b>   trailing ", "\n\n", "'Twas I'LL we've 1st 2024-07-26",
+)  # fmt: skip
+"""Texts in which the ways of cutting text differ: contractions, digits, runs of white space, accents, other scripts."""
+
 PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -72,15 +78,20 @@ def resolve_template(setting: str, own: str | dict[str, str] | None, name: str) 
 
 def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerFast:
     options: dict[str, Any] = {"revision": revision} if revision else {}
+    from transformers import PreTrainedTokenizerFast
+
     try:
         if _is_plain(name):
-            from transformers import PreTrainedTokenizerFast
-
             return PreTrainedTokenizerFast.from_pretrained(name, **options)
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, ImportError, json.JSONDecodeError) as error:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+        except (TypeError, KeyError, AttributeError):  # of a class that cannot make sense of the file
+            tokenizer = None
+        if tokenizer is None or not _cuts_as_its_file_says(tokenizer, name, revision):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name, **options)
+    except (OSError, ValueError, TypeError, ImportError, json.JSONDecodeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
             f"the tokenizer of {name} cannot be loaded: {first_line}; set model.tokenizer to a folder or hub id that has one"
@@ -88,6 +99,25 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTraine
     if not getattr(tokenizer, "is_fast", False):
         raise BadInput(f"the tokenizer of {name} has no tokenizer.json; set model.tokenizer to one that has")
     return tokenizer
+
+
+def _cuts_as_its_file_says(tokenizer: Any, name: str, revision: str | None) -> bool:
+    """Whether a tokenizer gives the ids that its tokenizer.json gives. One that is labelled with another family's class
+    gets that class's rules for cutting text (transformers 5), and other ids than its model was trained on, in silence."""
+    from tokenizers import Tokenizer
+    from transformers.utils import cached_file
+
+    if "auto_map" in tokenizer.init_kwargs or not getattr(tokenizer, "is_fast", False):
+        return True
+    path = cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return True
+    own = Tokenizer.from_file(str(path))
+    return all(
+        tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        == own.encode(text, add_special_tokens=False).ids
+        for text in CUT_PROBES
+    )
 
 
 def _is_plain(name: str) -> bool:
