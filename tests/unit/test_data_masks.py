@@ -182,6 +182,10 @@ def test_a_template_that_bears_no_marks_is_masked_by_prefixes_or_refused(folder:
     )
     assert counts != CHATML_UNMARKED
     assert [text.strip() for text in trained_text(load(folder, counts), TURNS[1:3])] == ["6 Hello.<|im_end|>"]
+    thought = [Turn("user", "2 + 2?"), Turn("assistant", "<think>easy</think>\n4")]
+    rendered = Renderer(load(folder, counts), False, False, reasoning=False).render(Conversation(thought))
+    zero = next(span for span in rendered.spans if not span.weight)
+    assert rendered.text[zero.start : zero.end] == "<think>easy</think>"
     with pytest.raises(BadRow, match=r"turn 2 is written differently.*generation"):
         trained_text(load(folder, "{{ messages | length }}" + counts), TURNS[1:])
 

@@ -185,3 +185,15 @@ def pieces(content: str) -> list[tuple[str, Kind | None]]:
         at -= len(tag)
     out.append((content[at:], Kind.ANSWER))
     return out
+
+
+def thoughts_of(text: str, start: int, end: int) -> list[tuple[int, int]]:
+    """The thoughts in text[start:end], with the tags around them."""
+    out, at = [], start
+    listed = pieces(text[start:end])
+    for number, (piece, kind) in enumerate(listed):
+        if kind is Kind.THOUGHT:
+            opening = len(listed[number - 1][0]) if number and listed[number - 1][1] is None else 0
+            out.append((at - opening, at + len(piece) + len(listed[number + 1][0])))
+        at += len(piece)
+    return out

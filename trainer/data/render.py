@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from trainer.data.anchors import Anchor, Kind, pieces
+from trainer.data.anchors import Anchor, Kind, pieces, thoughts_of
 from trainer.data.endings import Endings
 from trainer.data.shapes import MAX_SHAPES, Shape, shape_of
 from trainer.data.speech import Listener, Said, Speech
@@ -152,7 +152,10 @@ class Renderer:
                 weight = 0.0
             spans.append(Span(one.start, one.end, weight))
             if weight and (self._reasoning is False or (self._reasoning == "last" and turn != last)):
-                spans += [Span(start, end, 0.0) for start, end in one.thoughts]
+                thoughts = one.thoughts
+                if heard is not None and heard.speech is None:
+                    thoughts = thoughts_of(text, one.start, one.end)
+                spans += [Span(start, end, 0.0) for start, end in thoughts]
             if weight and is_answer:
                 told.end(one.marker)
             elif weight:
