@@ -6,13 +6,17 @@ never trained, a model that never stops.
 
 from __future__ import annotations
 
+import copy
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support.data_job import write_tokenizer
-from tests.support.families import CONVERSATIONS, FAMILIES, GEMMA, R1, WEATHER, Family
+from tests.support.families import CONVERSATIONS, FAMILIES, GEMMA, R1, WEATHER, Family, assistant, call, user
 from trainer.data.encode import Encoder
 from trainer.data.render import Renderer
 from trainer.data.tokenizer import load_tokenizer
@@ -150,13 +154,91 @@ def test_an_empty_think_block_that_the_prompt_supplies_is_not_trained(tokenizer:
 
 
 def test_calls_without_ids_get_some_where_the_template_insists(tokenizer: Any) -> None:
-    messages = [
-        {key: value for key, value in message.items() if key != "tool_call_id"} for message in CONVERSATIONS["tools"]
-    ]
+    messages = copy.deepcopy(CONVERSATIONS["tools"])
     for message in messages:
+        message.pop("tool_call_id", None)
         for one in message.get("tool_calls", ()):
             one.pop("id", None)
     own = tokenizer("mistral-v0.3")
     conversation = MESSAGES.parse({"messages": messages, "tools": [WEATHER]})
     text = renderer_of(own, FAMILIES["mistral-v0.3"]).render(conversation).text
     assert text.count("call00001") == text.count("call00002") == 2, "a call and its result have the same"
+
+
+words = st.lists(
+    st.sampled_from(["a", "hello ", " ", "\n\n", "<think>", "</think>", "<|im_end|>", "</s>", "<|im_start|>assistant\n", "[/INST]", '{"a": 1}', "é🐬", "\ue000", "'", '"', "\\", "null"]),
+    min_size=1,
+    max_size=5,
+).map("".join)  # fmt: skip
+said = words.filter(lambda text: any(letter.isalnum() for letter in re.sub("</?think>", "", text)))
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    has_tools, messages = draw(st.booleans()), []
+    for number in range(draw(st.integers(1, 3))):
+        messages.append(user(draw(said)))
+        if has_tools and draw(st.booleans()):
+            identity = f"aaaaaaaa{number}"
+            messages.append(assistant("", tool_calls=[call(draw(said), id=identity)]))
+            messages.append({"role": "tool", "content": draw(said), "tool_call_id": identity})
+        messages.append(assistant(draw(said), **({"reasoning_content": draw(said)} if draw(st.booleans()) else {})))
+    return messages, [WEATHER] if has_tools else None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whatever_is_said_each_answer_begins_where_its_prompt_ends(tokenizer: Any, family: str) -> None:
+    kind, own = FAMILIES[family], tokenizer(family)
+    learned, looked = renderer_of(own, kind), renderer_of(own, kind)
+    looked._plain._shapes = looked._with_tools._shapes = Never()
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(rows())
+    def check_all(row: tuple[list[dict[str, Any]], list[dict[str, Any]] | None]) -> None:
+        messages, tools = row
+        conversation = MESSAGES.parse({"messages": messages, "tools": tools if "tools" in kind.template else None})
+        try:
+            rendered = learned.render(conversation)
+        except BadRow:
+            assert kind is GEMMA, "of the others every conversation is taken"
+            return
+        assert looked.render(conversation) == rendered
+        if kind is R1 or (any("tool_calls" in message for message in messages) and "tool_calls" not in kind.template):
+            return
+        tools = conversation.tools
+        assert rendered.text == own.apply_chat_template(messages, tools=tools, tokenize=False)
+        starts = {span.start for span in rendered.spans}
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                prompt = own.apply_chat_template(
+                    messages[:number], tools=tools, tokenize=False, add_generation_prompt=True
+                )
+                assert len(prompt) in starts or not rendered.text.startswith(prompt)
+
+    check_all()
+
+
+class Never(dict[Any, Any]):
+    """Shapes of which none is known."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __missing__(self, key: object) -> None:
+        return None
+
+
+def test_arguments_are_given_as_the_template_takes_them(tokenizer: Any) -> None:
+    written = '{"city":"Oslo"}'
+    messages = copy.deepcopy(CONVERSATIONS["tools"])
+    messages[1]["tool_calls"][0]["function"]["arguments"] = written
+    messages[3]["tool_calls"][0]["function"]["arguments"] = '{"city": "Bergen"}'
+    conversation = MESSAGES.parse({"messages": messages})
+    own = tokenizer("deepseek-r1")
+    text = renderer_of(own, R1).render(conversation).text
+    assert text == own.apply_chat_template(messages, tokenize=False)
+    assert written in text, "as the data has it, not written anew"
+    assert (
+        '"parameters": {"city": "Oslo"}'
+        in renderer_of(tokenizer("llama3.1"), FAMILIES["llama3.1"]).render(conversation).text
+    )

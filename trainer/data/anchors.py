@@ -22,6 +22,8 @@ _TAGS = re.compile(
     r"(?P<close></(?:think|thinking|thought|seed:think)>|\[/THINK\]|<\|end_of_thought\|>)"
     r"|<(?:think|thinking|thought|seed:think)>|\[THINK\]|<\|begin_of_thought\|>"
 )
+LEADING_TAG = re.compile(r"\s*(?:" + _TAGS.pattern.replace("?P<close>", "?:") + ")")
+"""Content that begins with a tag."""
 _PRIVATE_RANGES = ((0xE000, 0xF900), (0xF0000, 0xFFFFE))
 """Unicode's private use areas. The first keeps a text at two bytes a character."""
 
@@ -169,21 +171,18 @@ class Marker:
 
 
 def pieces(content: str) -> list[tuple[str, Kind | None]]:
-    """An answer's content in order: answers, thoughts, and the tags around these (None). An opening tag that is never
-    closed is no thought; a closing one that was never opened closes one that the generation prompt opens."""
+    """An answer's content in order: pieces with the tags between them (None). A piece is a thought where a closing tag
+    follows and an opening one is before it, or nothing at all (the generation prompt opens it then)."""
     out: list[tuple[str, Kind | None]] = []
-    at, opened, is_first = 0, False, True
+    at, is_open = 0, True
     for match in _TAGS.finditer(content):
         closes = match["close"] is not None
-        if opened == closes or (closes and is_first):
-            out.append((content[at : match.start()], Kind.THOUGHT if closes else Kind.ANSWER))
-            out.append((match.group(), None))
-            at, opened = match.end(), not closes
-        is_first = False
-    if opened:
-        tag, _ = out.pop()
-        at -= len(tag)
+        out.append((content[at : match.start()], Kind.THOUGHT if closes and is_open else Kind.ANSWER))
+        out.append((match.group(), None))
+        at, is_open = match.end(), not closes
     out.append((content[at:], Kind.ANSWER))
+    if not any(kind is not None and piece.strip() for piece, kind in out):  # nothing but tags
+        return [(content, Kind.ANSWER)]
     return out
 
 

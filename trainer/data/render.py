@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from trainer.data.anchors import Anchor, Kind, pieces, thoughts_of
+from trainer.data.anchors import LEADING_TAG, Anchor, Kind, pieces, thoughts_of
 from trainer.data.endings import Endings
 from trainer.data.shapes import MAX_SHAPES, Shape, shape_of
 from trainer.data.speech import Listener, Said, Speech
@@ -274,7 +274,9 @@ class _Voice:
         for turn in turns:
             if turn.extra is not None or (turn.weight and turn.role != ASSISTANT) or not turn.content.strip():
                 return None
-            if wants_thoughts and turn.role == ASSISTANT and len(pieces(turn.content)) > 1:
+            if turn.role == ASSISTANT and (
+                LEADING_TAG.match(turn.content) or (wants_thoughts and len(pieces(turn.content)) > 1)
+            ):
                 return None
         roles = tuple([turn.role for turn in turns])
         if roles not in self._shapes:

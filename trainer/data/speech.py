@@ -17,7 +17,7 @@ from trainer.data.endings import Endings
 from trainer.data.template import TEMPLATE_ERRORS, ChatTemplate, Messages
 from trainer.run.formats.conversation import ASSISTANT, BadRow, Reason
 
-_CUT_WORD = re.compile(r"[^\s>\]]*$")
+_CUT_WORD = re.compile(r"[^\s>\]]*\Z")
 """What a text ends with behind its last white space or tag."""
 
 
