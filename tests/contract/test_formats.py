@@ -21,7 +21,7 @@ from trainer.data.pipeline import parsed
 from trainer.data.plan import DataPlan
 from trainer.data.prepare import prepare
 from trainer.data.readers import blocks
-from trainer.data.tokenizer import CHATML
+from trainer.run.chat_templates.chatml import CHATML
 from trainer.run.exits import BadInput
 from trainer.run.formats.base import DatasetFormat
 from trainer.run.formats.conversation import EMPTY_SYSTEM, OPENING_ANSWER, BadRow, Conversation, check

@@ -125,9 +125,7 @@ def without_padding(value: Any, meant: Collection[str] = ()) -> Any:
     """A value without what is null in its objects: Arrow gives every object of a column the keys of all of them. Under
     the keys `meant` a null may be meant."""
     if isinstance(value, dict):
-        return {
-            key: without_padding(inner, meant) for key, inner in value.items() if inner is not None or key in meant
-        }
+        return {key: without_padding(inner, meant) for key, inner in value.items() if inner is not None or key in meant}
     if isinstance(value, list):
         return [without_padding(inner, meant) for inner in value]
     return value
