@@ -38,6 +38,8 @@ NO_AUTOSTOP = frozenset({"hyperbolic", "primeintellect", "slurm", "verda", "yott
 NO_DISK_SIZE = frozenset({"kubernetes", "slurm", "ssh"})
 INPUTS = "~/dolphin-inputs"
 DATA = "~/dolphin-data"
+REGISTRY_SECRETS = "SKYPILOT_DOCKER_"
+"""Secrets that begin so log the node in to a registry; the run itself has no use for them."""
 STAGED = "inputs"
 """In the run's folder: the files of this machine that travel, as hard links or copies, one folder an input."""
 IDLE_MINUTES = 15
