@@ -26,7 +26,8 @@ _SECRET_NAME = re.compile(
     | .*\.(pem|key|p12|pfx|jks|kdbx?|keytab|ovpn|ppk|gpg|asc)
     | id_(rsa|dsa|ecdsa|ed25519|xmss)(_sk)?([._-].*)?
     | \.?credentials(\.\w+)? | .*[._-]credentials\.json | .*accesskeys\.csv | service[-_]?account.*\.json
-    | \.?secrets?(\.(json|ya?ml|toml|ini|txt))? | \.?token(\.(json|txt))?""",
+    | \.?secrets?(\.(json|ya?ml|toml|ini|txt))? | ((hf|huggingface|wandb|api|access|auth|github|gh|gitlab)[._-]?|\.)?token(\.(json|txt))?
+    | \.?kubeconfig | .*\.tfstate""",
     re.IGNORECASE | re.VERBOSE,
 )
 _SECRET_FOLDERS = frozenset({".ssh", ".aws", ".gnupg", ".kube", ".docker", ".azure", ".password-store"})

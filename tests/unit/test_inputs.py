@@ -177,7 +177,7 @@ def test_data_that_looks_like_a_secret_is_refused_unless_it_is_named_by_itself(t
     "name",
     [".env", ".env.local", "prod.env", ".netrc", "_netrc", "id_rsa", "id_ed25519", "id_ecdsa_sk.bak", "id_work", "a.pem",
      "credentials", "credentials.csv", "application_default_credentials.json", ".git-credentials", ".aws/config",
-     ".ssh/known_hosts", "ID_RSA", "token", "secrets.yaml", "service-account-1.json", "me_accessKeys.csv"],
+     ".ssh/known_hosts", "ID_RSA", "token", "secrets.yaml", "hf_token.txt", "github-token", "kubeconfig", "service-account-1.json", "me_accessKeys.csv"],
 )  # fmt: skip
 def test_secrets_are_known_by_name(name: str) -> None:
     assert looks_secret(name)
