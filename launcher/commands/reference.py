@@ -55,6 +55,7 @@ EXAMPLES: dict[str, str] = {
     "data.validation_fraction": "0.02",
     "data.validation_count": "500",
     "data.sequence_length": "8192",
+    "data.train_on_reasoning": "last",
     "data.max_bad_fraction": "0.001",
     "data.workers": "8",
     "train.epochs": "3",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +37,8 @@ def state_of(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
 def export(job: NodeJob, model: LlamaForCausalLM, state: dict[str, torch.Tensor], base: Path | None = None) -> Path:
     tokenizer = load_tokenizer(job.spec.model)
     held_against = stored_tensors(base) if base is not None else {}
-    return model_folder.write(job, model, tokenizer, state, held_against, None, None, 1)  # type: ignore[arg-type]
+    plan: Any = SimpleNamespace(data=SimpleNamespace(meta={"end_tokens": [tokenizer.eos_token_id]}))
+    return model_folder.write(job, model, tokenizer, state, held_against, plan, None, 1)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def job(tmp_path: Path) -> NodeJob:
 
 
 def test_a_card_that_cannot_be_made_costs_no_model(job: NodeJob, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = export(job, tiny_model(), state_of(tiny_model()))  # without a plan there is no card
+    folder = export(job, tiny_model(), state_of(tiny_model()))  # of a plan without conversations there is no card
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
         path.name for path in folder.iterdir()
     }

@@ -343,20 +343,11 @@ def problems(spec: TrainSpec) -> list[Problem]:
     if t.max_steps is not None and "epochs" in t.model_fields_set:
         report("train.max_steps", "contradicts train.epochs: both set the length; remove one")
     if d.train_on_inputs and d.last_turn_only:
-        report(
-            "data.last_turn_only",
-            "contradicts data.train_on_inputs: one trains on every token; set one of them to false",
-        )
+        report("data.last_turn_only", "contradicts data.train_on_inputs: it trains on every token; remove one")
     if d.train_on_inputs and d.train_on_reasoning is not True:
-        report(
-            "data.train_on_reasoning",
-            "contradicts data.train_on_inputs: one trains on every token; remove one",
-        )
+        report("data.train_on_reasoning", "contradicts data.train_on_inputs: it trains on every token; remove one")
     if d.unroll and (d.last_turn_only or d.train_on_inputs or d.train_on_reasoning is not True):
-        other = (
-            "last_turn_only" if d.last_turn_only else "train_on_inputs" if d.train_on_inputs else "train_on_reasoning"
-        )
-        report("data.unroll", f"contradicts data.{other}: it trains the thoughts of earlier answers; remove one")
+        report("data.unroll", "contradicts what trains only a part, or all, of a conversation; set it to false")
     if d.validation_count is not None and "validation_fraction" in d.model_fields_set:
         report("data.validation_count", "contradicts data.validation_fraction: both size what is held out; remove one")
     if not d.holds_out and t.evaluate_every not in ("epoch", "never") and "evaluate_every" in t.model_fields_set:
