@@ -20,7 +20,7 @@ from trainer.export import example, model_folder, older_tools, weights
 from trainer.run.exits import TrainingFailed
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
-from trainer.run.weights_index import stored_tensors
+from trainer.run.weights_index import StoredTensor, stored_tensors
 
 SHAPE = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
 
@@ -34,11 +34,17 @@ def state_of(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
     return {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
 
 
-def export(job: NodeJob, model: LlamaForCausalLM, state: dict[str, torch.Tensor], base: Path | None = None) -> Path:
+def export(job: NodeJob, model: LlamaForCausalLM, state: dict[str, torch.Tensor]) -> Path:
     tokenizer = load_tokenizer(job.spec.model)
-    held_against = stored_tensors(base) if base is not None else {}
-    plan: Any = SimpleNamespace(data=SimpleNamespace(meta={"end_tokens": [tokenizer.eos_token_id]}))
-    return model_folder.write(job, model, tokenizer, state, held_against, plan, None, 1)  # type: ignore[arg-type]
+    return model_folder.write(job, model, tokenizer, state, [], lambda: "a card")
+
+
+def base_of(job: NodeJob, model: LlamaForCausalLM, stored: dict[str, torch.Tensor]) -> dict[str, StoredTensor]:
+    """Give the job's base these weights."""
+    folder = Path(job.spec.model.base)
+    model.config.save_pretrained(folder)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    return model_folder.base_tensors(job)
 
 
 @pytest.fixture
@@ -49,7 +55,11 @@ def job(tmp_path: Path) -> NodeJob:
 
 
 def test_a_card_that_cannot_be_made_costs_no_model(job: NodeJob, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = export(job, tiny_model(), state_of(tiny_model()))  # of a plan without conversations there is no card
+    def describe() -> str:
+        raise KeyError("a fact that is not there")
+
+    model, tokenizer = tiny_model(), load_tokenizer(job.spec.model)
+    folder = model_folder.write(job, model, tokenizer, state_of(model), [], describe)
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
         path.name for path in folder.iterdir()
     }
@@ -89,19 +99,16 @@ def test_a_tied_head_is_written_once(job: NodeJob) -> None:
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
 
 
-def test_the_base_s_names_shapes_and_exceptions_of_type_are_kept(job: NodeJob, tmp_path: Path) -> None:
+def test_the_base_s_names_shapes_and_exceptions_of_type_are_kept(job: NodeJob) -> None:
     """A base in bf16 that holds one tensor in fp32: untouched by training, it is exported to its last digit."""
     model, precise = tiny_model(), "model.norm.weight"
     stored = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     stored[precise] = torch.full((8,), 1.2345678)
-    (tmp_path / "base").mkdir()
-    save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
-    held_against = stored_tensors(tmp_path / "base")
-    choose = weights.dtype_chooser(model, held_against)
+    choose = weights.dtype_chooser(model, base_of(job, model, stored))
     assert choose(precise, stored[precise]) == torch.float32
     assert choose("lm_head.weight", stored[precise]) == torch.bfloat16
     trained = {name: tensor.to(torch.bfloat16).to(choose(name, tensor)) for name, tensor in stored.items()}
-    written = load_file(export(job, model, trained, tmp_path / "base") / "model.safetensors")
+    written = load_file(export(job, model, trained) / "model.safetensors")
     assert {name: (t.dtype, t.shape) for name, t in written.items()} == {
         name: (t.dtype, t.shape) for name, t in stored.items()
     }
@@ -113,22 +120,18 @@ def test_a_base_in_fp32_is_exported_in_bf16(tmp_path: Path) -> None:
     assert weights.dtype_chooser(tiny_model(), stored_tensors(tmp_path))("a", torch.zeros(4)) == torch.bfloat16
 
 
-def test_another_shape_than_the_base_s_is_no_success(job: NodeJob, tmp_path: Path) -> None:
+def test_another_shape_than_the_base_s_is_no_success(job: NodeJob) -> None:
     stored = dict(tiny_model().state_dict())
     stored["model.norm.weight"] = torch.ones(16)
-    (tmp_path / "base").mkdir()
-    save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainingFailed, match=r"model.norm.weight in the shape \(8,\), the base in \(16,\)"):
-        export(job, tiny_model(), state_of(tiny_model()), tmp_path / "base")
+    base_of(job, tiny_model(), stored)
+    with pytest.raises(TrainingFailed, match=r"model.norm.weight in the shape \(8,\), the base in \(16,\).*\.partial"):
+        export(job, tiny_model(), state_of(tiny_model()))
 
 
-def test_names_that_only_the_base_has_are_told(
-    job: NodeJob, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_names_that_only_the_base_has_are_told(job: NodeJob, capsys: pytest.CaptureFixture[str]) -> None:
     stored = dict(tiny_model().state_dict()) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
-    (tmp_path / "base").mkdir()
-    save_file(stored, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
-    export(job, tiny_model(), state_of(tiny_model()), tmp_path / "base")
+    base_of(job, tiny_model(), stored)
+    export(job, tiny_model(), state_of(tiny_model()))
     assert "rotary_emb.inv_freq, which the model does not use: left out" in capsys.readouterr().out
 
 

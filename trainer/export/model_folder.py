@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial as bound
 from pathlib import Path
 
@@ -15,10 +15,8 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from trainer.data.plan import DataPlan
-from trainer.export import base_files, card, older_tools, sample, weights
+from trainer.export import base_files, older_tools, sample, weights
 from trainer.export.telling import guarded, warn
-from trainer.model.freeze import FreezeReport
 from trainer.run.exits import TrainingFailed
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
@@ -39,25 +37,24 @@ def write(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     state: dict[str, torch.Tensor],
-    base: Mapping[str, StoredTensor],
-    plan: DataPlan,
-    report: FreezeReport,
-    world_size: int,
+    end_tokens: Sequence[int],
+    describe: Callable[[], str],
 ) -> Path:
     """Write config, safetensors, tokenizer with its chat template, generation config and card; returns the folder.
 
-    Rank 0 only; `state` is `Engine.gathered_state`, `base` is `base_tensors`. Written beside and renamed: a killed export
-    leaves no model folder, and the next attempt, which resumes at the last step, exports again. Raises TrainingFailed
-    where the folder is not the base plus what was trained.
+    Rank 0 only. `state` is `Engine.gathered_state`, `end_tokens` are what answers were trained to end with, `describe` makes
+    the card's text. Written beside and renamed: a killed export leaves no model folder, and the next attempt, which resumes
+    at the last step, exports again. Raises TrainingFailed where the folder is not the base plus what was trained.
     """
     run = RunDir(job.run_dir)
     partial = run.path / ".model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     config = model.config
     config.use_cache = True
+    base = base_tensors(job)
+    generation = generation_config(model, tokenizer, end_tokens)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(config, key, getattr(tokenizer, key))
-    generation = generation_config(model, tokenizer, plan.data.meta["end_tokens"])
+        setattr(config, key, getattr(generation, key))
     model.generation_config = GenerationConfig()  # type: ignore[assignment]  # a bad one would stop the weights
     weights.refuse_incomplete(model, state)
     weights.restore_unchanged(state, base)
@@ -71,7 +68,7 @@ def write(
             warn(line)
     except TrainingFailed as error:
         raise TrainingFailed(f"{error}; what was written lies in {partial}") from error
-    text = guarded("the model card", bound(card.render, job, tokenizer, plan, report, world_size))
+    text = guarded("the model card", describe)
     if text is not None:
         (partial / "README.md").write_text(text, encoding="utf-8", errors="replace")
     for path in partial.rglob("*"):

@@ -42,7 +42,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.data.tokenizer import load_tokenizer
     from trainer.engine import out_of_memory
     from trainer.engine.engine import Engine, initialize_distributed
-    from trainer.export import model_folder, weights
+    from trainer.export import card, model_folder, weights
     from trainer.model import build, freeze
     from trainer.rank.loop import Training
     from trainer.rank.metrics import MetricsWriter
@@ -102,12 +102,12 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
 
     enter(Phase.EXPORTING)
     with hand.heartbeat.busy("exporting"):
-        base_tensors = model_folder.base_tensors(job)
-        state_dict = engine.gathered_state(weights.dtype_chooser(engine.model, base_tensors))
+        dtype_of = weights.dtype_chooser(engine.model, model_folder.base_tensors(job))
+        state_dict = engine.gathered_state(dtype_of)
         if is_first:
-            folder = model_folder.write(
-                job, engine.model, tokenizer, state_dict, base_tensors, plan, report, world_size
-            )
+            end_tokens = plan.data.meta["end_tokens"]
+            describe = partial(card.render, job, tokenizer, plan, report, world_size)
+            folder = model_folder.write(job, engine.model, tokenizer, state_dict, end_tokens, describe)
             answer = model_folder.sample_of(folder, run)
             run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), sample=answer)
     if metrics is not None:
