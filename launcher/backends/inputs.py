@@ -149,11 +149,12 @@ def _model(key: str, path: str) -> Input:
         raise BadUsage(f"{key}: {error.filename} cannot be read ({error.strerror}); correct it or remove it")
 
     for folder, children, names in os.walk(path, onerror=unreadable):
-        linked = [child for child in children if os.path.islink(os.path.join(folder, child))]
-        if linked:
-            raise BadUsage(
-                f"{key}: {os.path.join(folder, linked[0])} is a link to a folder; put the folder itself there"
-            )
+        for child in children:
+            linked = os.path.join(folder, child)
+            if os.path.islink(linked) and not _is_within(os.path.realpath(linked), os.path.realpath(path)):
+                raise BadUsage(
+                    f"{key}: {linked} is a link to a folder outside of {path}; remove it, or put the folder itself there"
+                )
         children[:] = sorted(child for child in children if not child.startswith("."))
         for name in sorted(names):
             file = os.path.join(folder, name)

@@ -236,3 +236,12 @@ def test_what_cannot_be_read_is_told_before_anything_is_sent(tmp_path: Path, mon
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(BadUsage, match=r"cannot be read \(no permission\)"):
         local_inputs(job_of(model=model))
+
+
+def test_a_linked_folder_in_a_model_is_not_followed_out_of_it(tmp_path: Path) -> None:
+    model = write(tmp_path / "m", "config.json", "step-3/model.safetensors")
+    (model / "latest").symlink_to("step-3")
+    assert sent(job_of(model=model)) == [f"{model}/config.json", f"{model}/step-3/model.safetensors"]
+    (model / "home").symlink_to(write(tmp_path / "home", ".bashrc"))
+    with pytest.raises(BadUsage, match=r"m/home is a link to a folder outside of"):
+        local_inputs(job_of(model=model))
