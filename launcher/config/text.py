@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 from launcher.config.problems import LocatedProblem, SpecErrors
+
+MAX_BYTES = 8_000_000
 
 
 def read_text(path: Path) -> str:
     """The file's text. Raises SpecErrors where there is none to read."""
     try:
+        if stat.S_ISFIFO(path.stat().st_mode) and not str(path).startswith(("/dev/", "/proc/")):
+            raise SpecErrors([LocatedProblem(str(path), 1, "", "is a pipe, which may never end; name a file")])
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise SpecErrors(
+                [LocatedProblem(str(path), 1, "", f"has {path.stat().st_size:,} bytes; no job is so long")]
+            )
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         reason = "no such file; `dolphin init` writes one to start from"

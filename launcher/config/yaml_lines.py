@@ -21,6 +21,9 @@ MAX_VALUES = 200_000
 """More than this after aliases are expanded is an attack or an accident, not a job."""
 
 
+_LONGEST_NUMBER = 60
+
+
 @dataclass
 class Document:
     """What a file says. `faults` holds (line, where, message) of what YAML itself forbids or dolphin does not read."""
@@ -49,6 +52,8 @@ def read_yaml(text: str) -> Document:
         second = loader.get_node() if node is not None and loader.check_node() else None
     except yaml.MarkedYAMLError as error:
         return Document(faults=[_syntax_fault(error)])
+    except RecursionError:
+        return Document(faults=[(1, (), "is nested too deeply; a job has five levels")])
     except yaml.YAMLError as error:
         return Document(faults=[(_line_of_position(text, error), (), f"is not YAML: {_reason(error)}")])
     finally:
@@ -56,7 +61,10 @@ def read_yaml(text: str) -> Document:
     builder = _Builder()
     document = builder.document
     if node is not None:
-        document.data = builder.build(node, ())
+        try:
+            document.data = builder.build(node, ())
+        except RecursionError:
+            return Document(faults=[(1, (), "is nested too deeply; a job has five levels")])
     if second is not None:
         line = second.start_mark.line + 1
         document.faults.append((line, (), "a second document begins here; dolphin reads one per file: remove it"))
@@ -184,8 +192,22 @@ class _Builder:
 
     def mapping_to_merge(self, node: yaml.MappingNode, where: Where, own: set[str]) -> Iterator[tuple[str, Any]]:
         """Pairs of a `<<` group that the group itself does not state."""
-        kept = [(k, v) for k, v in node.value if k.value not in own]
-        yield from self.mapping(yaml.MappingNode(node.tag, kept, node.start_mark, node.end_mark), where).items()
+        self.count += 1
+        if id(node) in self.open:
+            self.fault(node, where, "a group that merges itself; write the values out")
+            return
+        if self.count > MAX_VALUES:
+            if self.count == MAX_VALUES + 1:
+                self.fault(
+                    node, where, f"more than {MAX_VALUES:,} values once merges are expanded; write a smaller file"
+                )
+            return
+        kept = [(k, v) for k, v in node.value if not (isinstance(k, yaml.ScalarNode) and k.value in own)]
+        self.open.add(id(node))
+        try:
+            yield from self.mapping(yaml.MappingNode(node.tag, kept, node.start_mark, node.end_mark), where).items()
+        finally:
+            self.open.discard(id(node))
 
     def scalar(self, node: yaml.ScalarNode, where: Where) -> Any:
         kind, text = node.tag.rpartition(":")[2], node.value
@@ -194,12 +216,15 @@ class _Builder:
                 return None
             if kind == "bool":
                 return {"true": True, "false": False}[text.lower()]
+            if kind in ("int", "float") and len(text) > _LONGEST_NUMBER:
+                self.fault(node, where, f"{text[:20]}... is a number of {len(text):,} characters; put text in quotes")
+                return None
             if kind == "int":
                 return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
             if kind == "float":
                 return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
         except (ValueError, KeyError):
-            self.fault(node, where, f"{text!r} is not what its tag !!{kind} says")
+            self.fault(node, where, f"{text[:60]!r} is not what its tag !!{kind} says")
             return None
         if kind in ("str", "merge"):
             return text

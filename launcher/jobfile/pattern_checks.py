@@ -42,13 +42,13 @@ def pattern_findings(spec: TrainSpec) -> list[Finding]:
         if _PLAIN.fullmatch(pattern) and pattern in text:
             continue  # it hits as it stands; compiling a hundred of them would take longer than all else here
         try:
-            re.compile(pattern)
+            missed = match([pattern], names).missed
         except re.error as error:
             findings.append(Finding((*where, index), f"{pattern!r} is no regular expression: {error}; correct it"))
             continue
         if not pattern:
             findings.append(Finding((*where, index), "is empty and would match every parameter; remove it"))
-        elif names and match([pattern], names).missed:
+        elif names and missed:
             message = f"{pattern!r} matches no parameter{_layers(names)}; 'dolphin spectrum names' lists them"
             findings.append(Finding((*where, index), message))
     return findings

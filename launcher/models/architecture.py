@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,10 @@ def trainable(architecture: Architecture, patterns: Sequence[str] | None) -> fro
     if patterns is None:
         return frozenset(names)
     names += [head] if architecture.is_tied and head not in names else []
-    found = match(patterns, names)
+    try:
+        found = match(patterns, names)
+    except re.error as error:
+        raise BadInput(f"train.unfrozen: {error.pattern!r} is no regular expression: {error.msg}") from None
     if found.missed:
         raise BadInput(
             f"train.unfrozen {found.missed[0]!r} matches no parameter of {architecture.source}; "

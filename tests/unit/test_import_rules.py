@@ -27,7 +27,7 @@ FLOORS = {
     "launcher.jobfile": "axolotl field_docs model_checks name_checks paths pattern_checks source_checks spec < load settle",
     "launcher.plan": "data_facts gpu_memory gpus model_rules preemption unfrozen < host_memory throughput < history zero_stage < make < of_job view",
     "trainer": "run < data supervise < model < engine < checkpoint export < rank sample",
-    "trainer.run": "chat_templates exits local_files log_lines optimizer_state patterns python redaction trainable < run_folder secret_file stores weights_index < spec weight_names < evaluation_interval formats packages save_interval",
+    "trainer.run": "bounded chat_templates exits local_files log_lines optimizer_state python redaction trainable < patterns run_folder secret_file stores weights_index < spec weight_names < evaluation_interval formats packages save_interval",
     "trainer.supervise": "disk heartbeat log parent_death rendezvous signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
 }
 """The import rules, a line a package: rooms that may know nothing of each other, and behind each `<` those that stand on them."""

@@ -120,7 +120,7 @@ class Manifest(BaseModel):
         try:
             body = json.loads(data)
             stated = body.pop("manifest_checksum")
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise CorruptCheckpoint("its manifest is not whole") from error
         if stated != _checksum(body):
             raise CorruptCheckpoint("its manifest was altered after it was written")
@@ -130,7 +130,10 @@ class Manifest(BaseModel):
             manifest = cls.model_validate(body)
         except ValidationError as error:
             raise CorruptCheckpoint(f"its manifest does not make sense: {error.errors()[0]['msg']}") from error
-        manifest.check(folder)
+        try:
+            manifest.check(folder)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            raise CorruptCheckpoint(f"its manifest does not make sense: {error}") from error
         return manifest
 
     def check(self, folder: str) -> None:

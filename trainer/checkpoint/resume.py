@@ -6,6 +6,7 @@ and the refusal of a job whose results would differ. Refuses to know DeepSpeed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ from trainer.engine import optimizer
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import LENGTH_SETTINGS, RESULT_NEUTRAL, OptimizerSettings, SpecModel, TrainSpec
-from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore
+from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore, NotInStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Search:
                     if manifest.save_id in seen:
                         continue
                     self._check_sizes(manifest, everywhere)
-                except CorruptCheckpoint as error:
+                except (CorruptCheckpoint, NotInStore) as error:
                     self.refused.setdefault(folder, str(error))
                     continue
                 seen.add(manifest.save_id)
@@ -84,7 +85,7 @@ class Search:
             return False
         try:
             return Manifest.decode(self.remote.get(name), manifest.folder).save_id == manifest.save_id
-        except CorruptCheckpoint:
+        except (CorruptCheckpoint, NotInStore):
             return False
 
     def _check_sizes(self, manifest: Manifest, stores: Sequence[CheckpointStore]) -> None:
@@ -110,7 +111,8 @@ class Search:
             whole = set(committed(listing))
             for folder in self.refused.keys() & whole:
                 if used is None or folder != used.folder:
-                    store.put(f"{folder}/{REFUSED_MANIFEST}", store.get(f"{folder}/{MANIFEST}"))
+                    with contextlib.suppress(NotInStore):  # a pipe or a folder in its place
+                        store.put(f"{folder}/{REFUSED_MANIFEST}", store.get(f"{folder}/{MANIFEST}"))
                     store.delete(f"{folder}/{MANIFEST}")
             kept = {used.folder} if used is not None and not used.is_published else set()
             for name in listing:

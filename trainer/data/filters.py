@@ -16,16 +16,42 @@ FUNCTIONS = {"len": len, "lower": str.lower, "startswith": str.startswith, "ends
              "int": int, "float": float, "abs": abs, "min": min, "max": max}  # fmt: skip
 
 
+_CHANGING = frozenset(
+    [
+        "append",
+        "clear",
+        "extend",
+        "insert",
+        "pop",
+        "popitem",
+        "remove",
+        "reverse",
+        "setdefault",
+        "sort",
+        "update",
+        "add",
+        "discard",
+        "__setitem__",
+        "__delitem__",
+    ]
+)
+"""Methods of lists and groups that change them."""
+_LONGEST = 2000
+"""Characters of an expression."""
+
+
 class Filter:
     """`keep(row)` is whether the expression is true of a row. The names in it are columns."""
 
     def __init__(self, expression: str, where: str) -> None:
         self._expression = expression
         self._evaluator = simpleeval.EvalWithCompoundTypes(functions=FUNCTIONS)
+        if len(expression) > _LONGEST:
+            raise BadInput(f"{where}: the filter has {len(expression):,} characters; at most {_LONGEST:,} are read")
         try:
             self._parsed = simpleeval.SimpleEval.parse(expression)
             tree = ast.parse(expression.strip(), mode="eval")
-        except (SyntaxError, simpleeval.InvalidExpression) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError, simpleeval.InvalidExpression) as error:
             raise BadInput(f"{where}: filter `{expression}` is not an expression: {error}") from error
         called = {
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
@@ -33,6 +59,13 @@ class Filter:
         unknown = sorted(called - FUNCTIONS.keys())
         if unknown:
             raise BadInput(f"{where}: filter `{expression}` calls {unknown[0]}; there are {', '.join(FUNCTIONS)}")
+        changing = sorted(
+            {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in _CHANGING}
+        )
+        if changing:
+            raise BadInput(
+                f"{where}: filter `{expression}` uses .{changing[0]}, which would change the row; a filter only looks"
+            )
         self.columns = (
             {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} - called - {"None", "True", "False"}
         )
@@ -51,5 +84,7 @@ class Filter:
             ArithmeticError,
             LookupError,
             AttributeError,
+            RecursionError,
+            MemoryError,
         ) as error:
             raise BadRow(Reason.FILTER, f"`{self._expression}`: {error}") from error

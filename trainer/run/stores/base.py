@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,11 +80,11 @@ class FolderStore:
         return found
 
     def get(self, name: str) -> bytes:
-        with _explained(self.root / name):
-            return (self.root / name).read_bytes()
+        with _explained(self.root / name), _regular(self.root / name) as handle:
+            return handle.read()
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
-        with _explained(self.root / name), open(self.root / name, "rb") as handle:
+        with _explained(self.root / name), _regular(self.root / name) as handle:
             handle.seek(start)
             return handle.read(length)
 
@@ -128,6 +129,15 @@ class FolderStore:
             for name in names:
                 if name.startswith(TEMPORARY):
                     self.delete((Path(folder) / name).relative_to(self.root).as_posix())
+
+
+def _regular(path: Path) -> BinaryIO:
+    """The file, open to be read. Raises NotInStore for what is none: reading a pipe would never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotInStore(f"{path} is no regular file")
+    return open(descriptor, "rb")
 
 
 def flush_folder(path: Path) -> None:

@@ -27,7 +27,12 @@ def restore(run_dir: Path, store: Any) -> None:
         if f"run/{name}" in there and not (run_dir / name).exists():
             (run_dir / name).write_bytes(store.get(f"run/{name}"))
     if f"run/{ATTEMPT}" in there:
-        begun = run_dir / ATTEMPTS / store.get(f"run/{ATTEMPT}").decode()
+        number = store.get(f"run/{ATTEMPT}").decode(errors="replace").strip()
+        if not (
+            number.isascii() and number.isdecimal() and len(number) < 7
+        ):  # whoever writes to the bucket names no path
+            raise ValueError(f"run/{ATTEMPT} of the bucket holds {number[:40]!r}, which is no number")
+        begun = run_dir / ATTEMPTS / number
         begun.mkdir(parents=True, exist_ok=True)
         (begun / MARK).touch()
 
@@ -54,7 +59,11 @@ def main() -> int:
     from trainer.run.stores.opening import open_store
 
     action, run_dir, url = sys.argv[1:]
-    {"restore": restore, "save": save, "publish": publish}[action](Path(run_dir), open_store(url))
+    try:
+        {"restore": restore, "save": save, "publish": publish}[action](Path(run_dir), open_store(url))
+    except Exception as error:  # one line: the relay's reader sees no traceback
+        print(f"dolphin: {action} of the run's records: {' '.join(str(error).split())[:400]}", flush=True)
+        return 1
     return 0
 
 
