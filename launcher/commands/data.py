@@ -25,6 +25,7 @@ from launcher.runs.errors import BadUsage
 from launcher.runs.states import EXIT_CODES, EndReason
 from trainer.run import python
 from trainer.run.exits import INTERRUPTED, ExitCode
+from trainer.run.run_folder import make_private
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +58,7 @@ def data_command(path: Path, overrides: Sequence[str], show: int, json_wanted: b
     if find_spec("transformers") is None:
         raise BadUsage("dolphin data needs the trainer's packages: pip install 'dolphin-launcher[train]'")
     files = ledger.checked_data(job.name)
-    files.path.mkdir(parents=True, exist_ok=True)
+    make_private(files.path)
     place = Placement(str(files.path), str(ledger.cache_dir()), job.resources.ranks or 1, "cpu")
     train = settle(job, place, run_id=f"{job.name}-data", zero=0)
     files.train_json.write_text(train.model_dump_json(), encoding="utf-8")

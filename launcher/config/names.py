@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+WITH_CREDENTIALS = re.compile(r"^(?!hf://)[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.IGNORECASE)
+"""A URL that says who asks: user@host, user:password@host. The hub's revisions stand behind an @ too."""
 URL = re.compile(r"^[a-z][a-z0-9+.-]*://")
 
 

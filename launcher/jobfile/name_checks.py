@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.config.key_hints import nearest_key
-from launcher.config.names import URL
+from launcher.config.names import URL, WITH_CREDENTIALS
 from launcher.config.problems import Finding
 from launcher.config.yaml_lines import Where
 
@@ -48,7 +48,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 def name_findings(job: JobSpec, folder: Path) -> list[Finding]:
     """Wrong names in a job whose file lies in `folder`. A place is reported once."""
-    found = list(_variables(job, folder))
+    found = [*_credentials(job), *_variables(job, folder)]
     seen = {finding.where for finding in found}
     return found + [finding for finding in _names(job) if finding.where not in seen]
 
@@ -140,6 +140,18 @@ def url_problem(text: str, schemes: tuple[str, ...]) -> str | None:
     if ".." in rest.split("/"):
         return f"{text!r}: a bucket has no `..`; write the path out"
     return None
+
+
+def _credentials(job: JobSpec) -> Iterator[Finding]:
+    """URLs with a user or a password in them, wherever they stand: a job is copied, shown, logged and published."""
+    for where, text in _texts(job):
+        if WITH_CREDENTIALS.match(text):
+            hint = (
+                "name the variable under `secrets`"
+                if where[0] == "env"
+                else "the clouds' own variables carry credentials"
+            )
+            yield Finding(where, f"holds a user or a password, which must not stand in a job; {hint}")
 
 
 def _variables(job: JobSpec, folder: Path) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from trainer.run import python
 from trainer.run.exits import BadInput
-from trainer.run.run_folder import write_atomic
+from trainer.run.run_folder import make_private, write_atomic
 
 TIMEOUT_S = 300
 FORMAT = 1
@@ -56,6 +56,6 @@ def inspected(folder: Path, cache: Path, *, may_ask: bool) -> dict[str, Any] | N
         reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
         raise BadInput(f"{folder / 'config.json'}: transformers {version('transformers')} cannot build it: {reason}")
     facts = json.loads(done.stdout.strip().splitlines()[-1])
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    make_private(kept.parent)
     write_atomic(kept, json.dumps(facts))
     return facts

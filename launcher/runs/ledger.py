@@ -25,7 +25,7 @@ from typing import Any
 
 from launcher.runs.errors import BadUsage, LauncherError
 from launcher.runs.states import EndReason
-from trainer.run.run_folder import RunDir, write_atomic
+from trainer.run.run_folder import RunDir, make_private, write_atomic
 
 RECORD_FILE = "record.json"
 LOCK_FILE = ".lock"
@@ -133,7 +133,7 @@ def create(run_id: str, name: str, backend: str, **fields: Any) -> RunRecord:
     """Make the run's folder and record. FileExistsError where the id is taken, by whoever launches at this moment."""
     folder = folder_of(run_id)
     try:
-        runs_dir().mkdir(parents=True, exist_ok=True)
+        make_private(runs_dir())
         folder.mkdir(mode=0o700)
         record = RunRecord(run_id, folder, name, backend, time.time(), **fields)
         _write(record)

@@ -19,7 +19,7 @@ from trainer.data.readers import HUB, Block, InputFile, blocks
 from trainer.data.splits import keys_of_split
 from trainer.run.exits import BadInput
 from trainer.run.local_files import KINDS, data_files, is_data, kind_of
-from trainer.run.run_folder import write_atomic
+from trainer.run.run_folder import make_private, write_atomic
 from trainer.run.spec import SourceSpec
 
 _READ_BYTES = 1 << 22
@@ -92,7 +92,7 @@ def fingerprints(files: list[InputFile], cache_dir: Path) -> list[str]:
             changed = True
         out.append(known[-1])
     if changed:
-        cache_dir.mkdir(parents=True, exist_ok=True)
+        make_private(cache_dir)
         write_atomic(memory_path, json.dumps(memory))
     return out
 

@@ -31,6 +31,7 @@ from trainer.data.readers import InputFile
 from trainer.data.report import bad_share_problem, write_report
 from trainer.data.tokenizer import load_tokenizer
 from trainer.run.exits import INTERRUPTED, BadInput, ExitCode
+from trainer.run.run_folder import make_private
 from trainer.run.spec import NodeJob
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def prepare(job: NodeJob, progress: Progress | None = None) -> Prepared:
     stops = stop_tokens(job.spec.model, tokenizer)
     Path(job.run_dir).mkdir(parents=True, exist_ok=True)
     cache = Path(job.cache_dir) / "data"
-    cache.mkdir(parents=True, exist_ok=True)
+    make_private(cache)
     files = [files_of(source, where(number, source)) for number, source in enumerate(job.spec.data.sources)]
     contents = fingerprints([file for own in files for file in own], cache)
     key = cache_key(job, tokenizer, stops, files, contents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from trainer.run.exits import BadInput, StoreGone
 from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore, NotInStore, StoreError, StoreRefused
@@ -13,6 +14,8 @@ def open_store(url: str) -> CheckpointStore:
     """The store at a folder, s3://bucket/prefix or gs://bucket/prefix. Touches nothing yet. Raises BadInput."""
     if "://" not in url:
         return FolderStore(Path(url))
+    if "@" in urlsplit(url).netloc:
+        raise BadInput("checkpoint.store holds a user or a password; the clouds' own variables carry credentials")
     from trainer.run.stores.object_store import ObjectStore
 
     return ObjectStore(url)
