@@ -35,6 +35,7 @@ RETRY_VARIABLE, RETRY_S = "DOLPHIN_STORE_RETRY_S", 180.0
 """How long one request, and one operation of many, is tried again before the store is given up."""
 NO_BUCKET = "there is no such bucket"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
+"""Between attempts at a request, which the library makes, and at an operation of many."""
 REQUEST_VARIABLE, REQUEST_S = "DOLPHIN_STORE_REQUEST_S", 60.0
 """How long one request may take: a part of 16 MiB at 0.3 MB/s."""
 
@@ -57,7 +58,14 @@ class ObjectStore:
                 "timeout": timedelta(seconds=request_s),
                 "allow_http": any(os.environ.get(name, "").startswith("http://") for name in ENDPOINT_VARIABLES),
             },
-            "retry_config": {"max_retries": 20, "retry_timeout": timedelta(seconds=retry_s)},
+            "retry_config": {
+                "max_retries": 20,
+                "retry_timeout": timedelta(seconds=retry_s),
+                "backoff": {
+                    "init_backoff": timedelta(seconds=FIRST_PAUSE_S),
+                    "max_backoff": timedelta(seconds=LONGEST_PAUSE_S),
+                },
+            },
         }
         try:
             if parts.scheme == "s3":
