@@ -21,10 +21,16 @@ def tree_of(path: Path) -> ast.Module:
 
 
 @functools.cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """All of the module's syntax, read once for all who ask. Not to be changed."""
+    return tuple(ast.walk(tree_of(path)))
+
+
+@functools.cache
 def imports(path: Path) -> tuple[tuple[str, int], ...]:
     """Every module that `path` imports, anywhere in it, with its line; `from a import b` is a and a.b."""
     found: list[tuple[str, int]] = []
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -41,7 +47,7 @@ def imports_when_run(path: Path) -> tuple[tuple[str, int], ...]:
     """As `imports`, without those under `if TYPE_CHECKING`."""
     for_types = {
         line
-        for node in ast.walk(tree_of(path))
+        for node in nodes_of(path)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }

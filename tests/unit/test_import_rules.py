@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.rooms import floors_of, imports, imports_when_run, modules_of, rooms_of, tree_of
+from tests.support.rooms import floors_of, imports, imports_when_run, modules_of, nodes_of, rooms_of, tree_of
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
@@ -191,7 +192,7 @@ def test_python_is_started_in_one_way_alone() -> None:
         str(path.relative_to(ROOT))
         for package in ("launcher", "trainer")
         for path in sources(package)
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes_of(path)
         if (isinstance(node, ast.Attribute) and node.attr == "executable")
         or (isinstance(node, ast.Constant) and node.value in ("-m", "-c", "python3"))
     }
@@ -211,10 +212,11 @@ def test_a_support_module_has_one_name() -> None:
         found = importlib.util.find_spec(f"tests.support.{path.stem}")
         assert found is not None
         assert found.origin == str(path)
-    short = {path.stem for path in support} | {"support"}
+    short = "|".join([*(path.stem for path in support), "support"])
+    by_short_name = re.compile(rf"^ *(?:from (?:{short})\b[\w.]* import |import (?:{short})\b)", re.MULTILINE)
+    assert by_short_name.search("import sys\n    from support.rooms import rooms_of\n")
     assert [
-        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        f"{path.relative_to(ROOT)}: {found.group()}"
         for path in sources("tests")
-        for name, line in imports(path)
-        if name.split(".")[0] in short
+        for found in by_short_name.finditer(path.read_text())
     ] == []

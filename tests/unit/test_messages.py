@@ -11,6 +11,7 @@ import pytest
 import typer.main
 
 from launcher.cli import app
+from tests.support.rooms import nodes_of
 
 ROOT = Path(__file__).parents[2]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
@@ -38,9 +39,9 @@ ALL = {option for options in KNOWN.values() for option in options} | {"--help"}
 
 def messages(path: Path) -> Iterator[tuple[int, str]]:
     """Texts of a module with more than a word, f-strings as one text: an argument for a process is one word."""
-    tree = ast.parse(path.read_text())
-    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-    for node in ast.walk(tree):
+    nodes = nodes_of(path)
+    parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             text = "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.backends.sky.node import bucket, relay
+from tests.support.rooms import nodes_of
 from trainer.run import run_folder
 from trainer.run.exits import ExitCode
 from trainer.run.run_folder import EventKind, Phase, RunDir
@@ -98,7 +99,7 @@ def test_no_other_module_writes_down_the_name_of_a_runs_file() -> None:
         for path in sorted((root / package).rglob("*.py")):
             if path in SHIPPED or path == Path(run_folder.__file__):
                 continue
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in nodes_of(path):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
                     found += [
                         f"{path.relative_to(root)}:{node.lineno}: {node.value}"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.rooms import nodes_of
+
 ROOT = Path(__file__).parents[2]
 LARGEST_FILE_BYTES = 1 << 20
 LONGEST_MODULE_LINES = 400
@@ -100,7 +102,7 @@ def test_a_function_of_many_parameters_says_why() -> None:
         name = path.relative_to(ROOT)
         if name.suffix != ".py" or name.parts[0] not in ("launcher", "trainer") or name == Path("launcher/cli.py"):
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
                 count = len([one for one in arguments if one.arg not in ("self", "cls")])
