@@ -6,10 +6,8 @@ imports what it needs.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -317,19 +315,14 @@ def main() -> None:
         streams.discard_output()
         code = _interrupted()
     except Exception as error:
-        code = _explain(error, debug)
+        from launcher.commands.explain import explain
+
+        code = explain(error, debug)
     try:
         sys.stdout.flush()
     except OSError:  # else the end of the process tries again, and has a code of its own for it
         streams.discard_output()
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _has_working_folder() -> bool:
-    try:
-        return bool(os.getcwd())
-    except OSError:
-        return False
 
 
 def _interrupted() -> int:
@@ -355,51 +348,6 @@ def _obey_no_strangers_escapes() -> None:
         stream = getattr(sys, name)
         if stream is not None:
             setattr(sys, name, Shown(stream))
-
-
-def _explain(error: Exception, debug: bool) -> int:
-    """Print an error for a person; the exit code it asks for."""
-    if debug:
-        traceback.print_exc()
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's own: a wrong option or argument
-        show = getattr(error, "show", None)
-        if show is not None:
-            show()
-        return int(error.exit_code)
-    from launcher.runs.errors import LauncherError
-    from launcher.runs.states import EXIT_CODES, EndReason
-
-    if isinstance(error, LauncherError):
-        if str(error):
-            print(f"dolphin: {error}", file=sys.stderr)
-        return EXIT_CODES[error.reason]
-    if type(error).__name__ == "SpecErrors":
-        print(error, file=sys.stderr)
-        return EXIT_CODES[EndReason.BAD_SPECIFICATION]
-    if type(error).__name__ == "BadInput":  # what model, data or file are, as the trainer would refuse them
-        print(f"dolphin: {error}", file=sys.stderr)
-        return EXIT_CODES[EndReason.BAD_SPECIFICATION]
-    if isinstance(error, OSError):
-        if type(error).__name__ == "OutputBroken":
-            print(f"dolphin: standard output cannot be written ({error.strerror})", file=sys.stderr)
-            return EXIT_CODES[EndReason.FAILED]
-        if not _has_working_folder():
-            print("dolphin: the folder that you are in was removed; `cd` to one that is there", file=sys.stderr)
-            return EXIT_CODES[EndReason.BAD_SPECIFICATION]
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-            from launcher.runs import ledger
-
-            print(
-                f"dolphin: {error.strerror}; free some where DOLPHIN_HOME is ({ledger.home()}), or set it to a larger disk",
-                file=sys.stderr,
-            )
-            return EXIT_CODES[EndReason.FAILED]
-        if error.filename is not None and error.strerror:
-            print(f"dolphin: {error.filename}: {error.strerror}; correct it and try again", file=sys.stderr)
-            return EXIT_CODES[EndReason.FAILED]
-    if not debug:
-        print(f"dolphin: unexpected {type(error).__name__}: {error}; run it again with --debug", file=sys.stderr)
-    return EXIT_CODES[EndReason.FAILED]
 
 
 if __name__ == "__main__":

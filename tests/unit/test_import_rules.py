@@ -23,7 +23,7 @@ FLOORS = {
     "launcher.backends": "base checks inputs release < home < docker sky",
     "launcher.backends.docker": "container endpoint < engine < image trial < backend doctor",
     "launcher.backends.sky": "bucket_copy catalog doctor errors node reach status task < log offers ship < records < reading < backend < client",
-    "launcher.commands": "convert data doctor down launch plan runs schema spectrum validate < reference < init",
+    "launcher.commands": "convert data doctor down explain launch plan runs schema spectrum validate < reference < init",
     "launcher.follow": "run_view < readers screen < follow status < attend",
     "launcher.jobfile": "axolotl field_docs model_checks name_checks paths pattern_checks source_checks spec < load settle",
     "launcher.plan": "data_facts gpu_memory gpus model_rules preemption unfrozen < host_memory throughput < history zero_stage < make < of_job view",
