@@ -129,7 +129,10 @@ def _tokenize(
     report: Report,
     progress: Progress,
 ) -> tuple[Pool, np.ndarray]:
-    """Everything usable into the writer; the pool to choose from, and the source of each of its sequences."""
+    """Everything usable into the writer; the pool to choose from, and the source of each of its sequences.
+
+    Many parameters: what `build` has opened so far.
+    """
     pipeline = Pipeline(tokenizer, job.spec.data, stops)
 
     def work(task: tuple[int, int, Block]) -> tuple[int, int, int, Fate]:

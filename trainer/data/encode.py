@@ -134,6 +134,7 @@ class Encoder:
         bases: np.ndarray,
         in_bytes: list[bool],
     ) -> None:
+        """Many parameters: columns of the tokens of a whole batch, which are read side by side."""
         lows, highs, values = [], [], []
         for i, item in enumerate(rendered):
             base, text = int(bases[i]), item.text

@@ -194,7 +194,10 @@ class Writer:
         pad_token: int,
         end_tokens: list[int],
     ) -> None:
-        """Write the rest, flush to disk, and give the folder its name: from here on the entry exists."""
+        """Write the rest, flush to disk, and give the folder its name: from here on the entry exists.
+
+        Many parameters: each becomes a file or a fact of the entry.
+        """
         lengths = self.lengths()
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])

@@ -143,7 +143,10 @@ class Listener:
     def _start(
         self, marker: Marker, marked: Messages, tools: Any, message: int, text: str, before: int, first: int
     ) -> int:
-        """Where the generation prompt ends between the end of what was said before and the turn's first word."""
+        """Where the generation prompt ends between the end of what was said before and the turn's first word.
+
+        Many parameters: a turn within its conversation, and where it stands in the text.
+        """
         header = text[before:first]
         roles = tuple(str(one["role"]) for one in marked[max(0, message - 2) : message])
         key = (roles, message < 3, bool(tools))
@@ -184,7 +187,7 @@ class Listener:
     def _end(
         self, marker: Marker, marked: Messages, tools: Any, message: int, text: str, last: int, behind: int
     ) -> tuple[int, str | None]:
-        """Where the turn ends behind its last word, and with which end marker."""
+        """Where the turn ends behind its last word, and with which end marker. Many parameters: as for its start."""
         found = self._endings.behind(text, last, behind)
         if found is not None:
             return found

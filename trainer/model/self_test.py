@@ -166,6 +166,7 @@ def _trial(
     model: Any, way: Way, sets: list[list[torch.Tensor]], alone: list[list[torch.Tensor]], spread: float,
     device: torch.device, dtype: torch.dtype,
 ) -> Trial:  # fmt: skip
+    """Many parameters: one way to pack, and all that it is held against."""
     try:
         if (way.boundaries or way.sequence_index) and not _takes_more(decoder_of(model)):
             return Trial(way, float("inf"), f"{type(decoder_of(model)).__name__} takes no boundaries")

@@ -110,7 +110,7 @@ def build_task(
     secrets: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The task as SkyPilot's own parser takes it. `staging` is the folder here that becomes INPUTS on the node; beside it
-    lies STAGED, with the job's own files."""
+    lies STAGED, with the job's own files. Many parameters: all that a task is made of, as nothing is asked for here."""
     template = yaml.safe_load(template_text())
     installed = requirements() + job.env.get("DOLPHIN_TORCH_INDEX", "")
     venv = f"venv-{hashlib.sha256(installed.encode()).hexdigest()[:12]}"
