@@ -27,8 +27,8 @@ def mend() -> None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115  (until the process ends)
     if isinstance(sys.stdout, io.TextIOWrapper) and (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.stdout = Output(sys.stdout)  # type: ignore[assignment]
-    sys.stderr = Messages(sys.stderr)  # type: ignore[assignment]
+    sys.stdout = Output(sys.stdout)
+    sys.stderr = Messages(sys.stderr)
 
 
 def discard_output() -> None:

@@ -67,7 +67,8 @@ def read_snr(path: str | Path) -> dict[str, dict[str, Any]]:
         ratio = entry.get("snr") if isinstance(entry, dict) else None
         if not _is_ratio(ratio) or math.isnan(ratio) or "type" not in entry:
             raise BadInput(f"{path}: '{module}' has no usable `snr` and `type`; scan the model again")
-    return record
+    found: dict[str, dict[str, Any]] = record
+    return found
 
 
 def _is_ratio(value: Any) -> TypeGuard[int | float]:

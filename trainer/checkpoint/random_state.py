@@ -15,7 +15,7 @@ import torch
 def capture() -> bytes:
     """The present states as JSON."""
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)  # type: ignore[misc]
+    kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
     states: dict[str, Any] = {
         "python": [version, list(words), gauss],
         "numpy": [kind, _encode(keys.tobytes()), int(position), int(has_gauss), float(cached)],  # type: ignore[union-attr]

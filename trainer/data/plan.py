@@ -165,7 +165,8 @@ class DataPlan:
     @cached_property
     def _order(self) -> np.ndarray:
         train = np.asarray(self.data.train)
-        return train[by_falling_length(self.data.lengths(train))]
+        found: np.ndarray = train[by_falling_length(self.data.lengths(train))]
+        return found
 
     @cached_property
     def _sorted_lengths(self) -> np.ndarray:
@@ -178,7 +179,8 @@ class DataPlan:
     @cached_property
     def _validation_order(self) -> np.ndarray:
         validation = np.asarray(self.data.validation)
-        return validation[by_falling_length(self.data.lengths(validation))]
+        found: np.ndarray = validation[by_falling_length(self.data.lengths(validation))]
+        return found
 
     @cached_property
     def _validation_layout(self) -> Layout:
@@ -203,7 +205,8 @@ class DataPlan:
         epoch, within = self._epoch_at(step)
         place = epoch.rows[within * self.global_batch + row]
         layout = self._layout
-        return epoch.sequence_of[layout.slots[layout.starts[place] : layout.starts[place + 1]]]
+        found: np.ndarray = epoch.sequence_of[layout.slots[layout.starts[place] : layout.starts[place + 1]]]
+        return found
 
     def _step_sequences(self, step: int) -> np.ndarray:
         return np.concatenate([self._row_sequences(step, row) for row in range(self._rows_in_step(step))])

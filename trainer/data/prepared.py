@@ -111,11 +111,13 @@ class Prepared:
 
     def lengths(self, sequences: np.ndarray) -> np.ndarray:
         """Tokens of each of `sequences`, int64."""
-        return self.offsets[sequences + 1] - self.offsets[sequences]
+        found: np.ndarray = self.offsets[sequences + 1] - self.offsets[sequences]
+        return found
 
     def token_weights(self, sequence: int) -> np.ndarray:
         """float32: how much each token of a sequence counts as a target."""
-        return self.palette[self.weight_codes[self._range(sequence, "weights.bin", 1)]]
+        found: np.ndarray = self.palette[self.weight_codes[self._range(sequence, "weights.bin", 1)]]
+        return found
 
     def token_ids(self, sequence: int) -> np.ndarray:
         return self.tokens[self._range(sequence, "tokens.bin", self.tokens.itemsize)]

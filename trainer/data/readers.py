@@ -261,4 +261,5 @@ def _arrow_row(one: Any) -> dict[str, Any] | BadRow:
         (row,) = one.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException) as error:
         return BadRow(Reason.UNDECODABLE, f"a value cannot be read: {error}")
-    return row
+    found: dict[str, Any] | BadRow = row
+    return found

@@ -145,4 +145,5 @@ def _sequences(pieces: np.ndarray, conversations: np.ndarray) -> np.ndarray:
     starts = (np.cumsum(pieces) - pieces)[conversations]
     counts = pieces[conversations]
     offsets = np.cumsum(counts) - counts
-    return np.arange(int(counts.sum())) + np.repeat(starts - offsets, counts)
+    found: np.ndarray = np.arange(int(counts.sum())) + np.repeat(starts - offsets, counts)
+    return found

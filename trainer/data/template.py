@@ -53,17 +53,21 @@ class ChatTemplate:
 
     def render(self, messages: Messages, tools: Any = None, add_generation_prompt: bool = False) -> str:
         """Raises what is in TEMPLATE_ERRORS."""
-        return self._template.render(
+        found: str = self._template.render(
             messages=messages,
             tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **self._variables,
         )
+        return found
 
     def render_marked(self, messages: Messages, tools: Any) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the passages that the template marks with {% generation %}."""
-        return render_with_markers(self._template, messages, tools, None, False, **self._variables)
+        found: tuple[str, list[tuple[int, int]]] = render_with_markers(
+            self._template, messages, tools, None, False, **self._variables
+        )
+        return found
 
     def settle(self, turns: list[Turn], conversation: Conversation) -> tuple[Messages, str]:
         """The messages in the first form that the template writes without an error and without losing a call, and the

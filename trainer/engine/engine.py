@@ -232,7 +232,8 @@ class Engine:
 
     def _gathered(self, parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
         if self.job.spec.train.zero == 3:
-            return deepspeed.zero.GatheredParameters([parameter])
+            found: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter])
+            return found
         return contextlib.nullcontext()
 
 
@@ -267,7 +268,8 @@ def sum_over_ranks(*values: float | torch.Tensor, device: torch.device) -> list[
     """One all-reduce of a few scalars in fp64: every rank gets the same sums. All ranks call it."""
     tensor = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
     dist.all_reduce(tensor)
-    return tensor.tolist()
+    found: list[float] = tensor.tolist()
+    return found
 
 
 @contextlib.contextmanager

@@ -66,4 +66,5 @@ def _end_of_answers(data: Prepared, sequences: list[int], tokenizer: PreTrainedT
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids: np.ndarray) -> str:
-    return tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    found: str = tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return found

@@ -55,10 +55,10 @@ def write(
     generation = generation_config(model, tokenizer, end_tokens)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, key, getattr(generation, key))
-    model.generation_config = GenerationConfig()  # type: ignore[assignment]  # a bad one would stop the weights
+    model.generation_config = GenerationConfig()  # a bad one would stop the weights
     weights.refuse_incomplete(model, state)
     weights.restore_unchanged(state, base)
-    model.save_pretrained(partial, state_dict=state, max_shard_size=MAX_SHARD_SIZE)  # type: ignore[operator]
+    model.save_pretrained(partial, state_dict=state, max_shard_size=MAX_SHARD_SIZE)
     config.dtype = torch.bfloat16  # save_pretrained writes that of the live parameters
     guarded("generation_config.json", bound(older_tools.write_generation_config, generation, partial))
     older_tools.write_config(config, partial, job.spec.model)

@@ -76,8 +76,9 @@ def last_question(tokenizer: Any, prompt: list[int]) -> str:
         text = text.rstrip()[: -len(after.rstrip())]
         for start in range(len(before)):  # a template may begin the first turn with more than the others
             if before[start:] in text:
-                return text.rpartition(before[start:])[2].strip()
-    return tokenizer.decode(prompt, skip_special_tokens=True).strip()
+                return str(text.rpartition(before[start:])[2].strip())
+    found: str = tokenizer.decode(prompt, skip_special_tokens=True).strip()
+    return found
 
 
 def prompt_ids(model_folder: Path, prompt: str) -> list[int]:
@@ -101,7 +102,8 @@ def generate(model_folder: Path, prompt: list[int]) -> str:
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW_TOKENS, do_sample=False, num_beams=1
         )
-    return tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip()
+    found: str = tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip()
+    return found
 
 
 def choose_held_out(run_dir: Path) -> HeldOut | None:

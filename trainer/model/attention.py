@@ -187,7 +187,8 @@ def _has_flash_attn() -> bool:
 
 
 def _has_varlen() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    found: bool = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    return found
 
 
 AttentionInterface.register(VARLEN, varlen_attention)

@@ -143,12 +143,12 @@ def grow_vocabulary(model: nn.Module, size: int) -> None:
 
     The mean needs no random numbers, so every rank and every attempt makes the same rows.
     """
-    old = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    old = model.get_input_embeddings().weight.shape[0]
     if size <= old:
         return
-    model.resize_token_embeddings(size, mean_resizing=False)  # type: ignore[operator]
+    model.resize_token_embeddings(size, mean_resizing=False)
     with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):  # type: ignore[operator]
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             weight = layer.weight
             weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
 

@@ -51,13 +51,13 @@ class PackedModel(nn.Module):
         super().__init__()
         self.model = model
         self.way: Way = way or getattr(model, "way", None) or Way()
-        head = model.get_output_embeddings()  # type: ignore[operator]
+        head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise BadInput(
                 f"{type(model).__name__} has no linear output embedding; dolphin trains causal language models"
             )
         self.balance = Balance.of(model, router_loss)
-        model.set_output_embeddings(LossHead(head, loss_chunk, LogitTransform.of(model.config)))  # type: ignore[operator]
+        model.set_output_embeddings(LossHead(head, loss_chunk, LogitTransform.of(model.config)))
 
     def forward(
         self,
@@ -82,7 +82,8 @@ class PackedModel(nn.Module):
 
     @property
     def head(self) -> LossHead:
-        return self.model.get_output_embeddings()  # type: ignore[operator]
+        found: LossHead = self.model.get_output_embeddings()
+        return found
 
     def hidden(
         self, ids_BT: torch.Tensor, positions_BT: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int

@@ -54,7 +54,8 @@ def snr_of(singular_values: torch.Tensor, rows: int, columns: int) -> float:
     noise = values[values <= edge].sum().item()
     if noise == 0.0:
         return math.inf
-    return values[values > edge].sum().item() / noise / largest
+    found: float = values[values > edge].sum().item() / noise / largest
+    return found
 
 
 def singular_values(tensors: Sequence[StoredTensor], device: torch.device | str) -> torch.Tensor:

@@ -65,5 +65,6 @@ def interface_towards(address: str) -> str | None:
         return None
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == own for entry in addresses):
-            return name
+            found: str | None = name
+            return found
     return None

@@ -142,7 +142,8 @@ def tools_of(record: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise BadRow(Reason.NOT_TEXT, "the tools column is not a list of schemas")
-    return without_padding(value, ("default", "const"))
+    found: list[dict[str, Any]] | None = without_padding(value, ("default", "const"))
+    return found
 
 
 def exchange(prompt: str, response: str, system: str = "") -> Conversation:
