@@ -97,7 +97,7 @@ class Workers(Generic[Task, Result]):
                     pipe = ready  # type: ignore[assignment]
                     try:
                         done[busy.pop(pipe)] = pipe.recv()
-                    except (EOFError, ConnectionResetError) as error:
+                    except (EOFError, OSError) as error:  # OSError: it was killed in the middle of an answer
                         raise RuntimeError(
                             "a worker that prepares data was killed (out of memory?); lower data.workers"
                         ) from error
