@@ -19,7 +19,7 @@ from tests.support.checkpoint_folder import save
 from tests.support.data_job import chat, data_job, write_rows
 from trainer.checkpoint.manifest import MANIFEST, CorruptCheckpoint, Manifest
 from trainer.checkpoint.resume import Search
-from trainer.data import pipeline
+from trainer.data import template
 from trainer.data.filters import Filter
 from trainer.data.prepare import prepare
 from trainer.run import patterns
@@ -71,7 +71,7 @@ def test_a_filter_still_looks_at_what_it_may() -> None:
 
 
 def test_a_template_that_never_ends_stops_the_preparation(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(pipeline, "ROW_CPU_S", CPU_S)
+    monkeypatch.setattr(template, "RENDER_CPU_S", CPU_S)
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
     job = data_job(tmp_path, write_rows(tmp_path / "data.jsonl", [chat("a", "b")] * 3))
     spec = job.spec.model_copy(update={"model": job.spec.model.model_copy(update={"chat_template": endless})})

@@ -9,6 +9,7 @@ from typing import Any
 
 import simpleeval
 
+from trainer.run.bounded import TookTooLong, cpu_seconds
 from trainer.run.exits import BadInput
 from trainer.run.formats.conversation import BadRow, Reason
 
@@ -36,6 +37,7 @@ _CHANGING = frozenset(
     ]
 )
 """Methods of lists and groups that change them."""
+FILTER_CPU_S = 10.0
 _LONGEST = 2000
 """Characters of an expression."""
 
@@ -74,7 +76,12 @@ class Filter:
         """Raises BadRow where a column is missing or the expression fails on this row."""
         self._evaluator.names = row
         try:
-            return bool(self._evaluator.eval(self._expression, previously_parsed=self._parsed))
+            with cpu_seconds(FILTER_CPU_S):
+                return bool(self._evaluator.eval(self._expression, previously_parsed=self._parsed))
+        except TookTooLong:
+            raise BadInput(
+                f"filter `{self._expression}` had not ended a row after {FILTER_CPU_S:.0f} s; write a simpler one"
+            ) from None
         except simpleeval.NameNotDefined as error:
             raise BadRow(Reason.FILTER, f"there is no column '{error.name}'") from error
         except (

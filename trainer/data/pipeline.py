@@ -20,8 +20,6 @@ from trainer.data.minhash import signature
 from trainer.data.prepared import Sequences
 from trainer.data.render import Rendered, Renderer
 from trainer.data.told import Told
-from trainer.run.bounded import TookTooLong, cpu_seconds
-from trainer.run.exits import BadInput
 from trainer.run.formats.base import DatasetFormat
 from trainer.run.formats.conversation import (
     BadRow,
@@ -71,10 +69,6 @@ class Fate:
     told: Told = field(default_factory=Told)
 
 
-ROW_CPU_S = 20.0
-"""Of a processor, for one row's filter and template: they take microseconds and milliseconds."""
-
-
 class Pipeline:
     """Everything that a block needs, made once in a process."""
 
@@ -106,17 +100,11 @@ class Pipeline:
             try:
                 if isinstance(row, BadRow):
                     raise row
-                with cpu_seconds(ROW_CPU_S):
-                    if keep is not None and not keep(row):
-                        num_filtered += 1
-                        continue
-                    conversation = parsed(row, shape)
-                    written = self._rendered(conversation)
-            except TookTooLong:
-                raise BadInput(
-                    f"the filter or the chat template had not ended a row after {ROW_CPU_S:.0f} s (row {num_rows} of its block "
-                    "of rows); does it loop?"
-                ) from None
+                if keep is not None and not keep(row):
+                    num_filtered += 1
+                    continue
+                conversation = parsed(row, shape)
+                written = self._rendered(conversation)
             except BadRow as error:
                 bad.append((num_rows, error.reason, error.detail))
                 continue

@@ -8,9 +8,10 @@ must not depend on the day on which it was prepared.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from transformers.utils.chat_template_utils import (
 )
 
 from trainer.data.anchors import REASONING
+from trainer.run.bounded import TookTooLong, cpu_seconds
+from trainer.run.exits import BadInput
 from trainer.run.formats.conversation import SYSTEM, TOOL, BadRow, Conversation, Reason, Turn
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, Any]]
 
+RENDER_CPU_S = 20.0
+"""Of a processor, for one text: it takes milliseconds."""
 PINNED_DATE = datetime(2024, 7, 26)
 """What `strftime_now` in a template sees."""
 
@@ -52,22 +57,24 @@ class ChatTemplate:
         self._forms = [0] if not self.uses_calls else list(range(len(_FORMS)))
 
     def render(self, messages: Messages, tools: Any = None, add_generation_prompt: bool = False) -> str:
-        """Raises what is in TEMPLATE_ERRORS."""
-        found: str = self._template.render(
-            messages=messages,
-            tools=tools,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **self._variables,
-        )
+        """Raises what is in TEMPLATE_ERRORS; BadInput for a template that does not come to an end."""
+        with _ending():
+            found: str = self._template.render(
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
+            )
         return found
 
     def render_marked(self, messages: Messages, tools: Any) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the passages that the template marks with {% generation %}."""
-        found: tuple[str, list[tuple[int, int]]] = render_with_markers(
-            self._template, messages, tools, None, False, **self._variables
-        )
-        return found
+        with _ending():
+            marked: tuple[str, list[tuple[int, int]]] = render_with_markers(
+                self._template, messages, tools, None, False, **self._variables
+            )
+        return marked
 
     def settle(self, turns: list[Turn], conversation: Conversation) -> tuple[Messages, str]:
         """The messages in the first form that the template writes without an error and without losing a call, and the
@@ -113,6 +120,17 @@ class ChatTemplate:
             else:
                 messages.insert(0, {"role": SYSTEM, "content": listed})
         return messages
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    try:
+        with cpu_seconds(RENDER_CPU_S):
+            yield
+    except TookTooLong:
+        raise BadInput(
+            f"the chat template had not ended after {RENDER_CPU_S:.0f} s of one conversation; does it loop?"
+        ) from None
 
 
 def templates_of(tokenizer: PreTrainedTokenizerFast) -> tuple[ChatTemplate, ChatTemplate]:
