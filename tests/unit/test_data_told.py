@@ -28,6 +28,12 @@ def test_a_template_that_never_ends_an_answer_is_refused(tmp_path: Path) -> None
         prepare(data_job(tmp_path, path, model={"chat_template": template}))
 
 
+def test_where_nothing_is_left_the_error_says_what_became_of_it(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", said("word " * 200, "word " * 300))
+    with pytest.raises(BadInput, match=r"left to train on: of 2 rows 2 longer than data.sequence_length; data_report"):
+        prepare(data_job(tmp_path, path))
+
+
 def test_answers_without_an_end_among_others_are_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_rows(tmp_path / "a.jsonl", [chat("q", "one", "r", "two")])
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + (eos_token if loop.last else '\n') }}{% endfor %}"

@@ -74,7 +74,7 @@ def build(
         if problem is not None:
             raise BadInput(problem)
         if totals["train_conversations"] == 0:
-            raise BadInput("no conversation is left to train on; data_report.json says what became of each row")
+            raise BadInput(f"no conversation is left to train on{report.left_out()}; data_report.json has each row")
         names = [file.name for own in files for file in own]
         writer.finish(
             entry,

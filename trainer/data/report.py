@@ -78,6 +78,17 @@ class Report:
     def rows(self) -> int:
         return sum(source.rows for source in self.sources)
 
+    def left_out(self) -> str:
+        """What became of the rows, for an error: `: 4 longer than data.sequence_length`."""
+        counts = {
+            "longer than data.sequence_length": sum(source.over_long for source in self.sources),
+            "with nothing that is trained": sum(source.nothing_trained for source in self.sources),
+            "filtered": sum(source.filtered for source in self.sources),
+            "bad": sum(sum(source.bad.values()) for source in self.sources),
+        }
+        told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        return f": of {self.rows:,} rows {told}" if told else ""
+
     def count(
         self, source: SourceReport, file: str, first_row: int, rows: int, bad: list[tuple[int, Reason, str]]
     ) -> None:
