@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
+import json
 import signal
+import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from trainer.data.batch import IGNORE
 from trainer.model import self_test, twin
+from trainer.model.build import refuse_unloadable
 from trainer.model.packed import PackedModel, Way, hf_name
+from trainer.run.exits import BadInput
 from trainer.run.trainable import refusal
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "models.md"
-FAMILY_LIMIT_S = 120
+FAMILY_LIMIT_S = 60
 """A family that takes longer is a finding of its own."""
 STEPS = 3
 LENGTHS = (9, 14, 4)
@@ -45,6 +49,10 @@ STATED: dict[str, dict[str, Any]] = {
                                                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}},
 }  # fmt: skip
 """What published configurations of a family state and its defaults leave out."""
+
+
+class TooSlow(BaseException):
+    """Not an Exception: the self-test takes those for a way that does not hold, and goes on to the next."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,10 @@ def sweep(family: str) -> Row:
     refused = refusal(config.to_dict())
     if refused:
         return Row(family, "-", "refused", refused)
+    try:
+        refuse_unloadable(config)
+    except BadInput as unloadable:
+        return Row(family, "-", "refused", str(unloadable))
     small = twin.make(config)
     if small is None:
         return Row(family, "-", "not built", "no small model can be made from the default configuration")
@@ -190,8 +202,8 @@ def document(rows: list[Row]) -> str:
     lines = [
         "# Models",
         "",
-        f"Written by `make nightly` with transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}: every",
-        "causal family that this transformers has, as a small random model. Each is run on three conversations packed and alone, its",
+        f"Written by `make nightly` with transformers {transformers.__version__} and torch {torch.__version__.split('+')[0]}:",
+        "every causal family that this transformers has, as a small random model. Each is run on three conversations packed and alone, its",
         "gradients are held against those of its own forward, it is trained, written, loaded again and asked for the same logits.",
         "",
         f"**{count['packed']}** are trained packed, **{count['alone']}** with `data.packing: false` (one conversation a row), "
@@ -214,7 +226,7 @@ def document(rows: list[Row]) -> str:
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"takes longer than {seconds} s")
+        raise TooSlow(f"takes longer than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
@@ -230,15 +242,24 @@ def guarded(family: str) -> Row:
     try:
         with limited(FAMILY_LIMIT_S), contextlib.redirect_stdout(io.StringIO()):
             return sweep(family)
-    except Exception as error:
+    except (Exception, TooSlow) as error:
         return Row(family, "-", "fails", told(error))
 
 
-def be_quiet() -> None:
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(1)
+def swept(families: list[str], jobs: int) -> list[Row]:
+    """All of them, shared among processes of their own: torch's threads do not survive a fork."""
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [Path(folder) / f"{number}.jsonl" for number in range(jobs)]
+        command = [sys.executable, "-m", "tests.nightly.sweep"]
+        running = [
+            subprocess.Popen([*command, *families[number::jobs], "--rows", part], cwd=ROOT)
+            for number, part in enumerate(parts)
+        ]
+        for process in running:
+            process.wait()
+        lines = [line for part in parts if part.exists() for line in part.read_text().splitlines()]
+    found = {row.family: row for row in (Row(**json.loads(line)) for line in lines)}
+    return [found.get(family, Row(family, "-", "fails", "its process died")) for family in families]
 
 
 def main() -> None:
@@ -246,16 +267,24 @@ def main() -> None:
     parser.add_argument("families", nargs="*", help="all where none is named")
     parser.add_argument("--out", type=Path, default=DOCUMENT)
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--rows", type=Path, help="append each row to this file, and write no document")
     options = parser.parse_args()
-    rows = []
-    with ProcessPoolExecutor(options.jobs, initializer=be_quiet) as pool:
-        for row in pool.map(guarded, options.families or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)):
-            rows.append(row)
-            print(f"{row.family}: {row.outcome} ({row.detail})", flush=True)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(document(rows), encoding="utf-8")
-    print(f"{options.out}: {len(rows)} families")
-    sys.exit(any(row.outcome == "fails" for row in rows))
+    families = options.families or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    if options.rows is None:
+        rows = swept(families, options.jobs)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(document(rows), encoding="utf-8")
+        print(f"{options.out}: {len(rows)} families")
+        sys.exit(any(row.outcome == "fails" for row in rows))
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    for family in families:
+        row = guarded(family)
+        with open(options.rows, "a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(row)) + "\n")
+        print(f"{row.family}: {row.outcome} ({row.detail})", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from trainer.model import attention, self_test
@@ -65,12 +65,25 @@ def read_config(spec: ModelSpec) -> Any:
     refused = trainable.refusal(config.to_dict())
     if refused:
         raise BadInput(f"model.base {spec.base!r} cannot be trained: {refused}")
+    refuse_unloadable(config)
     text = config.get_text_config(decoder=True)
     if spec.attention_dropout is not None:
         for key in trainable.DROPOUTS:
             if hasattr(text, key):
                 setattr(text, key, spec.attention_dropout)
     return config
+
+
+def refuse_unloadable(config: Any) -> None:
+    """Raises BadInput for a family whose causal model is built from a part of its configuration that nobody could load
+    again: a run would end with a folder that is no use."""
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    part = getattr(model, "config_class", None)
+    if part is not None and part not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise BadInput(
+            f"a {config.model_type} cannot be trained: transformers has no way to load its language part ({part.model_type}) "
+            "alone, as the finished model would be; choose another base"
+        )
 
 
 def held(verdict: self_test.Verdict, packing: bool) -> Way:

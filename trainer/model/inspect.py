@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from trainer.model import self_test
+from trainer.model.build import refuse_unloadable
 from trainer.model.packed import beside_language, decoder_of
 from trainer.run.exits import BadInput, ExitCode, leave
 
@@ -41,6 +42,7 @@ def main() -> None:
 
 def inspect(config: Any, requested: str = "auto") -> dict[str, Any]:
     """Facts of the model that `config` describes. Raises what transformers raises for one that it cannot build."""
+    refuse_unloadable(config)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config(decoder=True)

@@ -50,6 +50,8 @@ SIZES: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
 }  # fmt: skip
 """Number that replaces a whole number under this key; a key that is absent, None or a switch stays as it is."""
+AT_MOST = ("first_k_dense_replace", "num_mem_blocks", "num_experts_per_tok", "num_experts_per_token")
+"""Numbers that some families want small: never raised."""
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "num_global_key_value_heads")
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -145,15 +147,17 @@ def _shrink(values: dict[str, Any]) -> None:
             values[key] = layers // 2
     # the heads last: the number of key-value heads was judged by the old one
     _shrink_sizes(values)
-    for inner in values.values():
+    for key, inner in values.items():
         if isinstance(inner, dict):
+            if "attn" in key or "attention" in key:
+                _shrink_sizes(inner)
             _shrink_nested(inner)
 
 
 def _shrink_sizes(values: dict[str, Any]) -> None:
     for key, value in values.items():
         if key in SIZES and _is_count(value):
-            values[key] = min(value, SIZES[key]) if key in ("first_k_dense_replace", "num_mem_blocks") else SIZES[key]
+            values[key] = min(value, SIZES[key]) if key in AT_MOST else SIZES[key]
 
 
 def _shrink_nested(values: dict[str, Any]) -> None:
