@@ -29,8 +29,9 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from trainer.checkpoint.copying import Copying
 from trainer.checkpoint.manager import CheckpointManager
-from trainer.checkpoint.resume import Copying, Course
+from trainer.checkpoint.resume import Course
 from trainer.checkpoint.trainer_state import TrainerState
 from trainer.data.batch import Batch, Share
 from trainer.engine import optimizer as optim
