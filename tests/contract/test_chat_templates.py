@@ -186,6 +186,11 @@ def rows(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | 
     return messages, [WEATHER] if has_tools else None
 
 
+def says_something(message: dict[str, Any]) -> bool:
+    """Whether more than a thought, which a template may leave out once others follow: then nothing of it is there to train."""
+    return bool(str(message.get("content") or "").rpartition("</think>")[2].strip() or message.get("tool_calls"))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whatever_is_said_each_answer_begins_where_its_prompt_ends(tokenizer: Any, family: str) -> None:
     kind, own = FAMILIES[family], tokenizer(family)
@@ -209,7 +214,7 @@ def test_whatever_is_said_each_answer_begins_where_its_prompt_ends(tokenizer: An
         assert rendered.text == own.apply_chat_template(messages, tools=tools, tokenize=False)
         starts = {span.start for span in rendered.spans}
         for number, message in enumerate(messages):
-            if message["role"] == "assistant":
+            if message["role"] == "assistant" and says_something(message):
                 prompt = own.apply_chat_template(
                     messages[:number], tools=tools, tokenize=False, add_generation_prompt=True
                 )
