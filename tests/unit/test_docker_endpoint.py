@@ -177,3 +177,9 @@ def test_doctor_starts_a_container_and_leaves_nothing(tmp_path: Path, misbehaves
     assert it.settings["userns_mode"] == "host"
     assert it.there == set()
     assert list(folder.iterdir()) == []
+
+
+def test_doctor_says_of_no_container_that_it_started_where_none_was_tried(monkeypatch, tmp_path):
+    monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path))
+    found = doctor._container(SimpleNamespace(info=lambda: {"Architecture": "aarch64"}))
+    assert (found.health, found.found) == (Health.NOTE, "none was tried")

@@ -68,6 +68,8 @@ def _container(client) -> Check:  # type: ignore[no-untyped-def]
         home = ledger.home()
     except BadUsage as error:
         return Check(BACKEND, "container", Health.NOTE, "none was tried", str(error))
+    if not trial.is_possible(client):
+        return Check(BACKEND, "container", Health.NOTE, "none was tried", "the trial has no program for this machine")
     folder = next(path for path in (home, *home.parents) if path.is_dir())
     problem = trial.problem_of(client, folder)
     if problem is None:

@@ -26,12 +26,14 @@ _TIMEOUT_S = 60
 _ADDRESS = 0x400000
 
 
-def problem_of(client: Any, folder: Path) -> str | None:
-    """Why a run's container could not work with files of `folder`; None where one did, or on machines with no program."""
+def is_possible(client: Any) -> bool:
+    """Whether there is a program for the engine's machine."""
     with engine.explained("asking the engine for its machine"):
-        machine = client.info().get("Architecture")
-    if machine not in _MACHINES:
-        return None
+        return client.info().get("Architecture") in _MACHINES
+
+
+def problem_of(client: Any, folder: Path) -> str | None:
+    """Why a run's container could not work with files of `folder`; None where one did. Only where it `is_possible`."""
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".dolphin-doctor-") as shared, _image(client):
             return _problem_in(client, Path(shared))
