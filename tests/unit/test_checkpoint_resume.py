@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from tests.support.checkpoint_folder import SETTINGS, save, writer
+from tests.support.checkpoint_folder import SETTINGS, completer, save, snapshot, writer
 from trainer.checkpoint.manifest import MANIFEST, REFUSED_MANIFEST, Manifest
 from trainer.checkpoint.resume import Course, Search, check_same_job, lost_work
-from trainer.checkpoint.writer import NotPublished, committed
+from trainer.checkpoint.writer import NotPublished, SaveWriter, committed
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import EventKind, RunDir, append_line
 from trainer.run.stores.base import FolderStore, StoreError
@@ -221,3 +221,43 @@ def test_lost_steps_are_those_beyond_the_checkpoint_in_the_life_before(tmp_path)
     append_line(run.metrics, {"step": 7, "loss": 1.0, "seconds": 3.0, "attempt": 2})
     assert lost_work(run, 3, 6) == (1, 3.0)
     assert lost_work(run, 3, 4) == (3, 7.0)  # and the newest checkpoint did not verify
+
+
+class RefusesRank1(FolderStore):
+    def put_file(self, name, path):
+        if "rank-00001" in name:
+            raise StoreError("the store refuses these credentials")
+        super().put_file(name, path)
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_rank_that_cannot_publish_neither_fails_the_local_save_nor_is_waited_for(tmp_path, monkeypatch, is_early):
+    """Rank 1's upload fails before rank 0 has committed here, or at the moment before rank 0 tidies up behind itself."""
+    local, remote = tmp_path / "local", RefusesRank1(tmp_path / "remote")
+    ranks = [writer(local, remote, rank=rank, world_size=2) for rank in (0, 1)]
+    entries = [one.write(2, "id", snapshot(2, rank=rank, world_size=2)) for rank, one in enumerate(ranks)]
+    complete = completer(2, "id", world_size=2)
+
+    def fail_to_publish() -> None:
+        with pytest.raises(NotPublished, match="refuses these credentials"):
+            ranks[1].commit(2, "id", entries[1], complete)
+
+    if is_early:
+        fail_to_publish()
+    else:
+        tidy = SaveWriter._tidy
+
+        def late(self, store, folder, wanted):
+            if self.rank == 0 and store is self.local:
+                with pytest.raises(StoreError):
+                    ranks[1].publish(folder, "id", entries[1], complete)
+            tidy(self, store, folder, wanted)
+
+        monkeypatch.setattr(SaveWriter, "_tidy", late)
+        ranks[1]._commit(ranks[1].local, "step-00000002", "id", entries[1], complete)
+    monkeypatch.setattr("trainer.checkpoint.writer.time.sleep", lambda seconds: pytest.fail("rank 0 waits"))
+    with pytest.raises(NotPublished, match="rank 1 could not save its part"):
+        ranks[0].commit(2, "id", entries[0], complete)
+    assert committed(FolderStore(local).list()) == ["step-00000002"]
+    ranks[0].try_again("step-00000002", "id")
+    assert not list(local.rglob("unpublished-*"))

@@ -126,7 +126,7 @@ class CheckpointManager:
         nothing = self._agree.first(self._nothing_usable(candidate, search.refused))
         if nothing is not None:
             raise TrainingFailed(nothing)
-        self._agree.done_first(lambda: search.sweep(candidate))
+        self._agree.done_first(lambda: self._sweep(search, candidate))
         self._snapshot.reserve(self._engine)
         if candidate is None:
             self._schedule.saved(0)
@@ -137,6 +137,12 @@ class CheckpointManager:
         if not candidate.is_published:
             self._publish_in_background(candidate.manifest)
         return TrainerState.from_state_dict({**candidate.manifest.state, "attempt": self._attempt})
+
+    def _sweep(self, search: Search, candidate: Candidate | None) -> None:
+        """Rank 0 alone, before any rank writes."""
+        search.sweep(candidate)
+        if candidate is not None and not candidate.is_published:
+            self._writer.try_again(candidate.folder, candidate.manifest.save_id)
 
     def _nothing_usable(self, candidate: Candidate | None, refused: dict[str, str]) -> str | None:
         """Checkpoints that exist and cannot be used must be looked at: starting over in silence would cost days."""

@@ -93,9 +93,6 @@ class SaveWriter:
     def publish(self, folder: str, save_id: str, entries: Sequence[FileEntry], complete: CompleteManifest) -> int:
         """Upload this rank's files from the run folder and commit in the remote store."""
         assert self.remote is not None
-        failure = f"{folder}/{failure_file(self.rank, save_id)}"
-        if self.commits_locally:
-            self.local.delete(failure)  # of the last try
         try:
             there = self.remote.list(folder)
             for entry in entries:
@@ -107,8 +104,13 @@ class SaveWriter:
             return self._commit(self.remote, folder, save_id, entries, complete)
         except StoreError as error:
             if self.commits_locally:  # rank 0 waits for this rank's receipt, and the store cannot tell it
-                self.local.put(failure, str(error).encode())
+                self.local.put(f"{folder}/{unpublished_file(self.rank, save_id)}", str(error).encode())
             raise
+
+    def try_again(self, folder: str, save_id: str) -> None:
+        """Rank 0, before any rank publishes a checkpoint of an earlier attempt: what failed then does not count now."""
+        for rank in range(self.world_size):
+            self.local.delete(f"{folder}/{unpublished_file(rank, save_id)}")
 
     def prune(self) -> None:
         """Delete the oldest committed checkpoints beyond `keep`. What cannot be deleted is said and left."""
@@ -166,7 +168,11 @@ class SaveWriter:
             fault.point("after-manifest", manifest.step, self.rank)
         else:
             store.put(name, manifest.encode())
-        self._tidy(store, folder, {MANIFEST, *(file.name for file in files)})
+        wanted = {MANIFEST, *(file.name for file in files)}
+        if store is self.local and self.remote is not None:  # another rank may have failed to publish by now
+            for rank in range(self.world_size):
+                wanted |= {unpublished_file(rank, save_id), failure_file(rank, save_id)}
+        self._tidy(store, folder, wanted)
         return manifest.size_bytes
 
     def _await_receipts(self, store: CheckpointStore, folder: str, save_id: str) -> list[FileEntry]:
@@ -180,10 +186,16 @@ class SaveWriter:
             present = store.list(folder)
             here = self.local.list(folder) if self.commits_locally and store is self.remote else {}
             for rank in range(self.world_size):
-                failure = f"{folder}/{failure_file(rank, save_id)}"
-                teller = store if failure in present else self.local if failure in here else None
-                if teller is not None:
-                    raise StoreError(f"rank {rank} could not save its part: {teller.get(failure).decode()}")
+                failed, unpublished = (
+                    f"{folder}/{name_of(rank, save_id)}" for name_of in (failure_file, unpublished_file)
+                )
+                for teller, listing, told in (
+                    (store, present, failed),
+                    (self.local, here, failed),
+                    (self.local, here, unpublished),
+                ):
+                    if told in listing:
+                        raise StoreError(f"rank {rank} could not save its part: {teller.get(told).decode()}")
                 name = f"{folder}/{receipt_file(rank, save_id)}"
                 if rank not in files and name in present:
                     files[rank] = [FileEntry.model_validate(entry) for entry in json.loads(store.get(name))]
@@ -221,6 +233,11 @@ def receipt_file(rank: int, save_id: str) -> str:
 
 def failure_file(rank: int, save_id: str) -> str:
     return f"failed-{rank:05d}-{save_id}.txt"
+
+
+def unpublished_file(rank: int, save_id: str) -> str:
+    """In the run folder: this rank's part stands there and could not be sent to the store."""
+    return f"unpublished-{rank:05d}-{save_id}.txt"
 
 
 def committed(listing: dict[str, int]) -> list[str]:
