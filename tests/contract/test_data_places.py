@@ -173,7 +173,7 @@ def local_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 SCRIPT = """
 import json, sys
 from trainer.data import hub
-from trainer.run.exits import BadInput
+from trainer.run.exits import BadInput, leave
 from trainer.run.spec import SourceSpec
 try:
     files = hub.files_of(SourceSpec(path=sys.argv[1]), "data.sources[0]")
@@ -181,6 +181,7 @@ try:
     print(json.dumps({"tag": files[0].tag, "rows": rows}))
 except BadInput as error:
     print(json.dumps({"error": str(error)}))
+leave(0)  # as trainer.data.prepare ends
 """
 
 

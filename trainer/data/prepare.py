@@ -30,7 +30,7 @@ from trainer.data.progress import Progress
 from trainer.data.readers import InputFile
 from trainer.data.report import bad_share_problem, write_report
 from trainer.data.tokenizer import load_tokenizer
-from trainer.run.exits import INTERRUPTED, BadInput, ExitCode
+from trainer.run.exits import INTERRUPTED, BadInput, ExitCode, leave
 from trainer.run.run_folder import make_private
 from trainer.run.spec import NodeJob
 
@@ -156,4 +156,5 @@ def _interrupt(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # All is written and closed. Threads that a hub's or a file's library left behind can abort an orderly end (-6).
+    leave(main())
