@@ -178,6 +178,8 @@ from trainer.run.spec import SourceSpec
 try:
     files = hub.files_of(SourceSpec(path=sys.argv[1]), "data.sources[0]")
     rows = [row for block in hub.blocks(files[0]) for row in block.read()]
+    import datasets
+    assert not datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, "data sets are named to a server of the library's"
     print(json.dumps({"tag": files[0].tag, "rows": rows}))
 except BadInput as error:
     print(json.dumps({"error": str(error)}))
@@ -193,8 +195,8 @@ def ask_hub(endpoint: str, path: str, home: Path, **extra: str) -> dict[str, Any
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"} | extra
-    # Left alone, the library counts the download at a server of its own on the internet, and loads torch to read rows.
-    environment |= {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "USE_TORCH": "0"}
+    # Left alone, the library loads torch to read rows.
+    environment |= {"USE_TORCH": "0"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, path], env=environment, capture_output=True, text=True, timeout=200
     )

@@ -45,6 +45,9 @@ def files_of(source: SourceSpec, place: str) -> list[InputFile]:
 def blocks(file: InputFile) -> Iterator[Block]:
     """Rows of the split, streamed unless the hub is offline (then from the cache). Raises BadInput."""
     repository, commit, subset, split = file.url.split("\n")
+    os.environ.setdefault(
+        "HF_UPDATE_DOWNLOAD_COUNTS", "0"
+    )  # the library would name the data set to a server of its own
     import datasets
 
     datasets.disable_progress_bars()
