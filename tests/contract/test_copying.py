@@ -79,3 +79,24 @@ def test_a_connection_that_breaks_in_the_middle_leaves_nothing_that_looks_whole(
     with pytest.raises(BackendError, match="cannot be copied"):
         OverSsh("lab").copy(str(model), tmp_path / "home" / "new")
     assert list((tmp_path / "home").iterdir()) == []
+
+
+CHANGED = """@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+Offending ED25519 key in /home/someone/.ssh/known_hosts:1
+Host key for [10.0.0.1]:2222 has changed and you have requested strict checking.
+Host key verification failed."""
+
+
+def test_a_host_key_that_changed_is_one_line_with_the_way_out(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ssh_that("cat", tmp_path, monkeypatch)
+    (tmp_path / "bin" / "ssh").write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{CHANGED}\nEND\nexit 255\n")
+    there = OverSsh("lab")
+    for ask in (lambda: there.copy(str(model), tmp_path / "new"), lambda: there.read(str(model / "model.safetensors"))):
+        with pytest.raises(BackendError, match=r"the host key of \[10.0.0.1\]:2222 is not the one") as raised:
+            ask()
+        assert "ssh-keygen -R '[10.0.0.1]:2222'" in str(raised.value)
+        assert "\n" not in str(raised.value)

@@ -7,6 +7,7 @@ configuration for Slurm (~/.slurm/config) names the login nodes.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import tarfile
@@ -70,7 +71,7 @@ class OverSsh:
                         archive.extractall(partial, filter="data")
                 except (tarfile.TarError, EOFError) as error:
                     problem = str(error)
-                said = ssh.stderr.read().decode(errors="replace").strip()
+                said = _said(ssh.stderr.read())
             if ssh.returncode or problem:
                 raise BackendError(f"{path} on {self._cluster}: cannot be copied: {said or problem}")
         return target.absolute()
@@ -88,8 +89,19 @@ class OverSsh:
 
     def _check(self, done: subprocess.CompletedProcess[bytes], path: str) -> None:
         if done.returncode:
-            said = done.stderr.decode(errors="replace").strip()
+            said = _said(done.stderr)
             raise BackendError(f"{path} on {self._cluster}: {said or f'ssh failed with {done.returncode}'}")
+
+
+def _said(stderr: bytes) -> str:
+    """What ssh and the other side wrote, as one line; a changed host key is 20 lines of ssh's, said here with the way out."""
+    text = stderr.decode(errors="replace")
+    if changed := re.search(r"Host key for (\S+) has changed", text):
+        return (
+            f"the host key of {changed[1]} is not the one in known_hosts; where the machine was installed anew: "
+            f"ssh-keygen -R {shlex.quote(changed[1])}, otherwise ask who runs it"
+        )
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _quoted(path: str) -> str:
