@@ -18,7 +18,8 @@ from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
 from launcher.units import size
 from trainer.run.local_files import README, data_files, fixed_part, is_glob, is_hidden, kind_of
-from trainer.run.spec import TrainSpec, UnfrozenSpec
+from trainer.run.settings.train import UnfrozenSpec
+from trainer.run.spec import TrainSpec
 
 _SECRET_NAME = re.compile(
     r"""\.env(\..*)? | .*\.env

@@ -37,8 +37,9 @@ from launcher.runs.errors import BadUsage, LauncherError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import EXIT_CODES, EndReason, RunState, is_over
 from trainer.run.exits import BadInput
+from trainer.run.result import LENGTH_SETTINGS, result_settings
 from trainer.run.run_folder import write_atomic
-from trainer.run.spec import LENGTH_SETTINGS, NodeJob, result_settings
+from trainer.run.spec import NodeJob
 
 
 @dataclass(frozen=True, slots=True)

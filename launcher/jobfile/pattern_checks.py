@@ -18,7 +18,8 @@ from launcher.models.hub_cache import local_folder
 from launcher.runs.ledger import cache_dir
 from trainer.run.exits import BadInput
 from trainer.run.patterns import match
-from trainer.run.spec import TrainSpec, UnfrozenSpec
+from trainer.run.settings.train import UnfrozenSpec
+from trainer.run.spec import TrainSpec
 from trainer.run.weight_names import without_prefix
 
 

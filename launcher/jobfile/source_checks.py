@@ -11,7 +11,7 @@ from launcher.config.key_hints import nearest_key
 from launcher.config.problems import Finding
 from trainer.run.formats.pairs import chosen_fields
 from trainer.run.formats.registry import FORMATS
-from trainer.run.spec import DataSpec, SourceSpec
+from trainer.run.settings.data import DataSpec, SourceSpec
 
 
 def source_findings(data: DataSpec) -> list[Finding]:

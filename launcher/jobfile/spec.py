@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from launcher.config.problems import Finding
-from trainer.run.spec import PositiveInt, SpecModel, TrainSpec
-from trainer.run.spec import problems as train_problems
+from trainer.run.contradictions import problems as train_problems
+from trainer.run.settings.base import PositiveInt, SpecModel
+from trainer.run.spec import TrainSpec
 
 
 def _one_or_more(value: Any) -> Any:

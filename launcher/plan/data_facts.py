@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.run.spec import DataSpec
+from trainer.run.settings.data import DataSpec
 
 BYTES_PER_TOKEN = 4.4
 """Of a JSON file with conversations: English text has about 4 characters a token, names of fields and quotes come on top."""

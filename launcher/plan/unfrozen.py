@@ -18,7 +18,8 @@ from launcher.runs.errors import BadUsage, LauncherError
 from launcher.runs.ledger import cache_dir
 from trainer.run import python
 from trainer.run.exits import BadInput, ExitCode
-from trainer.run.spec import TrainSpec, UnfrozenSpec
+from trainer.run.settings.train import UnfrozenSpec
+from trainer.run.spec import TrainSpec
 from trainer.run.weights_index import fingerprint, stored_tensors
 
 Spec = TypeVar("Spec", bound=TrainSpec)

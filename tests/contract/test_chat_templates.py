@@ -22,7 +22,7 @@ from trainer.data.render import Renderer
 from trainer.data.tokenizer import load_tokenizer
 from trainer.run.formats.conversation import BadRow, Conversation, check
 from trainer.run.formats.turns import MESSAGES
-from trainer.run.spec import ModelSpec, SpecialTokens
+from trainer.run.settings.model import ModelSpec, SpecialTokens
 
 CASES = [(family, name) for family, kind in FAMILIES.items() for name in CONVERSATIONS if name in kind.trained]
 SAME_TOOLS = [(family, name) for family, name in CASES if name != "tools" or not FAMILIES[family].moves_tools]

@@ -23,7 +23,7 @@ from trainer.data.prepare import prepare
 from trainer.data.prepared import Prepared
 from trainer.data.readers import blocks
 from trainer.run.exits import BadInput
-from trainer.run.spec import SourceSpec
+from trainer.run.settings.data import SourceSpec
 
 ROWS = [chat(f"question {i}", f"answer {i} ça va 🐬") for i in range(30)]
 
@@ -174,7 +174,7 @@ SCRIPT = """
 import json, sys
 from trainer.data import hub
 from trainer.run.exits import BadInput, leave
-from trainer.run.spec import SourceSpec
+from trainer.run.settings.data import SourceSpec
 try:
     files = hub.files_of(SourceSpec(path=sys.argv[1]), "data.sources[0]")
     rows = [row for block in hub.blocks(files[0]) for row in block.read()]

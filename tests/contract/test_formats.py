@@ -26,7 +26,7 @@ from trainer.run.exits import BadInput
 from trainer.run.formats.base import DatasetFormat
 from trainer.run.formats.conversation import EMPTY_SYSTEM, OPENING_ANSWER, BadRow, Conversation, check
 from trainer.run.formats.registry import FORMATS, choose
-from trainer.run.spec import SourceSpec
+from trainer.run.settings.data import SourceSpec
 
 S, U, A, T = "system", "user", "assistant", "tool"
 SHAPES = {

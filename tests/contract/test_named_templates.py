@@ -14,7 +14,7 @@ from trainer.data.tokenizer import load_tokenizer
 from trainer.run.chat_templates.registry import TEMPLATES
 from trainer.run.exits import BadInput
 from trainer.run.formats.turns import MESSAGES
-from trainer.run.spec import ModelSpec, SpecialTokens
+from trainer.run.settings.model import ModelSpec, SpecialTokens
 
 ENDS = {
     "llama3": "<|eot_id|>", "llama3_2_vision": "<|eot_id|>", "llama4": "<|eot|>", "gemma": "<end_of_turn>", "gemma3": "<end_of_turn>",

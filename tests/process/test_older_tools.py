@@ -13,7 +13,7 @@ import torch
 from tests.support import older_transformers
 from tests.support.tiny_job import train, write_data, write_job, write_model
 from trainer.export import older_tools
-from trainer.run.spec import ModelSpec
+from trainer.run.settings.model import ModelSpec
 
 IDS = list(range(5, 205))
 TEXT = "Hello  world,\n\n\tdon't 1234 naïve <|tool|>🐬"

@@ -16,7 +16,10 @@ from launcher.backends.sky.node import bucket as sky_bucket
 from launcher.backends.sky.node import relay
 from tests.support.dolphin_cli import FAKE_TRAINER, wait_until
 from trainer.run.run_folder import read_lines
-from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
+from trainer.run.settings.data import DataSpec, SourceSpec
+from trainer.run.settings.model import ModelSpec
+from trainer.run.settings.train import OptimizerSettings
+from trainer.run.spec import NodeJob, TrainSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,8 @@ from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.snapshot import ShardSnapshot, Snapshot
 from trainer.checkpoint.writer import SaveWriter, random_file
 from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState
-from trainer.run.spec import TrainSpec, result_settings
+from trainer.run.result import result_settings
+from trainer.run.spec import TrainSpec
 from trainer.run.stores.base import FolderStore
 
 SHAPES = {"w": (5, 7), "b": (5,)}

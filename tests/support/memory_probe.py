@@ -40,7 +40,10 @@ from trainer.engine import engine  # noqa: E402
 from trainer.engine import optimizer as optim  # noqa: E402
 from trainer.model import attention, freeze  # noqa: E402
 from trainer.model.packed import PackedModel  # noqa: E402
-from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec  # noqa: E402
+from trainer.run.settings.data import DataSpec, SourceSpec  # noqa: E402
+from trainer.run.settings.model import ModelSpec  # noqa: E402
+from trainer.run.settings.train import OptimizerSettings  # noqa: E402
+from trainer.run.spec import NodeJob, TrainSpec  # noqa: E402
 
 engine._skip_unused_extension()  # or a start that was killed while it was built would block this one for ever
 deepspeed.init_distributed(dist_backend="gloo", dist_init_required=False, verbose=False)

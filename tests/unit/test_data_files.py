@@ -18,7 +18,7 @@ from trainer.data.prepare import prepare
 from trainer.data.readers import blocks
 from trainer.run.exits import BadInput
 from trainer.run.formats.conversation import BadRow, Reason
-from trainer.run.spec import SourceSpec
+from trainer.run.settings.data import SourceSpec
 
 ROWS = [chat(f"question {i}, über\u2028two 🐬", f"answer {i}") for i in range(7)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

@@ -22,7 +22,7 @@ from trainer.data.tokenizer import load_tokenizer
 from trainer.run.chat_templates.chatml import CHATML
 from trainer.run.exits import BadInput
 from trainer.run.formats.conversation import BadRow, Conversation, Turn
-from trainer.run.spec import ModelSpec, SpecialTokens
+from trainer.run.settings.model import ModelSpec, SpecialTokens
 
 FAMILIES = ("byte-level", "llama3", "nfc", "sentencepiece")
 

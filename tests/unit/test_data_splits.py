@@ -10,7 +10,7 @@ import pytest
 from trainer.data.inputs import files_of
 from trainer.data.splits import keys_of_split, split_in_name
 from trainer.run.exits import BadInput
-from trainer.run.spec import SourceSpec
+from trainer.run.settings.data import SourceSpec
 
 
 def folder_of(root: Path, *names: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trainer.run.evaluation_interval import is_evaluation_due
-from trainer.run.spec import OptimizerSettings
+from trainer.run.settings.train import OptimizerSettings
 
 
 @pytest.mark.parametrize(

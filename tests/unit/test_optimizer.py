@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trainer.engine import optimizer as optim
-from trainer.run.spec import OptimizerSettings
+from trainer.run.settings.train import OptimizerSettings
 
 
 def rates(total: int, **settings: object) -> list[float]:

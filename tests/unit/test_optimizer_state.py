@@ -18,7 +18,7 @@ from trainer.checkpoint.manifest import MANIFEST, CorruptCheckpoint, Manifest
 from trainer.checkpoint.shards import ShardReader
 from trainer.engine import optimizer as optim
 from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState, StateTensor
-from trainer.run.spec import OptimizerSettings
+from trainer.run.settings.train import OptimizerSettings
 from trainer.run.stores.base import FolderStore
 
 HALF = OptimizerState(moments=(StateTensor("momentum_buffer", "bfloat16"),))

@@ -10,7 +10,10 @@ import torch
 
 from trainer.engine import out_of_memory
 from trainer.run.exits import TrainingFailed
-from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
+from trainer.run.settings.data import DataSpec, SourceSpec
+from trainer.run.settings.model import ModelSpec
+from trainer.run.settings.train import OptimizerSettings
+from trainer.run.spec import NodeJob, TrainSpec
 
 WORDS = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 44.40 GiB of which 1.2 GiB is free. "

@@ -17,7 +17,10 @@ from launcher.plan.throughput import offload_cost, step_flops, step_time, step_t
 from launcher.runs import ledger
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import EventKind, append_line
-from trainer.run.spec import DataSpec, ModelSpec, NodeJob, OptimizerSettings, SourceSpec, TrainSpec
+from trainer.run.settings.data import DataSpec, SourceSpec
+from trainer.run.settings.model import ModelSpec
+from trainer.run.settings.train import OptimizerSettings
+from trainer.run.spec import NodeJob, TrainSpec
 
 SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

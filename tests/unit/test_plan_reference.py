@@ -21,7 +21,7 @@ from launcher.plan.make import LaunchPlan, Subject, make_plan
 from launcher.plan.of_job import settled_zero, with_memory
 from launcher.plan.view import show, summarise
 from launcher.runs.errors import BadUsage
-from trainer.run.spec import DataSpec, SourceSpec
+from trainer.run.settings.data import DataSpec, SourceSpec
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dolphin-2.9.4-llama3.1-8b.yaml"
 CATALOGS = os.environ.get("DOLPHIN_SKY_CATALOGS")

@@ -7,7 +7,7 @@ import pytest
 from trainer.checkpoint.schedule import SaveSchedule
 from trainer.run import save_interval
 from trainer.run.run_folder import EventKind, RunDir
-from trainer.run.spec import CheckpointSpec
+from trainer.run.settings.checkpoint import CheckpointSpec
 
 HOUR, DAY = 3600.0, 86400.0
 

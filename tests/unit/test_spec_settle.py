@@ -10,7 +10,8 @@ import pytest
 from launcher.config.problems import SpecErrors
 from launcher.jobfile.settle import Placement, settle
 from launcher.jobfile.spec import JobSpec
-from trainer.run.spec import NodeJob, TrainSpec, problems
+from trainer.run.contradictions import problems
+from trainer.run.spec import NodeJob, TrainSpec
 
 
 def job(train: dict[str, Any] | None = None, **groups: Any) -> JobSpec:

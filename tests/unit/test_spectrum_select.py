@@ -13,7 +13,10 @@ import pytest
 from launcher.models.spectrum import read_snr, select, share_of
 from launcher.plan.unfrozen import resolve_unfrozen
 from trainer.run.exits import BadInput
-from trainer.run.spec import DataSpec, ModelSpec, OptimizerSettings, SourceSpec, SpectrumSpec, TrainSpec, UnfrozenSpec
+from trainer.run.settings.data import DataSpec, SourceSpec
+from trainer.run.settings.model import ModelSpec
+from trainer.run.settings.train import OptimizerSettings, SpectrumSpec, UnfrozenSpec
+from trainer.run.spec import TrainSpec
 
 REFERENCE = os.environ.get("DOLPHIN_REFERENCE")
 needs_reference = pytest.mark.skipif(

@@ -17,7 +17,8 @@ from trainer.rank.metrics import Background, MetricsWriter
 from trainer.run.exits import BadInput
 from trainer.run.log_lines import step_line
 from trainer.run.run_folder import RunDir
-from trainer.run.spec import NodeJob, TrackSpec
+from trainer.run.settings.track import TrackSpec
+from trainer.run.spec import NodeJob
 
 STEP_KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "attempt", "time"]
 

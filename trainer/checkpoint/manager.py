@@ -28,8 +28,9 @@ from trainer.data.batch import Share
 from trainer.engine import zero_state
 from trainer.run.exits import StoreGone, TrainingFailed
 from trainer.run.optimizer_state import OPTIMIZER_STATES
+from trainer.run.result import result_hash, result_settings
 from trainer.run.run_folder import EventKind, RunDir
-from trainer.run.spec import NodeJob, result_hash, result_settings
+from trainer.run.spec import NodeJob
 from trainer.run.stores import opening
 from trainer.run.stores.base import FolderStore, StoreError
 

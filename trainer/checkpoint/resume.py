@@ -25,8 +25,11 @@ from trainer.checkpoint.writer import committed
 from trainer.data.plan import num_steps
 from trainer.engine import optimizer
 from trainer.run.exits import BadInput
+from trainer.run.result import LENGTH_SETTINGS, RESULT_NEUTRAL
 from trainer.run.run_folder import RunDir
-from trainer.run.spec import LENGTH_SETTINGS, RESULT_NEUTRAL, OptimizerSettings, SpecModel, TrainSpec
+from trainer.run.settings.base import SpecModel
+from trainer.run.settings.train import OptimizerSettings
+from trainer.run.spec import TrainSpec
 from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore, NotInStore
 
 

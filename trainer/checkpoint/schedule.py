@@ -6,7 +6,7 @@ import time
 
 from trainer.run import save_interval
 from trainer.run.run_folder import EventKind, RunDir
-from trainer.run.spec import CheckpointSpec
+from trainer.run.settings.checkpoint import CheckpointSpec
 
 
 class SaveSchedule:

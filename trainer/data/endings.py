@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data.anchors import MARKINGS, Marker
 from trainer.data.template import TEMPLATE_ERRORS, ChatTemplate
-from trainer.run.spec import ModelSpec
+from trainer.run.settings.model import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -14,7 +14,7 @@ from typing import Any
 
 from trainer.data.readers import BLOCK_ROWS, HUB, Block, InputFile
 from trainer.run.exits import BadInput
-from trainer.run.spec import SourceSpec
+from trainer.run.settings.data import SourceSpec
 
 PREFIX = "hf://"
 

@@ -20,7 +20,7 @@ from trainer.data.splits import keys_of_split
 from trainer.run.exits import BadInput
 from trainer.run.local_files import KINDS, data_files, is_data, kind_of
 from trainer.run.run_folder import make_private, write_atomic
-from trainer.run.spec import SourceSpec
+from trainer.run.settings.data import SourceSpec
 
 _READ_BYTES = 1 << 22
 

@@ -29,7 +29,7 @@ from trainer.run.formats.conversation import (
     without_empty_system,
     without_opening_answer,
 )
-from trainer.run.spec import DataSpec
+from trainer.run.settings.data import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -13,7 +13,7 @@ import numpy as np
 from trainer.data.minhash import near_duplicates
 from trainer.data.packing import generator
 from trainer.run.exits import BadInput
-from trainer.run.spec import DataSpec
+from trainer.run.settings.data import DataSpec
 
 _SAMPLE_STREAM, _VALIDATION_STREAM = 1 << 40, 1 << 41
 """Streams of random numbers that no epoch uses."""

@@ -17,7 +17,7 @@ import yaml
 
 from trainer.run.exits import BadInput
 from trainer.run.local_files import README
-from trainer.run.spec import SourceSpec
+from trainer.run.settings.data import SourceSpec
 
 TRAIN = "train"
 NAMES = {

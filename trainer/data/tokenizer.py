@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.run.chat_templates.registry import TEMPLATES
 from trainer.run.exits import BadInput
-from trainer.run.spec import ModelSpec
+from trainer.run.settings.model import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

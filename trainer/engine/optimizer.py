@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.run.spec import OptimizerSettings
+from trainer.run.settings.train import OptimizerSettings
 
 
 def warmup_steps(settings: OptimizerSettings, total_steps: int) -> int:

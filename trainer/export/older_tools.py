@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Pretrained
 
 from trainer.export import base_files
 from trainer.export.telling import guarded, warn
-from trainer.run.spec import ModelSpec
+from trainer.run.settings.model import ModelSpec
 
 NOT_CARRIED = {"auto_map", "quantization_config", "transformers_version", "name_or_path", "dtype", "torch_dtype"}
 """Keys of the base's config.json that say nothing of the export."""

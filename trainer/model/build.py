@@ -20,7 +20,8 @@ from trainer.model import attention, self_test
 from trainer.model.packed import Way
 from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
-from trainer.run.spec import ModelSpec, NodeJob
+from trainer.run.settings.model import ModelSpec
+from trainer.run.spec import NodeJob
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from trainer.run.packages import require_packages
 from trainer.run.run_folder import METRICS_FILE, RunDir, append_line, end_torn_line
-from trainer.run.spec import MlflowSpec, NodeJob, WandbSpec
+from trainer.run.settings.track import MlflowSpec, WandbSpec
+from trainer.run.spec import NodeJob
 
 
 class Tracker(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.run.spec import EvaluateEvery, OptimizerSettings
+from trainer.run.settings.train import EvaluateEvery, OptimizerSettings
 
 
 def evaluation_interval(settings: OptimizerSettings, steps_per_epoch: int) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from trainer.run.exits import BadInput
-from trainer.run.spec import TrackSpec
+from trainer.run.settings.track import TrackSpec
 
 
 def require_packages(track: TrackSpec) -> None:

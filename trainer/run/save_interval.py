@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.run.spec import CheckpointSpec, SaveEvery
+from trainer.run.settings.checkpoint import CheckpointSpec, SaveEvery
 
 SECONDS_PER_DAY = 86400.0
 SHORTEST_S = 30.0

@@ -9,7 +9,7 @@ from trainer.run.formats.base import DatasetFormat
 from trainer.run.formats.pairs import PAIRS, AlpacaFormat, TextFormat, chosen_fields
 from trainer.run.formats.segments import SegmentsFormat
 from trainer.run.formats.turns import MESSAGES, SHAREGPT, SHAREGPT_SINGULAR
-from trainer.run.spec import SourceSpec
+from trainer.run.settings.data import SourceSpec
 
 FORMATS: tuple[DatasetFormat, ...] = (
     SHAREGPT, MESSAGES, SHAREGPT_SINGULAR, AlpacaFormat(), *PAIRS, SegmentsFormat(), TextFormat(),

@@ -1,0 +1,70 @@
+"""Settings that contradict each other.
+
+Pure functions of a specification that has the right form, so that a reader of job.yaml can report all of them at once
+with their lines.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from trainer.run.settings.checkpoint import SaveEvery
+from trainer.run.spec import TrainSpec
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a specification: where (`("train", "warmup_steps")`), what and what to do."""
+
+    where: tuple[str | int, ...]
+    message: str
+
+
+def problems(spec: TrainSpec) -> list[Problem]:
+    """Contradictions between settings, both named. Empty where there are none."""
+    t, d, found = spec.train, spec.data, []
+
+    def report(where: str, message: str) -> None:
+        found.append(Problem(tuple(where.split(".")), message))
+
+    if t.global_batch is not None and t.accumulation is not None:
+        report("train.accumulation", "contradicts train.global_batch: each decides the other; remove one")
+    if t.global_batch is not None and t.global_batch % t.micro_batch:
+        report(
+            "train.global_batch", f"{t.global_batch} is not a multiple of train.micro_batch {t.micro_batch}; change one"
+        )
+    if t.offload != "none" and t.zero == 0:
+        report("train.offload", "contradicts train.zero 0, which partitions no optimizer; set zero to auto, 1, 2 or 3")
+    if t.warmup_steps is not None and t.warmup_ratio is not None:
+        report("train.warmup_ratio", "contradicts train.warmup_steps: both set the warm-up; remove one")
+    if t.max_steps is not None and t.warmup_steps is not None and t.warmup_steps >= t.max_steps:
+        report(
+            "train.warmup_steps",
+            f"{t.warmup_steps} steps of warm-up leave none of train.max_steps {t.max_steps}; lower it",
+        )
+    if t.max_steps is not None and "epochs" in t.model_fields_set:
+        report("train.max_steps", "contradicts train.epochs: both set the length; remove one")
+    if d.train_on_inputs and d.last_turn_only:
+        report("data.last_turn_only", "contradicts data.train_on_inputs: it trains on every token; remove one")
+    if d.train_on_inputs and d.train_on_reasoning is not True:
+        report("data.train_on_reasoning", "contradicts data.train_on_inputs: it trains on every token; remove one")
+    if d.unroll and (d.last_turn_only or d.train_on_inputs or d.train_on_reasoning is not True):
+        report("data.unroll", "contradicts what trains only a part, or all, of a conversation; set it to false")
+    if d.validation_count is not None and "validation_fraction" in d.model_fields_set:
+        report("data.validation_count", "contradicts data.validation_fraction: both size what is held out; remove one")
+    if not d.holds_out and t.evaluate_every not in ("epoch", "never") and "evaluate_every" in t.model_fields_set:
+        report(
+            "train.evaluate_every",
+            "contradicts data.validation_fraction 0: there is nothing to evaluate on; set a fraction or `never`",
+        )
+    every = spec.checkpoint.every
+    if isinstance(every, SaveEvery) and every == SaveEvery():
+        report("checkpoint.every", "names no interval: set steps, minutes or epochs, or write `every: auto`")
+    for i, source in enumerate(d.sources):
+        if source.weight is not None and source.samples is not None:
+            found.append(
+                Problem(
+                    ("data", "sources", i, "weight"),
+                    "contradicts `samples` of the same source: both set its size; remove one",
+                )
+            )
+    return found

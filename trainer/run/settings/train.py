@@ -1,0 +1,83 @@
+"""`train:` of a job: the optimization."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainer.run.settings.base import Fraction, PositiveInt, SpecModel
+
+
+class SpectrumSpec(SpecModel):
+    snr: Annotated[str, Field(min_length=1)]
+    """An SNR file written by `dolphin spectrum scan`, or a model folder to scan."""
+    top: Annotated[str, Field(pattern=r"^(100|[1-9]?[0-9])(\.[0-9]+)?%$")] = "50%"
+    """Share of each module type to train, highest signal-to-noise ratio first."""
+
+
+class UnfrozenSpec(SpecModel):
+    spectrum: SpectrumSpec
+    """Choose the layers by signal-to-noise ratio (Spectrum, arXiv 2406.06623)."""
+    patterns: tuple[str, ...] = ()
+    """Patterns to train besides, for example the norms and the embeddings, which have no ranking."""
+
+
+class EvaluateEvery(SpecModel):
+    epochs: Annotated[float, Field(gt=0)]
+    """Measure after this share or number of epochs, rounded to whole steps."""
+
+
+class OptimizerSettings(SpecModel):
+    """(group `train`)"""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the data."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    micro_batch: PositiveInt = 1
+    """Packed sequences per GPU in one forward pass."""
+    global_batch: PositiveInt | None = None
+    """Packed sequences per optimizer step over all GPUs. State this or `accumulation`."""
+    accumulation: PositiveInt | None = None
+    """Micro batches per optimizer step and GPU; with it global_batch = micro_batch x accumulation x GPUs of `resources`."""
+    optimizer: Literal["adamw"] = "adamw"
+    """AdamW with decoupled weight decay."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    """Peak learning rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """Adam's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay; not applied to vectors (norms and biases)."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Clip the gradient's global norm to this; 0 does not clip."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the learning rate after the warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of linear warm-up from 0. State this or `warmup_ratio`; neither is no warm-up."""
+    warmup_ratio: Fraction | None = None
+    """Warm-up as a share of all steps."""
+    min_lr_ratio: Fraction = 0.0
+    """The schedule ends at this share of the peak learning rate."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Precision of forward and backward; master weights and moments are fp32 either way."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass (non-reentrant) to save memory."""
+    zero: Literal[0, 1, 2, 3, "auto"] = "auto"
+    """DeepSpeed's ZeRO stage; `auto` takes the least communication that fits the GPU."""
+    offload: Literal["none", "optimizer"] = "none"
+    """`optimizer` keeps master weights and Adam's moments in host memory and updates them there: slower, for a state that GPUs cannot hold."""
+    unfrozen: tuple[str, ...] | UnfrozenSpec | None = None
+    """Regular expressions (re.search) over parameter names: what they hit is trained, the rest is frozen. None trains all."""
+    loss_chunk: PositiveInt = 2048
+    """Labelled tokens whose logits are held at once in the loss."""
+    evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch", "never"] | EvaluateEvery = "epoch"
+    """Measure the validation loss every this many steps, at the end of each `epoch`, after a share of one ({epochs: 0.25}), or `never`."""
+    evaluate_at_start: bool = True
+    """Measure the validation loss before the first step too."""
+    log_every: PositiveInt = 1
+    """Print a line every this many steps; metrics.jsonl has every step."""
+    seed: int = 42
+    """Seed of everything random: the held-out split, the order of the data, fresh weights, dropout."""
