@@ -3,6 +3,7 @@
 The two object stores are one server (tests/support/object_stores.py) behind a proxy that can be told to misbehave.
 """
 
+import errno
 import os
 import socket
 import subprocess
@@ -11,9 +12,10 @@ import sys
 import pytest
 
 from tests.support import object_stores
+from tests.support.away_folder import away
 from tests.support.fault_proxy import FaultProxy
-from trainer.run.exits import BadInput
-from trainer.run.stores import object_store
+from trainer.run.exits import BadInput, StoreGone
+from trainer.run.stores import base, object_store
 from trainer.run.stores.base import FolderStore, NotInStore, StoreError, StoreRefused
 from trainer.run.stores.opening import open_store, probe
 
@@ -31,7 +33,8 @@ def proxy(object_server, monkeypatch):
         for name, value in object_stores.environment(found.url, retry_s=20).items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-        monkeypatch.setattr(object_store, "FIRST_PAUSE_S", 0.01)
+        for module in (base, object_store):
+            monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
         yield found
 
 
@@ -205,8 +208,8 @@ def test_a_writer_that_dies_leaves_nothing_that_could_be_taken_for_a_file(tmp_pa
     store.put("step-00000001/shard", b"old")
     code = (
         "import os, signal; from pathlib import Path; from trainer.run.stores.base import FolderStore\n"
-        f"with FolderStore(Path({str(tmp_path)!r})).writing('step-00000001/shard') as handle:\n"
-        "    handle.write(b'half of the new'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def die(handle): handle.write(b'half of the new'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"FolderStore(Path({str(tmp_path)!r})).write('step-00000001/shard', die)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     assert len(list((tmp_path / "step-00000001").iterdir())) == 2
@@ -302,3 +305,45 @@ def test_a_bucket_that_was_removed_meanwhile_is_one_line(proxy, operation, large
     store = open_store("s3://removed/run-1/checkpoints")
     with pytest.raises(StoreRefused, match=r"there is no such bucket$"):
         OPERATIONS[operation](store, large)
+
+
+PASSING = {
+    "EIO": errno.EIO,
+    "ESTALE": errno.ESTALE,
+    "ENOTCONN": errno.ENOTCONN,
+    "ETIMEDOUT": errno.ETIMEDOUT,
+    "EROFS": errno.EROFS,
+}
+
+
+@pytest.mark.parametrize("name", PASSING)
+@pytest.mark.parametrize("operation", sorted(OPERATIONS.keys() - {"entries"}))
+def test_a_shared_folder_that_is_away_for_a_moment_is_asked_again(make, monkeypatch, operation, name, tmp_path):
+    """A file server fails over in seconds; the first of these errors once ended the run."""
+    monkeypatch.setattr(base, "FIRST_PAUSE_S", 0.001)
+    store = make("folder")
+    store.put("there", b"whole" * 1000)
+    (tmp_path / "large").write_bytes(b"y" * 5000)
+    with away(store.root, PASSING[name], PASSING[name]) as left:
+        OPERATIONS[operation](store, tmp_path / "large")
+        assert left == []
+    sizes = {"put": {"new": 5000}, "put_file": {"large": 5000}, "delete": {}}
+    there = {} if operation == "delete" else {"there": 5000}
+    assert store.list() == there | sizes.get(operation, {})
+    assert len(list(store.root.iterdir())) == len(store.list()), "something half-written is left"
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_a_shared_folder_that_stays_away_is_told_from_one_that_refuses(make, monkeypatch, name):
+    monkeypatch.setenv("DOLPHIN_STORE_RETRY_S", "0.01")
+    store = make("folder")
+    store.put("there", b"whole")
+    with away(store.root, *[PASSING[name]] * 20), pytest.raises(base.StoreAway) as caught:
+        store.get("there")
+    assert str(caught.value).startswith(f"{store.root}/there: ")
+    with away(store.root, *[PASSING[name]] * 200), pytest.raises(StoreGone, match="does not answer"):
+        probe(store, is_first=False)
+    with away(store.root, errno.EACCES) as left, pytest.raises(StoreError, match="permission denied") as refused:
+        store.get("there")
+    assert not isinstance(refused.value, base.StoreAway)
+    assert left == []

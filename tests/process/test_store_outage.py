@@ -1,8 +1,13 @@
-"""The bucket is away when a run comes back: the trainer says so in a line and asks to be started again, as after a preemption."""
+"""The store is away when a run comes back, or while it trains: the trainer says so in a line and asks to be started again, as
+after a preemption."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import threading
+import time
 
 import pytest
 
@@ -48,3 +53,51 @@ def test_a_store_that_is_away_at_a_resume_ends_in_75_and_never_in_1(s3, tmp_path
     s3.rule = lambda request: None
     tiny_job.train(run, **where)
     assert "resumed at step 4" in run.log.read_text()
+
+
+def mount(*options: str) -> None:
+    subprocess.run(["mount", *options], check=True, capture_output=True)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of its own, that can be made read-only under a run."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        mount("-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder))
+    except subprocess.CalledProcessError:
+        pytest.skip("this machine does not let a small disk be mounted")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def remount_once_saved(disk, how: str) -> threading.Thread:
+    def work() -> None:
+        while not list(disk.glob("*/checkpoints/*/manifest.json")):
+            time.sleep(0.01)
+        while subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=False, capture_output=True).returncode:
+            time.sleep(0.01)  # a file is open to be written
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_shared_folder_that_goes_away_while_it_trains_ends_in_75_and_never_in_1(disk, tmp_path):
+    checkpoint = {"store": str(disk), "every": {"steps": 2}}
+    run = tiny_job.write_job(tmp_path, "away", train={"max_steps": 60}, checkpoint=checkpoint)
+    gone = remount_once_saved(disk, "ro")
+    tiny_job.train(run, expect=75, DOLPHIN_STORE_RETRY_S="1")
+    gone.join()
+    tiny_job.train(run, expect=75, DOLPHIN_STORE_RETRY_S="0.1")  # still away when it comes back
+    reasons = [e["reason"] for e in run.read_events() if e["event"] == "finished"]
+    assert all("the file system is read-only" in reason for reason in reasons)
+    assert "last checkpoint at step" in reasons[0]
+    assert "does not answer" in reasons[1]
+    assert "Traceback" not in run.log.read_text()
+    mount("-o", "remount,rw", str(disk))
+    tiny_job.train(run)
+    assert "resumed at step" in run.log.read_text()

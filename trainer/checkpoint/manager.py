@@ -32,7 +32,7 @@ from trainer.run.result import result_hash, result_settings
 from trainer.run.run_folder import EventKind, RunDir
 from trainer.run.spec import NodeJob
 from trainer.run.stores import opening
-from trainer.run.stores.base import FolderStore, StoreError
+from trainer.run.stores.base import FolderStore, StoreAway, StoreError
 
 Emit = Callable[..., None]
 PACKAGES = ("dolphin-launcher", "torch", "deepspeed", "transformers", "safetensors")
@@ -109,7 +109,7 @@ class CheckpointManager:
         try:
             return self._resume()
         except StoreError as error:
-            if self._writer.remote is None:
+            if self._writer.remote is None and not isinstance(error, StoreAway):
                 raise
             raise StoreGone(f"the checkpoint store does not answer: {error}") from error
 
@@ -259,7 +259,9 @@ class CheckpointManager:
 
     def check(self) -> None:
         """Raise TrainingFailed where the save in the background failed, StoreGone where only the store did. Every step."""
-        if isinstance(self._failure, StoreGone):
+        if isinstance(
+            self._failure, (StoreGone, StoreAway)
+        ):  # of a folder that is the store, nothing else was to hold it
             raise StoreGone(f"a checkpoint could not be saved: {self._failure}") from self._failure
         if self._failure is not None:
             raise TrainingFailed(f"a checkpoint could not be saved: {self._failure}") from self._failure

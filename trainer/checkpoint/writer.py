@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from trainer.checkpoint import fault
 from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, folder_name, step_of
@@ -63,10 +64,9 @@ class SaveWriter:
             name = f"rank-{self.rank:05d}-{index:03d}-{save_id}.safetensors"
             entries.append(self._write_shard(step, folder, name, shard, snapshot))
         name = random_file(self.rank, save_id)
-        with self.local.writing(f"{folder}/{name}") as handle:
-            writer = HashingWriter(handle)
-            writer.write(memoryview(snapshot.random))
-        entries.append(writer.entry(name))
+        entries.append(
+            self.local.write(f"{folder}/{name}", lambda handle: _write_random(handle, name, snapshot.random))
+        )
         fault.point("after-shards", step, self.rank)
         return entries
 
@@ -135,9 +135,11 @@ class SaveWriter:
             self.warn(f"an old checkpoint could not be deleted, training goes on: {error}")
 
     def _write_shard(self, step: int, folder: str, name: str, shard: ShardSnapshot, snapshot: Snapshot) -> FileEntry:
-        with self.local.writing(f"{folder}/{name}") as handle:
+        def fill(handle: BinaryIO) -> FileEntry:
             target = fault.CutHandle(handle, shard.num_bytes // 2, step, self.rank) if fault.is_asked() else handle
             return write_shard(target, name, shard.pieces, snapshot.shapes, shard.state, shard.parts())
+
+        return self.local.write(f"{folder}/{name}", fill)
 
     def _commit(
         self,
@@ -160,11 +162,7 @@ class SaveWriter:
                 raise StoreError(f"{store.url}/{folder}/{file.name}: {size} bytes arrived of {file.size_bytes}")
         name = f"{folder}/{MANIFEST}"
         if fault.is_asked() and isinstance(store, FolderStore):
-            data = manifest.encode()
-            with store.writing(name) as handle:
-                handle.write(data[: len(data) // 2])
-                fault.point("mid-manifest", manifest.step, self.rank)
-                handle.write(data[len(data) // 2 :])
+            store.write(name, lambda handle: self._write_in_halves(handle, manifest))
             fault.point("after-manifest", manifest.step, self.rank)
         else:
             store.put(name, manifest.encode())
@@ -174,6 +172,12 @@ class SaveWriter:
                 wanted |= {unpublished_file(rank, save_id), failure_file(rank, save_id)}
         self._tidy(store, folder, wanted)
         return manifest.size_bytes
+
+    def _write_in_halves(self, handle: BinaryIO, manifest: Manifest) -> None:
+        data = manifest.encode()
+        handle.write(data[: len(data) // 2])
+        fault.point("mid-manifest", manifest.step, self.rank)
+        handle.write(data[len(data) // 2 :])
 
     def _await_receipts(self, store: CheckpointStore, folder: str, save_id: str) -> list[FileEntry]:
         """Files of all ranks, by rank. Raises StoreError where another rank reports that it failed.
@@ -221,6 +225,12 @@ class SaveWriter:
                     store.delete(name)
         except StoreError as error:
             self.warn(f"leftovers of a save could not be deleted, training goes on: {error}")
+
+
+def _write_random(handle: BinaryIO, name: str, data: bytes) -> FileEntry:
+    writer = HashingWriter(handle)
+    writer.write(memoryview(data))
+    return writer.entry(name)
 
 
 def random_file(rank: int, save_id: str) -> str:

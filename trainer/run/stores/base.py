@@ -11,11 +11,18 @@ import errno
 import os
 import shutil
 import stat
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
+Answer = TypeVar("Answer")
+
+RETRY_VARIABLE, RETRY_S = "DOLPHIN_STORE_RETRY_S", 180.0
+"""How long an operation is tried again before the store is given up."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
+"""Between attempts at an operation."""
 PROBE = "probe-"
 """What the probe's object is called."""
 TEMPORARY = ".writing-"
@@ -28,6 +35,10 @@ class StoreError(Exception):
 
 class NotInStore(StoreError):
     """There is no such object."""
+
+
+class StoreAway(StoreError):
+    """The store did not answer for RETRY_S, for a reason that may pass."""
 
 
 class StoreRefused(StoreError):
@@ -59,69 +70,119 @@ class CheckpointStore(Protocol):
         """Remove an object; no error where there is none."""
 
 
+def seconds_to_retry() -> float:
+    return float(os.environ.get(RETRY_VARIABLE, RETRY_S))
+
+
+def persistently(ask: Callable[[], Answer], retry_s: float) -> Answer:
+    """What `ask` returns, done from its beginning again while it raises StoreAway: each operation is done anew without harm."""
+    until, pause_s = time.monotonic() + retry_s, FIRST_PAUSE_S
+    while True:
+        try:
+            return ask()
+        except StoreAway:
+            if time.monotonic() + pause_s > until:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
 class FolderStore:
-    """A folder on a local or shared file system."""
+    """A folder on a local or shared file system. A shared one's server fails over and comes back: what it answers meanwhile
+    is no answer, and the operation is done again."""
 
     is_local = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = str(root)
+        self._retry_s = seconds_to_retry()
 
     def list(self, prefix: str = "") -> dict[str, int]:
-        found: dict[str, int] = {}
-        with _explained(self.root / prefix):
+        def ask() -> dict[str, int]:
+            found: dict[str, int] = {}
             for folder, _, names in os.walk(self.root / prefix, onerror=_raise_unless_missing):
                 for name in names:
                     if not name.startswith(TEMPORARY):
                         path = Path(folder) / name
                         with contextlib.suppress(FileNotFoundError):
                             found[path.relative_to(self.root).as_posix()] = path.stat().st_size
-        return found
+            return found
+
+        return self._whole(self.root / prefix, ask)
 
     def get(self, name: str) -> bytes:
-        with _explained(self.root / name), _regular(self.root / name) as handle:
-            return handle.read()
+        def ask() -> bytes:
+            with _regular(self.root / name) as handle:
+                return handle.read()
+
+        return self._whole(self.root / name, ask)
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
-        with _explained(self.root / name), _regular(self.root / name) as handle:
-            handle.seek(start)
-            return handle.read(length)
+        def ask() -> bytes:
+            with _regular(self.root / name) as handle:
+                handle.seek(start)
+                return handle.read(length)
+
+        return self._whole(self.root / name, ask)
 
     def put(self, name: str, data: bytes) -> None:
-        with self.writing(name) as handle:
-            handle.write(data)
+        self.write(name, lambda handle: handle.write(data))
 
     def put_file(self, name: str, path: Path) -> None:
-        with self.writing(name) as handle, open(path, "rb") as source:
-            shutil.copyfileobj(source, handle, 16 << 20)
+        def copy(handle: BinaryIO) -> None:
+            with open(path, "rb") as source:
+                shutil.copyfileobj(source, handle, 16 << 20)
 
-    @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[BinaryIO]:
-        """A new file that appears under `name`, flushed to the disk, only where the body ends well."""
+        self.write(name, copy)
+
+    def write(self, name: str, fill: Callable[[BinaryIO], Answer]) -> Answer:
+        """A new file that appears under `name`, flushed to the disk, only where `fill` ends well; what that returns. `fill`
+        is called again, with an empty file, where the folder was away for a moment."""
         path = self.root / name
-        temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
-        with _explained(path):
+
+        def ask() -> Answer:
+            temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}")
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with open(temporary, "xb") as handle:  # buffered: a raw file takes half of a write and says nothing
-                    yield handle
+                    filled = fill(handle)
                     handle.flush()
                     os.fsync(handle.fileno())
                 os.replace(temporary, path)
             except BaseException:
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
                 raise
             flush_folder(path.parent)
+            return filled
+
+        return self._whole(path, ask)
 
     def delete(self, name: str) -> None:
         """Also removes the folder that held it where nothing else is left in it."""
         path = self.root / name
-        with _explained(path):
+
+        def ask() -> None:
             path.unlink(missing_ok=True)
             if path.parent != self.root:
                 with contextlib.suppress(OSError):
                     path.parent.rmdir()
+
+        self._whole(path, ask)
+
+    def refuse_read_only(self) -> None:
+        """Raise StoreRefused where the folder is mounted read-only: before a run has begun that is no passing trouble."""
+        there = next(path for path in (self.root, *self.root.absolute().parents) if path.exists())
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            raise StoreRefused(f"{self.root}: {_REASONS[errno.EROFS]}")
+
+    def _whole(self, path: Path, ask: Callable[[], Answer]) -> Answer:
+        def explained() -> Answer:
+            with _explained(path):
+                return ask()
+
+        return persistently(explained, self._retry_s)
 
     def remove_leftovers(self, prefix: str = "") -> None:
         """Delete the temporary files that a killed writer left."""
@@ -159,7 +220,8 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(f"the disk of {path} is full") from error
-        raise StoreError(f"{path}: {_REASONS.get(error.errno or 0, error.strerror or str(error))}") from error
+        kind = StoreAway if error.errno in _PASSING else StoreError
+        raise kind(f"{path}: {_REASONS.get(error.errno or 0, error.strerror or str(error))}") from error
 
 
 _REASONS = {
@@ -168,7 +230,27 @@ _REASONS = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EIO: "the disk reports an input/output error",
+    errno.ESTALE: "the server of this shared folder no longer knows it (stale file handle)",
+    errno.ENOTCONN: "this shared folder is not connected",
+    errno.ETIMEDOUT: "the server of this shared folder does not answer",
 }
+_PASSING = frozenset(
+    {
+        *(
+            errno.EIO,
+            errno.EREMOTEIO,
+            errno.EROFS,
+            errno.ESTALE,
+            errno.ENOLCK,
+            errno.EAGAIN,
+            errno.EBUSY,
+            errno.ETIMEDOUT,
+        ),
+        *(errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.ECOMM),
+    }
+)
+"""What a shared folder says while its server, or the way there, is away; a server that fails over is read-only for a moment."""
 
 
 def _raise_unless_missing(error: OSError) -> None:

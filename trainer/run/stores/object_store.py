@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import obstore
@@ -22,20 +21,23 @@ from obstore.exceptions import BaseError, GenericError, NotFoundError, Permissio
 from obstore.store import GCSStore, S3Store
 
 from trainer.run.exits import BadInput
-from trainer.run.stores.base import NotInStore, StoreError, StoreRefused
-
-Answer = TypeVar("Answer")
+from trainer.run.stores.base import (
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    Answer,
+    NotInStore,
+    StoreAway,
+    StoreRefused,
+    persistently,
+    seconds_to_retry,
+)
 
 PART_BYTES = 16 << 20
 NUM_PARALLEL_PARTS = 8
 """A rank's parts in flight: with eight ranks a gigabyte of memory at most, and more than a node's network takes."""
 ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST")
 """Where one of them names http://, TLS is not asked for (MinIO on a private network, an emulator)."""
-RETRY_VARIABLE, RETRY_S = "DOLPHIN_STORE_RETRY_S", 180.0
-"""How long one request, and one operation of many, is tried again before the store is given up."""
 NO_BUCKET = "there is no such bucket"
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
-"""Between attempts at a request, which the library makes, and at an operation of many."""
 REQUEST_VARIABLE, REQUEST_S = "DOLPHIN_STORE_REQUEST_S", 60.0
 """How long one request may take: a part of 16 MiB at 0.3 MB/s."""
 
@@ -48,7 +50,7 @@ class ObjectStore:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         parts = urlsplit(url)
-        retry_s = float(os.environ.get(RETRY_VARIABLE, RETRY_S))
+        retry_s = seconds_to_retry()
         self._retry_s = retry_s
         request_s = float(os.environ.get(REQUEST_VARIABLE, REQUEST_S))
         options: dict[str, Any] = {
@@ -118,22 +120,18 @@ class ObjectStore:
             self._whole(f"{self.url}/{name}", lambda: obstore.delete(self._store, name))
 
     def _whole(self, what: str, ask: Callable[[], Answer]) -> Answer:
-        """Do it from its beginning again while it fails for a passing reason: the library repeats a request whose answer is
-        an error, and gives up at one that is cut off in its middle. Each is done anew without harm."""
-        until, pause_s = time.monotonic() + self._retry_s, FIRST_PAUSE_S
-        while True:
+        """The library repeats a request whose answer is an error, and gives up at one that is cut off in its middle."""
+
+        def explained() -> Answer:
             try:
                 return ask()
             except (BaseError, OSError) as error:
                 if isinstance(error, (NotFoundError, FileNotFoundError)) and "NoSuchBucket" not in str(error):
                     raise NotInStore(f"there is no {what}") from error
                 reason, is_final = _reason(error)
-                if is_final:
-                    raise StoreRefused(f"{what}: {reason}") from error
-                if time.monotonic() + pause_s > until:
-                    raise StoreError(f"{what}: {reason}") from error
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                raise (StoreRefused if is_final else StoreAway)(f"{what}: {reason}") from error
+
+        return persistently(explained, self._retry_s)
 
 
 def _endpoint() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from trainer.run.exits import BadInput, StoreGone
-from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore, NotInStore, StoreError, StoreRefused
+from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore, NotInStore, StoreAway, StoreError, StoreRefused
 
 
 def open_store(url: str) -> CheckpointStore:
@@ -28,12 +28,15 @@ def probe(store: CheckpointStore, *, is_first: bool = True) -> None:
     """
     name, word = f"{PROBE}{uuid.uuid4().hex}", uuid.uuid4().bytes
     try:
+        if is_first and isinstance(store, FolderStore):
+            store.refuse_read_only()
         store.put(name, word)
         if store.get(name) != word:
             raise StoreError("what was written reads back differently")
         store.delete(name)
     except StoreError as error:
-        if not (is_first or store.is_local or isinstance(error, (StoreRefused, NotInStore))):
+        may_pass = isinstance(error, StoreAway) or not (store.is_local or isinstance(error, (StoreRefused, NotInStore)))
+        if may_pass and not is_first:
             raise StoreGone(f"checkpoint.store {store.url} does not answer: {error}") from error
         reason = str(error)
         if not store.is_local and (isinstance(error, NotInStore) or reason.endswith("there is no such bucket")):
