@@ -143,7 +143,12 @@ def plan(
 @app.command()
 def launch(
     job: Job,
-    on: Annotated[str, typer.Option("--on", help="Where to run: local, docker or sky.")] = "local",
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on", help="local, docker or sky; not given: as the job says, with accelerators sky.", show_default=False
+        ),
+    ] = None,
     nproc: Nproc = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Start without asking.")] = False,
     detach: Detach = False,
@@ -154,6 +159,7 @@ def launch(
     yes_lose_progress: Annotated[
         bool, typer.Option("--yes-lose-progress", help="On sky: spot with no checkpoint store, all the same.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start also what does not fit.")] = False,
     json_: Json = False,
 ) -> int:
     """Show the plan, start the job, and follow it to its model."""
@@ -162,7 +168,7 @@ def launch(
 
     sky_options = {"cluster": cluster, "yes_lose_progress": yes_lose_progress}
     stated = {name: value for name, value in sky_options.items() if value}
-    return launch_command(job, LaunchOptions(on, nproc, set_ or (), yes, detach, json_, stated))
+    return launch_command(job, LaunchOptions(on, nproc, set_ or (), yes, force, detach, json_, stated))
 
 
 @app.command()

@@ -55,6 +55,17 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
+class Upkeep:
+    """What is paid for beside a run's nodes, as long as the run lasts."""
+
+    what: str
+    """In a sentence, for example `SkyPilot's jobs controller (a VM of 4 vCPUs)`."""
+    price_usd_per_hour: float
+    note: str = ""
+    """How to do without it, or when it ends."""
+
+
+@dataclass(frozen=True, slots=True)
 class Submission:
     """One start of a run. The record's folder holds `train` as train.json already; a backend whose node sees other
     paths ships a copy of its own. `record.submissions` counts the starts, `record.options` holds the backend's own
@@ -209,22 +220,48 @@ class Registered:
     """A function without arguments: what `dolphin doctor` finds. It works best where everything is broken."""
     catalog: str | None = None
     """A function of a job: its offers as far as they are known without the backend's library and without a network."""
+    gpus: str | None = None
+    """A function without arguments: name and memory (MiB) of each GPU that a run there would have at no price. Of a backend on
+    this machine; it answers also where the backend's library is missing."""
+    upkeep: str | None = None
+    """A function of a job and the backend's own options: what else is paid for by the hour while the run lasts."""
 
 
 BACKENDS: dict[str, Registered] = {
-    "local": Registered("launcher.backends.home.local:LocalBackend", "launcher.backends.home.doctor:checks"),
-    "docker": Registered("launcher.backends.docker.backend:DockerBackend", "launcher.backends.docker.doctor:checks"),
+    "local": Registered(
+        "launcher.backends.home.local:LocalBackend",
+        "launcher.backends.home.doctor:checks",
+        gpus="launcher.backends.home.machine:gpus_for_trainer",
+    ),
+    "docker": Registered(
+        "launcher.backends.docker.backend:DockerBackend",
+        "launcher.backends.docker.doctor:checks",
+        gpus="launcher.backends.docker.endpoint:gpus_for_containers",
+    ),
     "sky": Registered(
         "launcher.backends.sky.client:SkyBackend",
         "launcher.backends.sky.doctor:checks",
         "launcher.backends.sky.catalog:offers_of_job",
+        upkeep="launcher.backends.sky.controller:upkeep",
     ),
 }
 
 
 def default_backend(job: JobSpec) -> str:
-    """Whose offers a plan shows where the command line names no backend."""
-    return "sky" if job.resources.gpu_name is not None else "local"
+    """Where a job runs if the command line does not say."""
+    return job.on or ("sky" if job.resources.gpu_name is not None else "local")
+
+
+def backend_for(job: JobSpec, on: str | None) -> Backend:
+    """The backend that the command line names, else the job's. Where neither says and that one is not to be had, the error
+    names the others."""
+    try:
+        return get_backend(on or default_backend(job))
+    except BackendError as error:
+        if on or job.on:
+            raise
+        others = " or ".join(f"--on {name}" for name in BACKENDS if name != default_backend(job))
+        raise BackendError(f"{error}; resources.accelerators goes there unless told otherwise: {others}") from None
 
 
 def get_backend(name: str) -> Backend:
@@ -262,6 +299,20 @@ def catalog_of(name: str) -> Callable[[JobSpec], list[Offer]] | None:
     """What tells a backend's offers without its library; None where it has no such thing."""
     catalog = _registered(name).catalog
     return None if catalog is None else _load(catalog)
+
+
+def owned_gpus(name: str) -> list[tuple[str, int | None]]:
+    """Name and memory (MiB) of the GPUs that a run of this backend has at no price; none where it has none."""
+    gpus = _registered(name).gpus
+    found: list[tuple[str, int | None]] = [] if gpus is None else _load(gpus)()
+    return found
+
+
+def upkeep_of(name: str, job: JobSpec, options: Mapping[str, Any]) -> list[Upkeep]:
+    """What a run of this backend pays for besides its nodes. `options` are the backend's own of the command line."""
+    upkeep = _registered(name).upkeep
+    found: list[Upkeep] = [] if upkeep is None else _load(upkeep)(job, options)
+    return found
 
 
 def _registered(name: str) -> Registered:

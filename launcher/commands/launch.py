@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.base import Backend, BackendStatus, Offer, Submission, able_backends, get_backend
+from launcher.backends.base import Backend, BackendStatus, Offer, Submission, able_backends, backend_for, get_backend
 from launcher.config.yaml_lines import write_yaml
 from launcher.follow import screen
 from launcher.follow.attend import follow_to_end, print_json, say_detached
@@ -31,7 +31,7 @@ from launcher.plan.make import LaunchPlan
 from launcher.plan.model_rules import rules_of
 from launcher.plan.of_job import plan_of, settled_zero, with_memory
 from launcher.plan.unfrozen import with_resolved_unfrozen
-from launcher.plan.view import summarise
+from launcher.plan.view import place_and_price, summarise
 from launcher.runs import ledger
 from launcher.runs.errors import BadUsage, LauncherError
 from launcher.runs.ledger import RunRecord
@@ -46,10 +46,13 @@ from trainer.run.spec import NodeJob
 class LaunchOptions:
     """The command line of `launch` and `resume`."""
 
-    on: str = "local"
+    on: str | None = None
+    """None: what the job says, or where such a job runs."""
     nproc: int | None = None
     overrides: Sequence[str] = ()
     is_confirmed: bool = False
+    is_forced: bool = False
+    """A plan that does not fit is started all the same."""
     is_detached: bool = False
     as_json: bool = False
     backend_options: dict[str, Any] = field(default_factory=dict)
@@ -70,16 +73,23 @@ class Start:
     nproc: int | None
 
     @classmethod
-    def of(cls, job: JobSpec, backend: Backend, nproc: int | None) -> Start:
+    def of(cls, job: JobSpec, backend: Backend, nproc: int | None, options: Mapping[str, Any]) -> Start:
+        """`options` are the backend's own."""
         secrets = collect_secrets(job)
         job = with_resolved_unfrozen(job)
         offers = tuple(backend.offers(job, nproc))
         plan, why = None, ""
         try:
-            plan = plan_of(job, offers, nproc=nproc)
+            plan = plan_of(job, offers, nproc=nproc, on=backend.name, options=options)
         except BadInput as unknown:
             why = str(unknown)
         return cls(backend, job, offers, plan, why, secrets, nproc)
+
+    @property
+    def fitting_offers(self) -> tuple[Offer, ...]:
+        """Those that the plan found possible, cheapest first; all of them where it found none (a start that was forced)."""
+        fitting = () if self.plan is None else tuple(row.offer for row in self.plan.rows if row.is_possible)
+        return fitting or self.offers
 
     def settled(self, run_id: str) -> tuple[JobSpec, NodeJob]:
         """The job and the train.json of one run of it."""
@@ -94,15 +104,18 @@ class Start:
 def launch(path: Path, options: LaunchOptions) -> int:
     """Start a new run of the job and follow it; the exit code of the command."""
     job = load_job(path, options.overrides)
-    backend = get_backend(options.on)
+    backend = backend_for(job, options.on)
+    job = job.model_copy(update={"on": backend.name})  # where its run stays, whatever a later dolphin takes it to
     _refuse_unable(backend, job, options.backend_options)
-    start = Start.of(job, backend, options.nproc)
+    start = Start.of(job, backend, options.nproc, options.backend_options)
     run_id = ledger.new_id(job.name)
     job, train = start.settled(run_id)
     ledger.check_writable()
     notes = backend.preflight(job, train, options.backend_options)
     _show_plan(start, train, notes)
-    _confirm(options)
+    if not options.is_forced:
+        _refuse_what_does_not_fit(start)
+    _confirm(options, start)
     while True:
         try:
             record = ledger.create(
@@ -117,7 +130,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
         except FileExistsError:
             run_id = ledger.new_id(job.name)
             job, train = start.settled(run_id)
-    return _start(record, Submission(record, job, train, start.offers, start.secrets), backend, options)
+    return _start(record, Submission(record, job, train, start.fitting_offers, start.secrets), backend, options)
 
 
 def resume(record: RunRecord, options: LaunchOptions) -> int:
@@ -135,8 +148,12 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     if not record.files.job.exists():
         raise LauncherError(f"{record.run_id}: its launcher died before the job was written; launch it anew")
     job = load_job(record.files.job, options.overrides)
+    if job.on not in (None, record.backend):
+        raise BadUsage(
+            f"on: {job.on}, but {record.run_id} is of {record.backend}, where its checkpoints are; launch a new run"
+        )
     before = NodeJob.read(record.files.train_json) if record.files.train_json.exists() else None
-    start = Start.of(job, backend, options.nproc or (before.nproc if before else None))
+    start = Start.of(job, backend, options.nproc or (before.nproc if before else None), record.options)
     if before is None or options.nproc is not None or options.overrides:
         job, train = start.settled(record.run_id)
         if before is not None:
@@ -155,7 +172,7 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     reader = ViewReader(backend, record)
     reader.read()  # what came before is told already
     log_from = LogFrom(after=end_of_log(backend, record))
-    submission = Submission(record, job, train, start.offers, start.secrets)
+    submission = Submission(record, job, train, start.fitting_offers, start.secrets)
     return _start(record, submission, backend, options, log_from, reader)
 
 
@@ -258,12 +275,37 @@ def _show_plan(start: Start, train: NodeJob, notes: Sequence[str]) -> None:
         screen.say(f"  {note}")
 
 
-def _confirm(options: LaunchOptions) -> None:
+def _refuse_what_does_not_fit(start: Start) -> None:
+    """BadUsage for a job that would run out of memory at every place that is offered; with what would fit, where that is known."""
+    plan = start.plan
+    if plan is None or plan.is_possible:
+        return
+    row = plan.rows[0]
+    choice = next((f"; `{choice.change}` would fit" for choice in plan.machine.choices if choice.fits), "")
+    others = ", and no other place does" if len(plan.rows) > 1 else ""
+    raise BadUsage(
+        f"{start.job.name}: does not fit: {row.offer.infra} {row.why_not}{others}{choice}; `dolphin plan` shows more, --force starts "
+        "it all the same"
+    )
+
+
+def _question(start: Start) -> str:
+    """Where it goes, and what for."""
+    name = start.backend.name
+    if start.plan is None or not start.plan.rows:
+        best = start.offers[0] if start.offers else None
+        price = f", ${best.price_usd_per_hour:.2f}/h" if best and best.price_usd_per_hour else ""
+        return f"Start it on {name}{price}?"
+    where = place_and_price(start.plan)
+    return f"Start it on {where if where.startswith(name) else f'{name}: {where}'}?"
+
+
+def _confirm(options: LaunchOptions, start: Start) -> None:
     if options.is_confirmed:
         return
     if not sys.stdin.isatty():
         raise BadUsage("launch asks before it starts, and there is no terminal to ask on; pass -y to start")
-    print("Start it? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"{_question(start)} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Declined("not started")
 

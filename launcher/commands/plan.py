@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.backends.base import Offer
 from launcher.jobfile.load import load_job
 from launcher.plan.model_rules import rules_of
 from launcher.plan.of_job import offers_for, plan_of
 from launcher.plan.unfrozen import with_resolved_unfrozen
-from launcher.runs.errors import BadUsage
+from launcher.runs.errors import BackendError, BadUsage
 from launcher.units import parse_seconds
 
 
@@ -35,8 +36,14 @@ def plan_command(path: str | Path, options: PlanOptions = PlanOptions()) -> int:
     job = with_resolved_unfrozen(load_job(path, options.overrides))
     rules = rules_of(job, "cuda" if job.resources.gpu_name else "cpu")
     deadline_h = None if options.deadline is None else deadline_hours(options.deadline)
-    offers = offers_for(job, offline=options.offline, on=options.on, nproc=options.nproc)
-    plan = plan_of(job, offers, nproc=options.nproc, sequences=options.sequences, deadline_h=deadline_h)
+    offers: list[Offer] = []
+    try:
+        offers = offers_for(job, offline=options.offline, on=options.on, nproc=options.nproc)
+    except BackendError as error:
+        if options.on is not None:
+            raise
+        print(f"no offers, and so no prices: {error}", file=sys.stderr)
+    plan = plan_of(job, offers, nproc=options.nproc, sequences=options.sequences, deadline_h=deadline_h, on=options.on)
     if options.as_json:
         print(json.dumps(plan.to_json(), ensure_ascii=False))
     else:

@@ -96,6 +96,7 @@ EXAMPLES: dict[str, str] = {
     "track.mlflow": "{tracking_uri: file:///tmp/mlflow}",
     "track.mlflow.tracking_uri": "http://mlflow.internal:5000",
     "track.mlflow.experiment": "chat-models",
+    "on": "docker",
     "resources.accelerators": "L40S:8",
     "resources.num_nodes": "2",
     "resources.ranks_per_node": "2",

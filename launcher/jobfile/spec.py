@@ -104,6 +104,8 @@ _MOVE = "looks like a secret, which must not stand in a job: write `secrets: [{n
 
 
 class JobSpec(TrainSpec):
+    on: Literal["local", "docker", "sky"] | None = None
+    """Where the run takes place: this machine, a container on it, or a cluster through SkyPilot. Where not given, a job with `resources.accelerators` goes to sky, and one without stays here."""
     resources: ResourcesSpec = ResourcesSpec()
     """The machines."""
     env: dict[Annotated[str, AfterValidator(_environment_name)], Annotated[str, AfterValidator(_environment_value)]] = (

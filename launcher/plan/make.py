@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.backends.base import Offer
+from launcher.backends.base import Offer, Upkeep
 from launcher.jobfile.settle import global_batch_of
 from launcher.jobfile.spec import JobSpec
 from launcher.models.architecture import TrainedModel
 from launcher.plan import preemption
+from launcher.plan.costs import Cost, cost_of
 from launcher.plan.data_facts import DataFacts, held_out_sequences
 from launcher.plan.gpu_memory import Workload, runs_as
 from launcher.plan.gpus import find_card
@@ -25,7 +26,7 @@ from launcher.plan.history import PastRun, attention_span, measured_speed_on_cpu
 from launcher.plan.host_memory import host_memory, node_gib
 from launcher.plan.throughput import StepFlops
 from launcher.plan.zero_stage import SAFETY, Choice, Pace, StageOption, choices, choose_zero, flops_of, workload
-from launcher.units import GB, MIB, gigabytes
+from launcher.units import GB, GIB, MIB, gigabytes
 from trainer.run.evaluation_interval import evaluation_interval
 from trainer.run.optimizer_state import OPTIMIZER_STATES
 from trainer.run.save_interval import expected_interval_s, preemptions_per_day
@@ -128,6 +129,10 @@ class LaunchPlan:
     steps: Steps
     machines: tuple[Machine, ...]
     rows: tuple[Row, ...]
+    owned: tuple[Row, ...]
+    """Of this machine, at no price, where it has the GPUs that the job asks for: `launch --on` takes one of them."""
+    cost: Cost | None
+    """None where the run costs nothing, or its hours are not known."""
     checkpoint_bytes: int
     preemptions_per_day: float
     deadline_h: float | None
@@ -138,6 +143,11 @@ class LaunchPlan:
         """That of the best row; the first where there is none."""
         return self.machines[0]
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether it fits somewhere."""
+        return not self.rows or self.rows[0].is_possible
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; infinite hours are null."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self))
@@ -145,9 +155,16 @@ class LaunchPlan:
 
 
 def make_plan(
-    subject: Subject, offers: Sequence[Offer], *, nproc: int | None = None, deadline_h: float | None = None
+    subject: Subject,
+    offers: Sequence[Offer],
+    *,
+    nproc: int | None = None,
+    deadline_h: float | None = None,
+    owned: Sequence[Offer] = (),
+    upkeep: Sequence[Upkeep] = (),
 ) -> LaunchPlan:
-    """`nproc` are the ranks on a node, where the command line says so."""
+    """`nproc` are the ranks on a node, where the command line says so; `owned` offers are shown beside the others and chosen by
+    nobody but the person."""
     job, model, data = subject.job, subject.model, subject.data
 
     def kind(offer: Offer) -> Kind:
@@ -159,13 +176,22 @@ def make_plan(
     first = next(iter(machines.values()))
     steps = plan_steps(job, data, first.count)
     rows = [_row(offer, machines[kind(offer)], subject, steps, deadline_h) for offer in offers]
+    mine = [
+        _row(offer, _machine(subject, kind(offer), offer.accelerator_memory_mib), subject, steps, deadline_h)
+        for offer in owned
+    ]
     rows.sort(key=lambda row: (not row.is_possible, row.price_usd[1] if row.price_usd else math.inf))
     best = kind(rows[0].offer) if rows else kinds[0]
     ordered = [machines[best], *(machine for key, machine in machines.items() if key != best)]
     return LaunchPlan(
         name=job.name, base=job.model.base, architecture_source=model.architecture.source,
         num_parameters=model.num_parameters, num_trained=model.num_trained, data=data, steps=steps,
-        machines=tuple(ordered), rows=tuple(rows), checkpoint_bytes=subject.checkpoint_bytes,
+        machines=tuple(ordered), rows=tuple(rows), owned=tuple(mine),
+        cost=cost_of(
+            rows, upkeep, store=job.checkpoint.store, save_interval_s=ordered[0].save_interval_s,
+            save_bytes=subject.checkpoint_bytes,
+        ),
+        checkpoint_bytes=subject.checkpoint_bytes,
         preemptions_per_day=subject.preemptions_per_day, deadline_h=deadline_h,
         notes=tuple(_notes(job, data, steps, ordered[0], rows)),
     )  # fmt: skip
@@ -268,7 +294,10 @@ def _save_cost(subject: Subject, ranks: int, step_s: float) -> tuple[float, floa
 
 def _row(offer: Offer, machine: Machine, subject: Subject, steps: Steps, deadline_h: float | None) -> Row:
     why_not = ""
-    if machine.chosen.fits is False:
+    if _lacks_memory(offer, machine):
+        needs = machine.chosen.memory.total * offer.count
+        why_not = f"has {offer.host_memory_gib:,.0f} GiB of memory, needs {needs / GIB:,.0f}"
+    elif machine.chosen.fits is False:
         lacks = -(machine.chosen.spare_bytes or 0) + SAFETY * (machine.memory_bytes or 0)
         why_not = f"lacks {gigabytes(lacks)} of memory"
     elif _has_small_host(offer, machine):
@@ -289,8 +318,15 @@ def _row(offer: Offer, machine: Machine, subject: Subject, steps: Steps, deadlin
     return Row(offer, not why_not, why_not, hours, prices, in_time)
 
 
+def _lacks_memory(offer: Offer, machine: Machine) -> bool:
+    """Whether ranks on a CPU, whose memory is the node's, need more than there is."""
+    if offer.accelerator is not None or offer.host_memory_gib is None:
+        return False
+    return machine.chosen.memory.total * offer.count > offer.host_memory_gib * GIB
+
+
 def _has_small_host(offer: Offer, machine: Machine) -> bool:
-    """Whether the node's own memory is too little; on a CPU it is all the memory there is."""
+    """Whether the node's own memory is too little beside its GPUs'; of a CPU `_lacks_memory` says it."""
     known = offer.host_memory_gib is not None and offer.accelerator is not None
     return known and (offer.host_memory_gib or 0) < machine.host_gib
 

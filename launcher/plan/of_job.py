@@ -5,18 +5,19 @@ Owns where offers, data facts and history come from. Refuses to count anything i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal
 
-from launcher.backends.base import Offer, catalog_of, default_backend, get_backend
+from launcher.backends.base import BACKENDS, Offer, catalog_of, default_backend, get_backend, owned_gpus, upkeep_of
 from launcher.jobfile.spec import JobSpec
 from launcher.models.architecture import TrainedModel, find_architecture
 from launcher.plan.data_facts import DataFacts, estimated, from_report, stated
-from launcher.plan.gpus import NO_BF16
+from launcher.plan.gpus import NO_BF16, find_card
 from launcher.plan.history import PastRun, known_data, past_runs
 from launcher.plan.make import LaunchPlan, Subject, make_plan
 from launcher.plan.zero_stage import safe_stage
-from launcher.runs.errors import BackendError, BadUsage
+from launcher.runs.errors import BadUsage
 from launcher.runs.ledger import cache_dir, checked_data
 from trainer.run.spec import NodeJob
 
@@ -28,8 +29,12 @@ def plan_of(
     nproc: int | None = None,
     sequences: int | None = None,
     deadline_h: float | None = None,
+    on: str | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> LaunchPlan:
-    """The plan of a job whose `unfrozen` is resolved, over these offers. BadInput where the model's shape is not known."""
+    """The plan of a job whose `unfrozen` is resolved, over the offers of a backend (`on`; where such a job runs, if None).
+
+    Many parameters: what the command line may say of a plan. BadInput where the model's shape is not known."""
     name = job.resources.gpu_name
     if name in NO_BF16 and job.train.precision == "bf16":
         raise BadUsage(
@@ -41,7 +46,11 @@ def plan_of(
         raise TypeError("train.unfrozen must be resolved before a plan is made")
     model, runs = TrainedModel.by_patterns(architecture, patterns), past_runs()
     subject = Subject(job, model, data_facts_of(job, runs, sequences), runs)
-    return make_plan(subject, offers, nproc=nproc, deadline_h=deadline_h)
+    name = on or default_backend(job)
+    owned = owned_offers(job, besides=name)
+    return make_plan(
+        subject, offers, nproc=nproc, deadline_h=deadline_h, owned=owned, upkeep=upkeep_of(name, job, options)
+    )
 
 
 def settled_zero(
@@ -69,7 +78,8 @@ def with_memory(job: JobSpec, plan: LaunchPlan | None, device: Literal["cuda", "
 
 
 def offers_for(job: JobSpec, *, offline: bool = False, on: str | None = None, nproc: int | None = None) -> list[Offer]:
-    """Offers of the backend named; else of where such a job runs, from its cached catalog where there is one."""
+    """Offers of the backend named; else of where such a job runs, from its cached catalog where there is one. BackendError where
+    neither can be asked."""
     name = on or default_backend(job)
     catalog = catalog_of(name)
     if catalog is None or (on is not None and not offline):
@@ -77,10 +87,28 @@ def offers_for(job: JobSpec, *, offline: bool = False, on: str | None = None, np
     cached = catalog(job)
     if cached or offline:
         return cached
-    try:
-        return get_backend(name).offers(job, nproc)
-    except BackendError:
+    return get_backend(name).offers(job, nproc)
+
+
+def owned_offers(job: JobSpec, *, besides: str) -> list[Offer]:
+    """This machine, by each backend that could run the job on its GPUs at no price; none where it lacks those asked for, and
+    none where the job is planned here already."""
+    homes = [name for name, entry in BACKENDS.items() if entry.gpus is not None]
+    if job.resources.gpu_name is None or job.resources.num_nodes > 1 or besides in homes:
         return []
+    found = []
+    for name in homes:
+        gpus = owned_gpus(name)
+        alike = [memory for gpu, memory in gpus if _is_same_gpu(gpu, job.resources.gpu_name)]
+        if len(alike) >= job.resources.gpus_per_node:
+            count = job.resources.gpus_per_node
+            found.append(Offer(name, name, job.resources.gpu_name, count, accelerator_memory_mib=alike[0]))
+    return found
+
+
+def _is_same_gpu(one: str, other: str) -> bool:
+    card = find_card(one)
+    return card is find_card(other) if card is not None else one.upper() == other.upper()
 
 
 def data_facts_of(job: JobSpec, runs: Sequence[PastRun], sequences: int | None = None) -> DataFacts | None:

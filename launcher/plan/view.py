@@ -30,6 +30,7 @@ def summarise(plan: LaunchPlan, console: Console | None = None) -> None:
     _head(plan, console)
     _verdict(plan.machine, console)
     _hours(plan, console)
+    _cost(plan, console)
     for note in plan.notes:
         console.print(f"  note: {note}")
 
@@ -41,8 +42,20 @@ def show(plan: LaunchPlan, console: Console | None = None) -> None:
     for machine in plan.machines:
         _machine(plan, machine, console)
     _offers(plan, console)
+    _cost(plan, console)
     for note in plan.notes:
         console.print(f"note: {note}")
+
+
+def place_and_price(plan: LaunchPlan) -> str:
+    """Of the best row, for the question: `aws/us-east-1, on demand, $30.13/h; $3,226 expected, $3,240 at most`."""
+    row = plan.rows[0]
+    if not row.offer.price_usd_per_hour:
+        return f"{row.offer.infra}, at no price"
+    words = f"{row.offer.infra}, {_kind(row)}, ${row.offer.price_usd_per_hour:.2f}/h"
+    if plan.cost is None:
+        return words
+    return f"{words}; ${plan.cost.expected:,.0f} expected, {_at_worst(plan.cost.worst)}"
 
 
 def _console() -> Console:
@@ -175,7 +188,7 @@ def _bar(option: StageOption, memory_bytes: int) -> Text:
 
 def _offers(plan: LaunchPlan, console: Console) -> None:
     rows = [row for row in plan.rows if row.offer.price_usd_per_hour or row.hours is not None]
-    if not rows:
+    if not rows and not plan.owned:
         return
     console.print()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -183,9 +196,10 @@ def _offers(plan: LaunchPlan, console: Console) -> None:
     titles += [f"in {plan.deadline_h:g} h"] if plan.deadline_h is not None else []
     for title in titles:
         table.add_column(title, justify="left" if title in ("where", "machine", "kind") else "right")
-    for row in rows[:MAX_ROWS]:
+    for row in (*plan.owned, *rows[:MAX_ROWS]):
         table.add_row(*_cells(plan, row))
     console.print(table)
+    _owned(plan, console)
     if len(rows) > MAX_ROWS:
         cheapest = next((row for row in rows[MAX_ROWS:] if row.is_possible and not row.offer.spot), None)
         if cheapest is not None and not any(not row.offer.spot for row in rows[:MAX_ROWS]):
@@ -198,10 +212,49 @@ def _offers(plan: LaunchPlan, console: Console) -> None:
         )
 
 
+def _owned(plan: LaunchPlan, console: Console) -> None:
+    able = [f"--on {row.offer.backend}" for row in plan.owned if row.is_possible]
+    if able:
+        console.print(f"this machine has the GPUs, at no price: dolphin launch {' or '.join(able)}")
+
+
+def _cost(plan: LaunchPlan, console: Console) -> None:
+    """What it may come to, and what is paid beside the nodes. Of a run that costs nothing, nothing."""
+    cost = plan.cost
+    if cost is None:
+        return
+    kind = "on spot" if cost.worst_on_spot else "on demand"
+    console.print(
+        f"  price: ${cost.usd_per_hour:.2f}/h; ${cost.expected:,.0f} expected, {_at_worst(cost.worst)} (all {kind}, at "
+        f"{cost.worst_infra}; resources.max_hourly_cost bounds it)"
+    )
+    for one in cost.upkeep:
+        console.print(f"  in it: {one.what}, ${one.price_usd_per_hour:.2f}/h{f', {one.note}' if one.note else ''}")
+    gone = cost.egress
+    if gone is not None:
+        where = "to another cloud" if gone.leaves_cloud else "where the bucket is not in the node's region"
+        console.print(
+            f"  not in it: {gone.num_saves:,} saves, {gigabytes(gone.num_bytes)}, {where}: up to ${gone.price_usd:,.0f} at "
+            f"${gone.usd_per_gb:g} a GB"
+        )
+
+
+def _at_worst(price_usd: float) -> str:
+    return f"${price_usd:,.0f} at most" if math.isfinite(price_usd) else "without end at worst"
+
+
+def _kind(row: Row) -> str:
+    return "spot" if row.offer.spot else "on demand"
+
+
 def _cells(plan: LaunchPlan, row: Row) -> list[str]:
     offer, hours, price = row.offer, row.hours, row.price_usd
     nodes = f"{offer.num_nodes} nodes of " if offer.num_nodes > 1 else ""
-    cells = [offer.infra, f"{nodes}{offer.count} x {offer.accelerator or 'CPU'}", "spot" if offer.spot else "on demand"]
+    cells = [
+        offer.infra,
+        f"{nodes}{offer.count} x {offer.accelerator or 'CPU'}",
+        "own" if not offer.price_usd_per_hour else _kind(row),
+    ]
     cells.append(f"{offer.price_usd_per_hour:.2f}")
     if not row.is_possible or hours is None or price is None:
         cells += [row.why_not or "-", "", "", ""]
@@ -220,9 +273,8 @@ def _hours(plan: LaunchPlan, console: Console) -> None:
     if not row.is_possible:
         console.print(f"  {row.offer.infra}, the cheapest: {row.why_not}")
         return
-    kind = "spot" if row.offer.spot else "on demand"
     place = (
-        f"{row.offer.infra}, {kind}, ${row.offer.price_usd_per_hour:.2f}/h"
+        f"{row.offer.infra}, {_kind(row)}, ${row.offer.price_usd_per_hour:.2f}/h"
         if row.offer.price_usd_per_hour
         else row.offer.infra
     )

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.backends.home.machine import local_gpus
 from launcher.runs.errors import BackendError
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -60,6 +61,16 @@ def local_socket() -> str:
             f"{'unset DOCKER_HOST' if at.origin == 'DOCKER_HOST' else '`docker context use` one of this machine'}"
         )
     return at.socket
+
+
+def gpus_for_containers() -> list[tuple[str, int | None]]:
+    """Name and memory (MiB) of the GPUs that containers of an engine of this machine may have; none where there is no engine.
+    Whether the engine has NVIDIA's runtime, a launch asks it."""
+    try:
+        socket = endpoint().socket
+    except BackendError:
+        return []
+    return local_gpus() if socket is not None and os.path.exists(socket) else []
 
 
 def _folder() -> Path:

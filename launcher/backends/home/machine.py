@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -33,6 +34,11 @@ def local_gpus() -> list[tuple[str, int | None]]:
         if name:
             gpus.append((name.strip(), int(memory) if memory.strip().isdigit() else None))
     return gpus if visible is None else gpus[: len(visible.split(","))]
+
+
+def gpus_for_trainer() -> list[tuple[str, int | None]]:
+    """As `local_gpus`; none where the trainer is not installed, which could not use them."""
+    return local_gpus() if importlib.util.find_spec("torch") is not None else []
 
 
 def memory_bytes() -> int:

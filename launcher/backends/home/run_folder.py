@@ -62,9 +62,7 @@ class HomeBackend(ABC):
     def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
         gpus = machine.local_gpus()
         count = nproc or machine.default_ranks(job, len(gpus))
-        if not gpus:
-            return [Offer(self.name, self.name, None, count)]
-        name, memory_mib = gpus[0]
+        name, memory_mib = gpus[0] if gpus else (None, None)
         return [Offer(self.name, self.name, name, count, accelerator_memory_mib=memory_mib,
                       host_memory_gib=machine.memory_bytes() / GIB)]  # fmt: skip
 

@@ -1,0 +1,84 @@
+"""SkyPilot's jobs controller: what it costs beside the run. Asks nobody, imports no sky.
+
+A client of its own starts a VM for it on the first managed job (read in SkyPilot 0.14.1's `sky/jobs/constants.py`); an API
+server that consolidates holds it in its own process.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.backends.base import Upkeep
+from launcher.backends.sky.catalog import catalog_folder
+from launcher.backends.sky.task import cloud_of
+from launcher.jobfile.spec import JobSpec
+
+IN_A_POD = {"kubernetes", "ssh"}
+"""Clouds on which it is a pod beside others, and nothing is paid for it alone."""
+VCPUS, MEMORY_GIB = 4, 16
+"""What SkyPilot asks for: `cpus: 4+`, `memory: 4x`."""
+IDLE_MINUTES = 10
+"""It stops itself after so many idle minutes; its disk is kept."""
+FAMILIES = {"aws": ("m6i.", "m5."), "gcp": ("n2-standard-",), "azure": ("Standard_D",)}
+"""Where the catalog has many machines: beginnings of those that SkyPilot takes for it."""
+ASSUMED_USD_PER_HOUR = 0.20
+"""AWS's m6i.xlarge is $0.192, GCP's n2-standard-4 $0.194 (list prices, us-east-1 and us-central1)."""
+SERVER_SIGNAL = "~/.sky/.jobs_controller_consolidation_reloaded_signal"
+"""An API server of this machine leaves it where it holds the controller itself."""
+CONFIG = "~/.sky/config.yaml"
+
+
+def upkeep(job: JobSpec, options: Mapping[str, Any]) -> list[Upkeep]:
+    """The controller's VM, where there is one: not for a run on a cluster of one's own (`--cluster`), not where the API server
+    of this machine holds the controller, nor where it is a pod of the job's Kubernetes cluster."""
+    clouds = {cloud_of(infra) for infra in job.resources.infra}
+    if options.get("cluster") or is_consolidated() or clouds & IN_A_POD:
+        return []
+    return [
+        Upkeep(
+            f"SkyPilot's jobs controller, a VM of {VCPUS} vCPUs", _price(),
+            f"unless the API server holds it; it stops itself {IDLE_MINUTES} idle minutes after the last run",
+        )
+    ]  # fmt: skip
+
+
+def is_consolidated() -> bool:
+    """Whether the API server of this machine holds the controller itself. False where that is not known."""
+    if os.path.exists(os.path.expanduser(SERVER_SIGNAL)):
+        return True
+    try:
+        config = yaml.safe_load(Path(os.path.expanduser(CONFIG)).read_bytes())
+        return config["jobs"]["controller"]["consolidation_mode"] is True
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return False
+
+
+def _price() -> float:
+    """US dollars per hour of the cheapest machine that SkyPilot would take, by the cached catalog; else an assumed one."""
+    folder = catalog_folder()
+    prices = (
+        [price for cloud in FAMILIES for price in _prices(folder / cloud / "vms.csv", FAMILIES[cloud])]
+        if folder
+        else []
+    )
+    return min(prices, default=ASSUMED_USD_PER_HOUR)
+
+
+def _prices(path: Path, families: tuple[str, ...]) -> list[float]:
+    found = []
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            for row in csv.DictReader(handle):
+                if row["AcceleratorName"] or not row["InstanceType"].startswith(families) or not row["Price"]:
+                    continue
+                if float(row["vCPUs"]) >= VCPUS and float(row["MemoryGiB"] or 0) >= MEMORY_GIB:
+                    found.append(float(row["Price"]))
+    except (OSError, ValueError, KeyError):
+        return []
+    return found
