@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.jobfile.load import load_job
-from launcher.jobfile.settle import Placement, settle
 from launcher.jobfile.spec import JobSpec
+from launcher.plan.counting import laid_out
 from launcher.plan.model_rules import rules_of
-from launcher.runs import ledger
 from launcher.runs.errors import BadUsage
 from launcher.runs.states import EXIT_CODES, EndReason
 from trainer.run import python
 from trainer.run.exits import INTERRUPTED, ExitCode
-from trainer.run.run_folder import make_private
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,16 +55,11 @@ def data_command(path: Path, overrides: Sequence[str], show: int, json_wanted: b
     job = load_job(path, overrides)
     if find_spec("transformers") is None:
         raise BadUsage("dolphin data needs the trainer's packages: pip install 'dolphin-launcher[train]'")
-    files = ledger.checked_data(job.name)
-    make_private(files.path)
-    place = Placement(str(files.path), str(ledger.cache_dir()), job.resources.ranks or 1, "cpu")
-    train = settle(job, place, run_id=f"{job.name}-data", zero=0)
-    files.train_json.write_text(train.model_dump_json(), encoding="utf-8")
-    files.data_report.unlink(missing_ok=True)
+    files, global_batch = laid_out(job)
     code, shown = _prepare(files.train_json, show)
     report = json.loads(files.data_report.read_text(encoding="utf-8")) if files.data_report.exists() else None
     if report is not None:
-        _add_steps(report, train.global_batch)
+        _add_steps(report, global_batch)
         if json_wanted:
             print(json.dumps({**report, "shown": shown}, ensure_ascii=False))
         else:

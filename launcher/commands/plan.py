@@ -43,7 +43,15 @@ def plan_command(path: str | Path, options: PlanOptions = PlanOptions()) -> int:
         if options.on is not None:
             raise
         print(f"no offers, and so no prices: {error}", file=sys.stderr)
-    plan = plan_of(job, offers, nproc=options.nproc, sequences=options.sequences, deadline_h=deadline_h, on=options.on)
+    plan = plan_of(
+        job,
+        offers,
+        nproc=options.nproc,
+        sequences=options.sequences,
+        deadline_h=deadline_h,
+        on=options.on,
+        may_count=True,
+    )
     if options.as_json:
         print(json.dumps(plan.to_json(), ensure_ascii=False))
     else:

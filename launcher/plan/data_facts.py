@@ -49,7 +49,7 @@ def stated(sequences: int) -> DataFacts:
     return DataFacts("stated", "as stated", sequences)
 
 
-def from_report(path: Path, sequences: int | None, sequence_length: int) -> DataFacts | None:
+def from_report(path: Path, sequence_length: int) -> DataFacts | None:
     """From a data report that preparing the data left. None where it is not there or holds no totals."""
     try:
         record = json.loads(path.read_bytes())
@@ -57,11 +57,12 @@ def from_report(path: Path, sequences: int | None, sequence_length: int) -> Data
         conversations = sum(int(source["train_conversations"]) for source in sources)
         tokens = sum(int(source["tokens"]) for source in sources)
         trained = sum(int(source["trained_tokens"]) for source in sources)
+        packed = int(record["totals"].get("packed_sequences") or 0)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not tokens:
         return None
-    packed = sequences or max(1, round(tokens / (FILL * sequence_length)))
+    packed = packed or max(1, round(tokens / (FILL * sequence_length)))
     return DataFacts("prepared", str(path), packed, conversations, tokens, trained)
 
 
@@ -76,8 +77,15 @@ def from_plan_event(event: dict[str, Any], source: str) -> DataFacts | None:
         return None
 
 
-def estimated(data: DataSpec) -> DataFacts | None:
-    """From the sizes of local files; None where a source is not a local file, whose size nobody here knows."""
+def local_files(data: DataSpec) -> list[Path] | None:
+    """Every file of the sources; None where one of them is not on this machine."""
+    found = [_files(source.path) for source in data.sources]
+    return [file for files in found for file in files] if all(found) else None
+
+
+def estimated(data: DataSpec, why: str = "") -> DataFacts | None:
+    """From the sizes of local files; None where a source is not a local file, whose size nobody here knows. `why` nobody
+    counted them."""
     tokens = 0.0
     for source in data.sources:
         files = _files(source.path)
@@ -89,8 +97,9 @@ def estimated(data: DataSpec) -> DataFacts | None:
         tokens *= 1.0 - data.validation_fraction
     sequences = max(1, round(tokens / (FILL * data.sequence_length)))
     return DataFacts(
-        "estimate", f"the size of the files, at {BYTES_PER_TOKEN} bytes a token", sequences, tokens=round(tokens)
-    )
+        "estimate", f"the size of the files, at {BYTES_PER_TOKEN} bytes a token{f' ({why})' if why else ''}", sequences,
+        tokens=round(tokens),
+    )  # fmt: skip
 
 
 def held_out_sequences(data: DataSpec, facts: DataFacts) -> float:

@@ -295,8 +295,7 @@ def _save_cost(subject: Subject, ranks: int, step_s: float) -> tuple[float, floa
 def _row(offer: Offer, machine: Machine, subject: Subject, steps: Steps, deadline_h: float | None) -> Row:
     why_not = ""
     if _lacks_memory(offer, machine):
-        needs = machine.chosen.memory.total * offer.count
-        why_not = f"has {offer.host_memory_gib:,.0f} GiB of memory, needs {needs / GIB:,.0f}"
+        why_not = f"has {offer.host_memory_gib:,.0f} GiB of memory, needs {_on_cpu(offer, machine) / GIB:,.0f}"
     elif machine.chosen.fits is False:
         lacks = -(machine.chosen.spare_bytes or 0) + SAFETY * (machine.memory_bytes or 0)
         why_not = f"lacks {gigabytes(lacks)} of memory"
@@ -322,7 +321,14 @@ def _lacks_memory(offer: Offer, machine: Machine) -> bool:
     """Whether ranks on a CPU, whose memory is the node's, need more than there is."""
     if offer.accelerator is not None or offer.host_memory_gib is None:
         return False
-    return machine.chosen.memory.total * offer.count > offer.host_memory_gib * GIB
+    return _on_cpu(offer, machine) > offer.host_memory_gib * GIB
+
+
+def _on_cpu(offer: Offer, machine: Machine) -> int:
+    """Bytes that the ranks of a node fill. Of DeepSpeed's buffers a small model touches a small part, and what is not touched
+    takes no memory."""
+    memory = machine.chosen.memory
+    return (memory.total - memory.parts["buffers"]) * offer.count
 
 
 def _has_small_host(offer: Offer, machine: Machine) -> bool:

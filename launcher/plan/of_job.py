@@ -12,14 +12,14 @@ from typing import Any, Literal
 from launcher.backends.base import BACKENDS, Offer, catalog_of, default_backend, get_backend, owned_gpus, upkeep_of
 from launcher.jobfile.spec import JobSpec
 from launcher.models.architecture import TrainedModel, find_architecture
-from launcher.plan.data_facts import DataFacts, estimated, from_report, stated
+from launcher.plan.counting import count, counted
+from launcher.plan.data_facts import DataFacts, estimated, stated
 from launcher.plan.gpus import NO_BF16, find_card
 from launcher.plan.history import PastRun, known_data, past_runs
 from launcher.plan.make import LaunchPlan, Subject, make_plan
 from launcher.plan.zero_stage import safe_stage
 from launcher.runs.errors import BadUsage
-from launcher.runs.ledger import cache_dir, checked_data
-from trainer.run.spec import NodeJob
+from launcher.runs.ledger import cache_dir
 
 
 def plan_of(
@@ -31,9 +31,11 @@ def plan_of(
     deadline_h: float | None = None,
     on: str | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
+    may_count: bool | None = None,
 ) -> LaunchPlan:
     """The plan of a job whose `unfrozen` is resolved, over the offers of a backend (`on`; where such a job runs, if None).
 
+    `may_count` says whether data that is not known is counted now; if None, where hours cost money and hang on it.
     Many parameters: what the command line may say of a plan. BadInput where the model's shape is not known."""
     name = job.resources.gpu_name
     if name in NO_BF16 and job.train.precision == "bf16":
@@ -45,7 +47,9 @@ def plan_of(
     if patterns is not None and not isinstance(patterns, tuple):
         raise TypeError("train.unfrozen must be resolved before a plan is made")
     model, runs = TrainedModel.by_patterns(architecture, patterns), past_runs()
-    subject = Subject(job, model, data_facts_of(job, runs, sequences), runs)
+    is_paid = job.train.max_steps is None and any(offer.price_usd_per_hour for offer in offers)
+    facts = data_facts_of(job, runs, sequences, may_count=is_paid if may_count is None else may_count)
+    subject = Subject(job, model, facts, runs)
     name = on or default_backend(job)
     owned = owned_offers(job, besides=name)
     return make_plan(
@@ -111,20 +115,15 @@ def _is_same_gpu(one: str, other: str) -> bool:
     return card is find_card(other) if card is not None else one.upper() == other.upper()
 
 
-def data_facts_of(job: JobSpec, runs: Sequence[PastRun], sequences: int | None = None) -> DataFacts | None:
-    """Stated, or of an earlier run or `dolphin data` over the same data, or estimated from file sizes; None: not known."""
+def data_facts_of(
+    job: JobSpec, runs: Sequence[PastRun], sequences: int | None = None, *, may_count: bool = False
+) -> DataFacts | None:
+    """Stated, or of an earlier run or count of the same data, or counted now (`may_count`), or estimated from file sizes; None:
+    not known."""
     if sequences is not None:
         return stated(sequences)
-    return known_data(runs, job) or _checked_data(job) or estimated(job.data)
-
-
-def _checked_data(job: JobSpec) -> DataFacts | None:
-    """What `dolphin data` left for this job, if the data settings are still the same."""
-    files = checked_data(job.name)
-    try:
-        then = NodeJob.read(files.train_json).spec
-    except (OSError, ValueError):
-        return None
-    if then.data != job.data or then.train.seed != job.train.seed:
-        return None
-    return from_report(files.data_report, None, job.data.sequence_length)
+    known = known_data(runs, job) or counted(job)
+    if known is not None or not may_count:
+        return known or estimated(job.data)
+    why = count(job)
+    return counted(job) or estimated(job.data, why)

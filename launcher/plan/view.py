@@ -222,6 +222,12 @@ def _cost(plan: LaunchPlan, console: Console) -> None:
     """What it may come to, and what is paid beside the nodes. Of a run that costs nothing, nothing."""
     cost = plan.cost
     if cost is None:
+        row = plan.rows[0] if plan.rows else None
+        if row is not None and row.offer.price_usd_per_hour and row.hours is None:
+            console.print(
+                f"  price: ${row.offer.price_usd_per_hour:.2f}/h at {row.offer.infra}, {_kind(row)}; in all: not known without the "
+                "steps"
+            )
         return
     kind = "on spot" if cost.worst_on_spot else "on demand"
     console.print(

@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from launcher.jobfile.load import load_job
+from launcher.plan import counting
+from launcher.plan.data_facts import estimated
 from tests.support.data_job import chat, write_rows, write_tokenizer
 
 TIMEOUT_S = 120
@@ -76,3 +80,42 @@ def test_formats_are_listed_without_a_job(root: Path) -> None:
     nothing = dolphin(root)
     assert nothing.returncode == 2
     assert "name the job file" in nothing.stderr
+
+
+def plan(root: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", "plan", "counted.yaml", "--json", *arguments],
+        env=os.environ | {"DOLPHIN_HOME": str(root / "home")}, cwd=root, capture_output=True, text=True,
+        timeout=TIMEOUT_S, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)["data"], done.stderr
+
+
+def test_a_plan_counts_data_of_this_machine_itself_and_again_once_it_changed(root: Path) -> None:
+    rows = [chat(f"question {i}", f"answer {i}") for i in range(30)]
+    write_rows(root / "counted.jsonl", rows)
+    (root / "counted.yaml").write_text((root / "good.yaml").read_text().replace("good", "counted"))
+    data, said = plan(root)
+    assert (data["basis"], "counting the data" in said) == ("prepared", True)
+    assert 20 <= data["conversations"] <= 30
+    again, said = plan(root)
+    assert (again, said.count("counting")) == (data, 0)
+    write_rows(root / "counted.jsonl", rows + [chat(f"more {i}", f"of it {i}") for i in range(30)])
+    assert plan(root)[0]["conversations"] > 40
+
+
+def test_a_count_that_takes_too_long_leaves_an_estimate_that_says_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path))
+    monkeypatch.setattr(counting, "LARGEST_BYTES", 10**6)
+    job = load_job(root / "good.yaml")
+    why = counting.count(job, limit_s=0.01)
+    assert why == "it took more than 0 s"
+    assert counting.counted(job) is None
+    assert not list((tmp_path / "cache").rglob("*.tmp-*"))
+    monkeypatch.setattr(counting, "LARGEST_BYTES", 10)
+    assert "not counted unasked" in counting.count(job)
+    facts = estimated(job.data, why)
+    assert facts is not None
+    assert why in facts.source
