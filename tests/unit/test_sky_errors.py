@@ -121,7 +121,7 @@ def test_a_price_cap_below_every_offer_names_the_cheapest() -> None:
 def test_a_place_above_the_cap_is_not_tried() -> None:
     job = job_of(accelerators="L40S:8", max_hourly_cost=10)
     places = priced(job, places_of(job, ["aws"]), offers_of(Catalog(), job, None))
-    assert places == [Place("aws", True, 3.41)]
+    assert places == [Place("aws/eu-south-2", True, 3.41)]
 
 
 def test_a_run_that_would_lose_everything_with_its_node_is_refused_unless_the_person_says_so() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from launcher.backends import release
+from launcher.backends.base import Offer
+from launcher.backends.sky.offers import priced
 from launcher.backends.sky.ship import pack
 from launcher.backends.sky.task import (
     NO_DOCKER_IMAGE,
@@ -55,7 +57,7 @@ def task_of(job: JobSpec, **more: Any) -> dict[str, Any]:
 
 
 def entries(task: dict[str, Any]) -> list[dict[str, Any]]:
-    return task["resources"].get("any_of") or [task["resources"]]
+    return task["resources"].get("ordered") or [task["resources"]]
 
 
 @pytest.mark.parametrize("infra", CLOUDS)
@@ -101,6 +103,34 @@ def test_the_cheapest_place_is_tried_first_and_an_unknown_price_last() -> None:
     places = [Place("oci"), Place("aws", False, 30.13), Place("aws", True, 3.41)]
     tried = [(entry["infra"], entry["use_spot"]) for entry in entries(task_of(job_of(), places=places))]
     assert tried == [("aws", True), ("aws", False), ("oci", False)]
+
+
+@needs_skypilot
+def test_skypilot_keeps_the_order_of_what_is_tried() -> None:
+    """Its jobs controller makes a list of `any_of`, in the order of a set: on demand came first at nine times the price."""
+    import sky
+
+    places = [Place("aws", True, 3.41), Place("gcp", True, 9.0), Place("aws", False, 30.13), Place("gcp", False, 31.0)]
+    parsed = sky.Task.from_yaml_config(task_of(job_of(), places=places))
+    for _ in range(2):  # as it is sent, and as the controller reads it again
+        assert isinstance(parsed.resources, list), "a set has no order"
+        assert [(str(one.cloud).lower(), one.use_spot) for one in parsed.resources] == [
+            (p.infra, p.spot) for p in places
+        ]
+        parsed = sky.Task.from_yaml_config(parsed.to_yaml_config())
+
+
+def test_with_a_cap_only_regions_below_it_are_asked_for() -> None:
+    """SkyPilot holds a cap against the cheapest region that has the machine, and goes on to the others of the cloud."""
+    offers = [Offer("sky", "aws/a/a1", "L40S", 8, True, 5.0), Offer("sky", "aws/b/b1", "L40S", 8, True, 7.0),
+              Offer("sky", "aws/a", "L40S", 8, False, 12.0)]  # fmt: skip
+    capped = job_of(max_hourly_cost=15, infra="aws")
+    found = priced(capped, places_of(capped, []), offers)
+    assert [(place.infra, place.spot, place.price_usd_per_hour) for place in found] == [
+        ("aws/a", True, 5.0), ("aws/b", True, 7.0), ("aws/a", False, 12.0),
+    ]  # fmt: skip
+    free = job_of(infra="aws")
+    assert [place.infra for place in priced(free, places_of(free, []), offers)] == ["aws", "aws"]
 
 
 def test_spot_only_where_nobody_sells_spot_is_an_error_and_not_a_silent_on_demand_node() -> None:

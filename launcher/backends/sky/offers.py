@@ -51,8 +51,12 @@ def offers_of(client: Any, job: JobSpec, nproc: int | None) -> list[Offer]:
 
 
 def priced(job: JobSpec, places: list[Place], offers: list[Offer]) -> list[Place]:
-    """The places with the cheapest price that was offered at each; those with no offer within the cap are left out."""
+    """The places with the cheapest price that was offered at each; those with no offer within the cap are left out.
+
+    With a cap they are regions: within a cloud SkyPilot goes on to regions above it."""
     found = []
+    if job.resources.max_hourly_cost is not None and job.resources.gpu_name is not None:
+        places = [part for place in places for part in _regions_of(place, offers)]
     for place in places:
         prices = [
             offer.price_usd_per_hour
@@ -62,6 +66,21 @@ def priced(job: JobSpec, places: list[Place], offers: list[Offer]) -> list[Place
         if prices or job.resources.gpu_name is None:
             found.append(Place(place.infra, place.spot, min(prices) if prices else None))
     return found
+
+
+def _regions_of(place: Place, offers: list[Offer]) -> list[Place]:
+    """The place's regions that have an offer; itself where it is a region already, or has none."""
+    prefix = f"{place.infra}/"
+    regions = dict.fromkeys(
+        "/".join(offer.infra.split("/")[:2])
+        for offer in offers
+        if offer.spot == place.spot and offer.infra.startswith(prefix)
+    )
+    return (
+        [Place(region, place.spot) for region in regions]
+        if place.infra and "/" not in place.infra and regions
+        else [place]
+    )
 
 
 def refuse_losing_progress(job: JobSpec, options: Mapping[str, Any]) -> None:

@@ -247,7 +247,8 @@ def _resources(job: JobSpec, places: Sequence[Place], is_managed: bool, image: s
     if is_managed:
         common["job_recovery"] = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [int(ExitCode.PREEMPTED)]}
     entries = [_entry(job, place, image) | common for place in _by_price(places)]
-    return entries[0] if len(entries) == 1 else {"any_of": entries}
+    # Not any_of: SkyPilot's jobs controller makes a list of that in the order of a set, and tries it in that order.
+    return entries[0] if len(entries) == 1 else {"ordered": entries}
 
 
 def _entry(job: JobSpec, place: Place, image: str | None) -> dict[str, Any]:
