@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from launcher.backends.sky.bucket_copy import copy_prefix
 from launcher.backends.sky.log.mirror import Mirror, frames_in
 from launcher.backends.sky.node import bucket as sky_bucket
-from launcher.backends.sky.node import relay
+from launcher.backends.sky.node import instance, relay
 from tests.support.dolphin_cli import FAKE_TRAINER, wait_until
 from trainer.run.run_folder import read_lines
 from trainer.run.settings.data import DataSpec, SourceSpec
@@ -29,6 +34,7 @@ def ship(folder: Path, run_dir: Path, bucket: Path | None = None, submission: in
     inputs.mkdir(exist_ok=True)
     (inputs / "relay.py").write_text(Path(relay.__file__).read_text())
     (inputs / "bucket.py").write_text(Path(sky_bucket.__file__).read_text())
+    (inputs / "instance.py").write_text(Path(instance.__file__).read_text())
     spec = TrainSpec(
         name="demo",
         model=ModelSpec(base="@DATA@/0/model"),
@@ -52,10 +58,10 @@ def ship(folder: Path, run_dir: Path, bucket: Path | None = None, submission: in
     return inputs
 
 
-def start(inputs: Path, **wish: Any) -> subprocess.Popen[str]:
+def start(inputs: Path, cluster: dict[str, str] | None = None, **wish: Any) -> subprocess.Popen[str]:
     environment = {
         **os.environ, "FAKE": json.dumps(wish), "PYTHONPATH": f"{FAKE_TRAINER}:{ROOT}", "DOLPHIN_PYTHON": sys.executable,
-        "DOLPHIN_CONTAINER": "none", "SKYPILOT_CLUSTER_INFO": '{"cloud": "Slurm", "region": "lab"}',
+        "DOLPHIN_CONTAINER": "none", "SKYPILOT_CLUSTER_INFO": json.dumps(cluster or {"cloud": "Slurm", "region": "lab"}),
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, str(inputs / "relay.py")], env=environment, stdout=subprocess.PIPE, text=True, cwd=inputs
@@ -148,3 +154,55 @@ def test_a_run_that_a_person_stopped_or_that_failed_does_not_read_as_a_reclaimed
     assert told == (
         f"dolphin: cut off without a word (cancelled, or its node is gone) at step {step + 3}; resuming from {step}"
     )
+
+
+@pytest.fixture
+def metadata() -> Iterator[str]:
+    """AWS's metadata service on a node that was bought on demand, in the zone use1-az6; its address."""
+    facts = {"instance-life-cycle": "on-demand", "placement/availability-zone-id": "use1-az6"}
+
+    class Service(http.server.BaseHTTPRequestHandler):
+        def _answer(self, text: str | None) -> None:
+            self.send_response(200 if text is not None else 404)
+            self.end_headers()
+            self.wfile.write((text or "").encode())
+
+        def do_PUT(self) -> None:
+            self._answer("token")
+
+        def do_GET(self) -> None:
+            has_token = self.headers["X-aws-ec2-metadata-token"] == "token"
+            self._answer(facts.get(self.path.partition("/latest/meta-data/")[2]) if has_token else None)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_node_that_is_not_what_was_planned_says_so_first_and_above_the_cap_trains_nothing(
+    tmp_path: Path, metadata: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOLPHIN_AWS_METADATA", metadata)
+    offers = [["aws/eu-south-2/eus2-az2", True, 3.41], ["aws/us-east-1", False, 30.13]]
+    for name, cap, code in (("dear", None, 0), ("refused", 15.0, 1)):
+        inputs, run_dir = ship(tmp_path, tmp_path / name), tmp_path / name
+        config = json.loads((inputs / "relay.json").read_text())
+        (inputs / "relay.json").write_text(json.dumps(config | {"offers": offers, "max_hourly_cost": cap}))
+        cluster = {"cloud": "AWS", "region": "us-east-1", "zone": "us-east-1d"}
+        process = start(inputs, cluster=cluster, steps=2)
+        out = process.communicate(timeout=60)[0]
+        assert process.returncode == code
+        mirrored(tmp_path / f"home-{name}", out)
+        (node,) = read_lines(tmp_path / f"home-{name}" / "nodes.jsonl")
+        assert (node["spot"], node["price_usd_per_hour"]) == (False, 30.13)
+        log = (tmp_path / f"home-{name}" / "log.txt").read_text()
+        assert log.startswith("dolphin: this node ")
+        assert "on demand" in log.splitlines()[0]
+        assert (run_dir / "metrics.jsonl").exists() == (code == 0)
+    outcome = json.loads((tmp_path / "home-refused" / "outcome.json").read_text())
+    assert "above resources.max_hourly_cost $15.00" in outcome["reason"]

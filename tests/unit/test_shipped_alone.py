@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.sky.node import bucket, relay
+from launcher.backends.sky.node import bucket, instance, relay
 from tests.support.rooms import nodes_of
 from trainer.run import run_folder
 from trainer.run.exits import ExitCode
 from trainer.run.run_folder import EventKind, Phase, RunDir
 
 TASK = Path(__file__).parents[2] / "sky" / "task.yaml"
-SHIPPED = [Path(relay.__file__), Path(bucket.__file__)]
+SHIPPED = [Path(relay.__file__), Path(bucket.__file__), Path(instance.__file__)]
 
 
 def test_a_node_that_is_told_to_stop_is_recovered_and_one_that_cannot_train_is_not() -> None:
@@ -33,6 +33,7 @@ def test_the_relay_reads_and_writes_the_files_that_the_trainer_and_the_launcher_
         "M": run_folder.METRICS_FILE,
         "N": run_folder.NODES_FILE,
     }
+    assert instance.OUTCOME == run_folder.OUTCOME_FILE
     assert (relay.OUTCOME, relay.TRAIN) == (run_folder.OUTCOME_FILE, run_folder.TRAIN_FILE)
     assert (relay.JOURNAL, relay.LOG_TIMES) == (run_folder.JOURNAL_FILE, run_folder.LOG_TIMES_FILE)
 
@@ -50,8 +51,9 @@ def test_the_relay_speaks_of_the_events_that_there_are(tmp_path: Path) -> None:
 
 def test_a_line_about_a_node_has_the_fields_that_prices_are_counted_from(tmp_path: Path) -> None:
     its = relay.Relay({"run_dir": str(tmp_path), "bucket": None}, str(tmp_path))
-    assert tuple(its._node()) == run_folder.NODE_FIELDS
-    its._append("N", json.dumps(its._node()))
+    node, _, _ = instance.begin(its.config, its.began)
+    assert tuple(node) == run_folder.NODE_FIELDS
+    its._append("N", json.dumps(node))
     assert next(run_folder.read_lines(RunDir(tmp_path).nodes))["time"] == its.began
 
 

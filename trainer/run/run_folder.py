@@ -45,6 +45,9 @@ LOG_TIMES_FILE = "log.times"
 NODE_FIELDS = ("time", "node", "infra", "setup_at", "managed_job", "submission")
 """Of a line of nodes.jsonl: start of the run's first process there, host name, where as SkyPilot writes it, start of the
 node's first command, SkyPilot's job id, and which submit of the run it was (from 1). Times in seconds since the epoch."""
+NODE_PRICE_FIELDS = ("spot", "zone", "zone_id", "instance_type", "price_usd_per_hour", "is_exact_price")
+"""Of the same line, as far as the node's cloud tells: spot or not, its zone by name and by id, its type, US dollars per hour of all
+nodes by the launch's offers, and whether that is the price of this very place."""
 
 STOP_FILE = "STOP"
 """In a run folder: whoever writes it asks the run to save and stop."""

@@ -33,7 +33,6 @@ from launcher.backends.sky.catalog import has_memory
 from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress, tried
 from launcher.backends.sky.reading import Reading
 from launcher.backends.sky.records import (
-    PRICES_FILE,
     hourly_price,
     last_step,
     node_attempts,
@@ -42,7 +41,7 @@ from launcher.backends.sky.records import (
     saved_at,
 )
 from launcher.backends.sky.ship import pack, unstage
-from launcher.backends.sky.task import IDLE_MINUTES, build_task, folder_store, places_of, ship
+from launcher.backends.sky.task import IDLE_MINUTES, PRICES_FILE, build_task, folder_store, places_of, ship
 from launcher.jobfile.settle import Placement
 from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger

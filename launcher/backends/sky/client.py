@@ -50,7 +50,8 @@ class Job:
     cluster: str | None = None
     submitted_at: float | None = None
     ended_at: float | None = None
-    spot: bool = False
+    spot: bool | None = False
+    """None where SkyPilot tells what was asked for and not what was got: of a job whose cluster is gone."""
     is_cleaned_up: bool = True
     """Whether SkyPilot is through with it: its cluster is torn down. Of a job on a cluster of one's own: True."""
 
@@ -126,7 +127,7 @@ class SkyClient:
                 raise
         found = [
             Job(r.job_id, r.job_name or "", _name(r.status), r.recovery_count or 0, r.failure_reason or r.details,
-                r.infra, r.current_cluster_name, r.submitted_at, r.end_at, "[spot]" in str(r.cluster_resources).lower(),
+                r.infra, r.current_cluster_name, r.submitted_at, r.end_at, _is_spot(r.cluster_resources),
                 r.schedule_state in (None, "DONE", "INACTIVE"))
             for r in records if r.job_id is not None
         ]  # fmt: skip
@@ -279,6 +280,12 @@ class SkyBackend(SkyRuns):
 
 def _name(status: Any) -> str:
     return str(getattr(status, "value", status))
+
+
+def _is_spot(resources: str | None) -> bool | None:
+    """Of SkyPilot's words for a job's resources: `1x(gpus=L40S:8, ...)[Spot]` is a cluster's, `1x[L40S:8][On-demand|Spot]` a wish."""
+    words = str(resources).lower()
+    return None if resources in (None, "-", "") or "on-demand|spot" in words else "[spot]" in words
 
 
 def _cluster(record: Any) -> Cluster:

@@ -5,7 +5,7 @@ Goes by a client's plain answers. Owns the checks before a submit: the GPU's nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -99,24 +99,6 @@ def tried(job: JobSpec, places: list[Place]) -> list[str]:
     """What was asked for, for an error."""
     what = job.resources.accelerators or "a CPU node"
     return [f"{what} at {place.infra}{' spot' if place.spot else ''}" for place in places]
-
-
-def price_at(offers: Sequence[Sequence[Any]], infra: str | None, spot: bool) -> float | None:
-    """US dollars per hour of a node of this infra among (infra, spot, price); the most specific offer, else none.
-
-    SkyPilot writes the place in other ways than it reads it: `AWS/us-east-1/us-east-1a` for aws/us-east-1."""
-    here = (infra or "").lower()
-    fitting = [
-        (place, price)
-        for place, is_spot, price in offers
-        if is_spot == spot and f"{here}/".startswith(f"{place.lower()}/")
-    ]
-    if not fitting and here:
-        region = "/".join(here.split("/")[:2])
-        fitting = [
-            (place, price) for place, is_spot, price in offers if is_spot == spot and place.lower().startswith(region)
-        ]
-    return max(fitting, key=lambda one: (len(one[0]), -one[1]))[1] if fitting else None
 
 
 def _offers_at(client: Any, job: JobSpec, infra: str) -> list[Offer]:

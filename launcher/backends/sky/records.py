@@ -12,15 +12,14 @@ from typing import Any
 from launcher.backends.base import NodeAttempt
 from launcher.backends.sky import status
 from launcher.backends.sky.log.mirror import Mirror
-from launcher.backends.sky.offers import price_at
+from launcher.backends.sky.node.instance import price_at
 from launcher.backends.sky.reach import Reach, reach
+from launcher.backends.sky.task import PRICES_FILE
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
 from trainer.run.run_folder import EVENTS_FILE, EventKind, read_lines
 from trainer.run.spec import NodeJob
-
-PRICES_FILE = "sky-prices.json"
 
 
 def reach_of(record: RunRecord) -> Reach | None:
@@ -45,11 +44,15 @@ def last_step(record: RunRecord) -> int | None:
 
 
 def hourly_price(record: RunRecord, job: Any) -> float | None:
-    """Price of the present node, by the offers of the submit; None before there is a node."""
+    """Price of the present node: what it said itself at its start, else by the offers of the submit and what SkyPilot says of
+    it. None where neither is known, as of a run that is over: SkyPilot then tells what was asked for."""
     with contextlib.suppress(OSError, ValueError):
         nodes = list(read_lines(record.files.nodes))
-        infra = nodes[-1].get("infra") if nodes else None
-        return price_at(json.loads((record.folder / PRICES_FILE).read_bytes()), infra, job.spot)
+        own = nodes[-1].get("price_usd_per_hour") if nodes else None
+        if isinstance(own, int | float):
+            return float(own)
+        if job.spot is not None and nodes:
+            return price_at(json.loads((record.folder / PRICES_FILE).read_bytes()), nodes[-1].get("infra"), job.spot)[0]
     return None
 
 

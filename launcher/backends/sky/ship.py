@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trainer
-from launcher.backends.sky.node import bucket, relay
-from launcher.backends.sky.task import STAGED, Shipment, relay_config, requirements
+from launcher.backends.sky.node import bucket, instance, relay
+from launcher.backends.sky.task import PRICES_FILE, STAGED, Shipment, relay_config, requirements
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BackendError
 from trainer.run.run_folder import TRAIN_FILE
@@ -38,10 +38,13 @@ def pack(
     target.mkdir()
     (target / NOTHING_IGNORED).write_text("# everything in this folder travels\n")
     (target / TRAIN_FILE).write_text(shipment.train_json)
-    (target / "relay.json").write_text(json.dumps(relay_config(job, train, secret_names, submission), indent=2))
+    offers = folder / PRICES_FILE
+    config = relay_config(job, train, secret_names, submission)
+    config["offers"] = json.loads(offers.read_bytes()) if offers.exists() else []
+    (target / "relay.json").write_text(json.dumps(config, indent=2))
     (target / "requirements.txt").write_text(requirements())
-    shutil.copy2(Path(relay.__file__), target / "relay.py")
-    shutil.copy2(Path(bucket.__file__), target / "bucket.py")
+    for module in (relay, bucket, instance):
+        shutil.copy2(Path(str(module.__file__)), target / f"{module.__name__.rpartition('.')[2]}.py")
     shutil.copytree(
         Path(trainer.__file__).parent, target / "source" / "trainer", ignore=shutil.ignore_patterns("__pycache__")
     )

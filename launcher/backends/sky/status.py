@@ -98,7 +98,8 @@ def node_attempts(
     price_usd_per_hour: float | None,
 ) -> tuple[NodeAttempt, ...]:
     """The nodes that worked on the run, from nodes.jsonl. A node was paid for from its first command (provisioning
-    before that is not seen from there) until the last that was `heard` of it before the next one came, or `ended_at`."""
+    before that is not seen from there) until the last that was `heard` of it before the next one came, or `ended_at`. Its price
+    is what it wrote down at its start; `price_usd_per_hour` is for one that could not know."""
     attempts = []
     for index, node in enumerate(nodes):
         started = float(node.get("setup_at") or node["time"])
@@ -109,7 +110,9 @@ def node_attempts(
             ended = ended_at or now
         else:
             ended = None
-        attempts.append(NodeAttempt(started, ended, node.get("node"), node.get("infra"), price_usd_per_hour))
+        own = node.get("price_usd_per_hour")
+        price = float(own) if isinstance(own, int | float) else price_usd_per_hour
+        attempts.append(NodeAttempt(started, ended, node.get("node"), node.get("infra"), price))
     return tuple(attempts)
 
 

@@ -38,6 +38,8 @@ NO_AUTOSTOP = frozenset({"hyperbolic", "primeintellect", "slurm", "verda", "yott
 NO_DISK_SIZE = frozenset({"kubernetes", "slurm", "ssh"})
 INPUTS = "~/dolphin-inputs"
 DATA = "~/dolphin-data"
+PRICES_FILE = "sky-prices.json"
+"""In the run's folder: the offers of its newest start as (infra, spot, US dollars per hour of all nodes), the cheapest first."""
 REGISTRY_SECRETS = "SKYPILOT_DOCKER_"
 """Secrets that begin so log the node in to a registry; the run itself has no use for them."""
 STAGED = "inputs"
@@ -186,6 +188,8 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str], subm
         "image": image_of(job, train) or "",
         "env": names,
         "mounts": mounts,
+        "num_nodes": job.resources.num_nodes,
+        "max_hourly_cost": job.resources.max_hourly_cost,
         "bucket": train.store if job.checkpoint.store and store is None else None,
     }
 

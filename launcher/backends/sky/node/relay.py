@@ -16,9 +16,9 @@ import base64
 import ctypes
 import json
 import os
+import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -130,7 +130,17 @@ class Relay:
             signal.signal(number, self._pass_on)
         self._replay()
         self._end_torn_lines()
-        self._append("N", json.dumps(self._node()))
+        instance = runpy.run_path(os.path.join(self.inputs, "instance.py"))  # found also where no folder is searched
+        node, said, is_refused = instance["begin"](self.config, self.began)
+        self._append("N", json.dumps(node))
+        for line in said:
+            self._say(line)
+        if is_refused:
+            self._forward(last=True)
+            self._outcome()
+            if self.config.get("bucket"):
+                self._bucket("save")
+            return 1
         command = self._command()
         with open(os.path.join(self.run_dir, LOG), "ab") as log:
             if self.stops:
@@ -217,17 +227,6 @@ class Relay:
         if self._saving is None or self._saving.poll() is not None:
             self._saved_at = time.monotonic()
             self._saving = subprocess.Popen(self._bucket_command("save"))
-
-    def _node(self) -> dict[str, Any]:
-        cloud = json.loads(os.environ.get("SKYPILOT_CLUSTER_INFO") or "{}")
-        return {
-            "time": self.began,
-            "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-            "infra": "/".join(str(cloud[k]) for k in ("cloud", "region", "zone") if cloud.get(k)),
-            "setup_at": float(os.environ.get("DOLPHIN_SETUP_AT") or self.began),
-            "managed_job": os.environ.get("SKYPILOT_MANAGED_JOB_ID"),
-            "submission": self.config.get("submission"),
-        }
 
     def _command(self) -> list[str]:
         """The supervisor's command line; writes train.json with this node's paths."""
