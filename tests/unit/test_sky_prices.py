@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from launcher.backends.sky.answers import is_spot
 from launcher.backends.sky.backend import SkyRuns
-from launcher.backends.sky.client import _is_spot
 from launcher.backends.sky.node import instance
 from launcher.backends.sky.ship import pack
 from launcher.backends.sky.task import PRICES_FILE, ship
@@ -130,11 +130,11 @@ def test_the_offers_travel_to_the_node(tmp_path: Path) -> None:
 
 
 def test_what_skypilot_says_of_a_job_that_is_over_is_what_was_asked_for() -> None:
-    assert _is_spot("1x[spot](gpus=L40S:8, ...)") is True
-    assert _is_spot("1x(gpus=L40S:8, ...)") is False
-    assert _is_spot("1x[L40S:8][On-demand|Spot]") is None
-    assert _is_spot("1x[L40S:8][Spot]") is True
-    assert _is_spot("-") is None
+    assert is_spot("1x[spot](gpus=L40S:8, ...)") is True
+    assert is_spot("1x(gpus=L40S:8, ...)") is False
+    assert is_spot("1x[L40S:8][On-demand|Spot]") is None
+    assert is_spot("1x[L40S:8][Spot]") is True
+    assert is_spot("-") is None
 
 
 def test_a_finished_run_is_priced_by_what_each_of_its_nodes_was(

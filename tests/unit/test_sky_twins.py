@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher.backends.sky.backend import SkyRuns
+from launcher.backends.sky.jobs import Jobs
 from launcher.runs import ledger
 from launcher.runs.errors import BadUsage
 
@@ -25,7 +25,7 @@ class Queue:
 
 
 def refuse_twins(running: str, started: str) -> None:
-    SkyRuns(Queue(running))._refuse_namesakes(started)
+    Jobs(Queue(running)).refuse_namesakes(started)
 
 
 @pytest.mark.parametrize(("running", "started"), [(A, B), ("demo", "demo-2"), ("demo-2", "demo"), ("my-demo", "demo")])

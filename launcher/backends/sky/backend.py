@@ -1,12 +1,11 @@
 """SkyRuns: the backend protocol over a SkyClient: managed jobs, and jobs on a cluster of one's own. Imports no sky.
 
-Owns the way of a run through SkyPilot: found by its name, which is the run id, so that a launcher that died at any point
-leaves a run that the next command finds. How what the node writes comes home is `reading`'s.
+Owns the way of a run through SkyPilot: submitted, told of, fetched. How its job is found is `jobs`', how it is stopped
+`stopping`'s, and how what the node writes comes home is `reading`'s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import time
@@ -30,6 +29,7 @@ from launcher.backends.home.run_folder import read_from
 from launcher.backends.inputs import check_upload
 from launcher.backends.sky import status as sky_status
 from launcher.backends.sky.catalog import has_memory
+from launcher.backends.sky.jobs import Jobs, kind_of
 from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress, tried
 from launcher.backends.sky.reading import Reading
 from launcher.backends.sky.records import (
@@ -37,25 +37,22 @@ from launcher.backends.sky.records import (
     last_step,
     node_attempts,
     reach_of,
-    run_dir_of,
-    saved_at,
 )
 from launcher.backends.sky.ship import pack, unstage
+from launcher.backends.sky.stopping import Stopping
 from launcher.backends.sky.task import IDLE_MINUTES, PRICES_FILE, build_task, folder_store, places_of, ship
 from launcher.jobfile.settle import Placement
 from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger
 from launcher.runs.copying import copy_folder
-from launcher.runs.errors import BackendError, BadUsage, LauncherError, NoCapacity
+from launcher.runs.errors import BackendError, NoCapacity
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, is_over, told_after_down
-from trainer.run.run_folder import CHECKPOINTS_FOLDER, MODEL_FOLDER, SAVE_FILE, write_atomic
+from trainer.run.run_folder import CHECKPOINTS_FOLDER, MODEL_FOLDER, write_atomic
 from trainer.run.spec import NodeJob
 
 NODE_FOLDER = "/tmp/dolphin"
 """Where a run lives on a node that shares no folder with the next one."""
-_SAVED_AGAIN_S = 2.0
-_DOWN_TIMEOUT_S = 420.0
 
 
 class SkyRuns:
@@ -67,6 +64,7 @@ class SkyRuns:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._jobs = Jobs(client)
         self._reading = Reading(self._job, self._tail)
 
     def offers(self, job: JobSpec, nproc: int | None) -> list[Offer]:
@@ -82,7 +80,7 @@ class SkyRuns:
         refuse_losing_progress(job, options)
         shipment = ship(train)
         lines = check_upload(shipment.inputs, job)
-        self._refuse_namesakes(job.name)
+        self._jobs.refuse_namesakes(job.name)
         places = places_of(job, job.resources.infra or self._client.enabled())
         is_managed, secrets = not options.get("cluster"), dict.fromkeys(job.secrets, "set")
         task = build_task(job, train, places, shipment, Path("/"), is_managed=is_managed, secrets=secrets)
@@ -93,7 +91,7 @@ class SkyRuns:
         record, job, train = submission.record, submission.job, submission.train
         cluster = record.options.get("cluster")
         refuse_losing_progress(job, record.options)
-        self._refuse_twins(record)
+        self._jobs.refuse_twins(record)
         places = places_of(job, job.resources.infra or self._client.enabled())
         # The plan's offers, less the nodes that are too small for the memory that the job asks for by now.
         offers = [offer for offer in submission.offers if has_memory(job.resources, offer.host_memory_gib)]
@@ -119,16 +117,7 @@ class SkyRuns:
             raise NoCapacity(f"{error} [asked for {', '.join(tried(job, places))}]") from None
 
     def find(self, run_id: str) -> Handle | None:
-        for job in self._client.jobs(run_id, active_only=True):
-            if job.name == run_id:
-                return {"kind": "managed", "job_id": job.job_id}
-        cluster = self._cluster_option(run_id)
-        for job in (self._client.cluster_jobs(cluster) or []) if cluster else []:
-            if job.name == run_id and not is_over(sky_status.cluster_job_state(job.status)):
-                return {"kind": "cluster", "cluster": cluster, "job_id": job.job_id}
-        if self._client.pending_launch(run_id):
-            return {"kind": "cluster" if cluster else "managed", "cluster": cluster, "job_id": None}
-        return None
+        return self._jobs.find(run_id)
 
     def status(self, record: RunRecord) -> BackendStatus:
         job = self._job(record)
@@ -137,7 +126,7 @@ class SkyRuns:
             if record.down_requested_at is not None:
                 state, detail = told_after_down(state, detail)
             return BackendStatus(state, detail, exit_code)
-        is_managed = self._kind(record) == "managed"
+        is_managed = kind_of(record) == "managed"
         table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
         state = sky_status.managed_state(job.status) if is_managed else sky_status.cluster_job_state(job.status)
         if is_over(state):
@@ -170,32 +159,7 @@ class SkyRuns:
         return read_from(record.folder / name, offset)
 
     def down(self, record: RunRecord, grace_s: float) -> DownReport:
-        job = self._job(record)
-        if job is None and self._client.pending_launch(record.run_id):
-            job = self._wait_for_job(record)
-        if job is None:
-            left = self._left(record, None)
-            return DownReport(not left, tuple(left), "nothing of it was running", price_usd=None)
-        is_managed = self._kind(record) == "managed"
-        table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
-        detail, was_killed = "nothing of it was running", False
-        if not is_over(table.get(job.status, RunState.RUNNING)):
-            was_saved = self._save_first(record, job, grace_s)
-            was_killed = not was_saved and bool(last_step(record))
-            if is_managed:
-                self._client.cancel_managed(job.job_id)
-            else:
-                self._client.cancel_cluster_job(job.cluster, job.job_id)
-            detail = f"cancelled{', its progress saved first' if was_saved else ''}"
-        if not is_managed and not self._others_on(job.cluster, record.run_id):
-            self._client.down_cluster(job.cluster)
-            detail += f"; cluster {job.cluster} is down"
-        left = self._wait_until_gone(record, job, table)
-        now = time.time()
-        job = self._job(record) or job
-        attempts = node_attempts(record, job, RunState.CANCELLED, now, hourly_price(record, job))
-        price = sky_status.price_of(attempts, now)
-        return DownReport(not left, tuple(left), detail, was_killed, price)
+        return Stopping(self._client, self._jobs, self.poll_s).down(record, grace_s)
 
     def fetch(self, record: RunRecord, what: Fetchable, target: Path) -> Path:
         if what == "log":
@@ -224,31 +188,9 @@ class SkyRuns:
             )
         return there.copy(path, target)
 
-    def _refuse_twins(self, record: RunRecord) -> None:
-        """Never two of the same run, nor two of the same job by mistake."""
-        if self.find(record.run_id) is not None:
-            raise BackendError(f"{record.run_id}: is active already; `dolphin logs {record.run_id}` follows it")
-        self._refuse_namesakes(record.name)
-
-    def _refuse_namesakes(self, name: str) -> None:
-        """Names compare whole."""
-        for job in self._client.jobs(ledger.name_in_id(name), active_only=True):
-            if ledger.is_id_of(job.name, name):
-                raise BadUsage(
-                    f"{name}: a job of this name is {job.status.lower()} already ({job.name}); `dolphin logs {job.name}` "
-                    "follows it; for one more, set another `name`"
-                )
-
     def _job(self, record: RunRecord) -> Any:
         """SkyPilot's record of the run; None where there is none."""
-        handle = record.handle or {}
-        if self._kind(record) == "managed":
-            jobs = [job for job in self._client.jobs(record.run_id, active_only=False) if job.name == record.run_id]
-        else:
-            cluster = handle.get("cluster") or record.options.get("cluster")
-            jobs = [job for job in self._client.cluster_jobs(cluster) or [] if job.name == record.run_id]
-        wanted = handle.get("job_id")
-        job = next((job for job in jobs if wanted is None or job.job_id == wanted), None)
+        job = self._jobs.of(record)
         if job is not None:
             self._reading.heard(record.run_id, job.status)
         return job
@@ -262,79 +204,14 @@ class SkyRuns:
         if outcome:  # the trainer's own word came home before SkyPilot forgot the job, as with a cluster that is down
             presumed = RunState.SUCCEEDED if outcome.get("exit_code") == 0 else RunState.FAILED
             return sky_status.settled(presumed, outcome, None)
-        if self._kind(record) == "cluster" and record.handle is not None:
+        if kind_of(record) == "cluster" and record.handle is not None:
             return RunState.LOST, "its cluster is gone without an outcome; `dolphin resume` goes on", None
         if record.submissions == 0 or record.handle is None:
             return RunState.LOST, "it was never started; `dolphin resume` starts it", None
         return RunState.LOST, "SkyPilot knows no job of this name any more; `dolphin resume` goes on", None
 
-    def _kind(self, record: RunRecord) -> str:
-        return (record.handle or {}).get("kind") or ("cluster" if record.options.get("cluster") else "managed")
-
-    def _cluster_option(self, run_id: str) -> str | None:
-        with contextlib.suppress(LauncherError):
-            return ledger.load(ledger.folder_of(run_id)).options.get("cluster")
-        return None
-
     def _tail(self, record: RunRecord, job: Any, follow: bool, stream: io.TextIOBase) -> None:
-        if self._kind(record) == "managed":
+        if kind_of(record) == "managed":
             self._client.tail_managed(job.job_id, follow, stream)
         else:
             self._client.tail_cluster(job.cluster, job.job_id, follow, stream)
-
-    def _save_first(self, record: RunRecord, job: Any, grace_s: float) -> bool:
-        """Ask the trainer for a save and wait for it, where the store can be reached; True once it is done.
-
-        SkyPilot's own signal is no promise: on Slurm about half of the cancels send none."""
-        run_dir, there = run_dir_of(record), reach_of(record)
-        if grace_s <= 0 or there is None or run_dir is None or not last_step(record):
-            return False
-        before, deadline = saved_at(there, run_dir), time.monotonic() + grace_s
-        with contextlib.suppress(BackendError):
-            there.touch(f"{run_dir}/{SAVE_FILE}")
-            while time.monotonic() < deadline:
-                time.sleep(_SAVED_AGAIN_S)
-                if saved_at(there, run_dir) > before:
-                    return True
-        return False
-
-    def _wait_for_job(self, record: RunRecord) -> Any:
-        deadline = time.monotonic() + _DOWN_TIMEOUT_S
-        while time.monotonic() < deadline and self._client.pending_launch(record.run_id):
-            time.sleep(self.poll_s)
-        return self._job(record)
-
-    def _others_on(self, cluster: str, run_id: str) -> list[str]:
-        """Active jobs of other runs on a cluster."""
-        return [
-            job.name for job in self._client.cluster_jobs(cluster) or []
-            if job.name != run_id and not is_over(sky_status.cluster_job_state(job.status))
-        ]  # fmt: skip
-
-    def _wait_until_gone(self, record: RunRecord, job: Any, table: dict[str, RunState]) -> list[str]:
-        deadline = time.monotonic() + _DOWN_TIMEOUT_S
-        while True:
-            now = self._job(record)
-            is_ended = now is None or (is_over(table.get(now.status, RunState.RUNNING)) and now.is_cleaned_up)
-            left = (
-                self._left(record, job)
-                if is_ended
-                else [f"managed job {job.job_id} is {now.status}: `sky jobs cancel {job.job_id}`"]
-            )
-            if not left or time.monotonic() > deadline:
-                return left
-            time.sleep(self.poll_s)
-
-    def _left(self, record: RunRecord, job: Any) -> list[str]:
-        """Clusters of this run that SkyPilot still has, each with how to remove it."""
-        kept = (
-            self._others_on(job.cluster, record.run_id) if job is not None and self._kind(record) == "cluster" else []
-        )
-        names = {cluster.name: cluster.status for cluster in self._client.clusters()}
-        mine = [
-            name for name in names
-            if (job is not None and name == job.cluster) or (job is not None and name == f"{record.run_id}-{job.job_id}")
-        ]  # fmt: skip
-        if kept:
-            return []
-        return [f"cluster {name} is {names[name]}: `sky down {name}`" for name in mine]

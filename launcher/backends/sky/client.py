@@ -14,55 +14,20 @@ import logging
 import os
 import re
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from launcher.backends.base import Offer
 from launcher.backends.sky import errors
+from launcher.backends.sky.answers import JOB_FIELDS, Cluster, Job, cluster_job, cluster_of, managed_job
 from launcher.backends.sky.backend import SkyRuns
+from launcher.backends.sky.server import answer_of
 from launcher.runs.errors import BackendError, LauncherError
 from launcher.units import GIB, MIB
 
-_JOB_FIELDS = (
-    "job_id", "task_id", "job_name", "status", "recovery_count", "failure_reason", "details", "submitted_at", "start_at",
-    "end_at", "last_recovered_at", "cluster_resources", "infra", "cloud", "region", "zone", "current_cluster_name",
-    "schedule_state",
-)  # fmt: skip
 _ON_SALE_NOWHERE = {"slurm", "kubernetes", "ssh"}
 """Prices, and what there is, come from the cluster itself, not from a catalog file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A managed job, or a job on a cluster of one's own, as SkyPilot records it."""
-
-    job_id: int
-    name: str
-    status: str
-    """Name of a ManagedJobStatus or a JobStatus."""
-    recoveries: int = 0
-    reason: str | None = None
-    infra: str | None = None
-    cluster: str | None = None
-    submitted_at: float | None = None
-    ended_at: float | None = None
-    spot: bool | None = False
-    """None where SkyPilot tells what was asked for and not what was got: of a job whose cluster is gone."""
-    is_cleaned_up: bool = True
-    """Whether SkyPilot is through with it: its cluster is torn down. Of a job on a cluster of one's own: True."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    name: str
-    status: str
-    price_usd_per_hour: float | None
-    infra: str | None
-    spot: bool
 
 
 class SkyClient:
@@ -119,18 +84,13 @@ class SkyClient:
         with self._explained("asking for the managed jobs"):
             try:
                 records, *_ = sdk.get(
-                    jobs.queue_v2(refresh=False, skip_finished=active_only, fields=_JOB_FIELDS, name_match=name_part)
+                    jobs.queue_v2(refresh=False, skip_finished=active_only, fields=JOB_FIELDS, name_match=name_part)
                 )
             except Exception as error:
                 if type(error).__name__ == "ClusterNotUpError":  # no managed job was ever started from here
                     return []
                 raise
-        found = [
-            Job(r.job_id, r.job_name or "", _name(r.status), r.recovery_count or 0, r.failure_reason or r.details,
-                r.infra, r.current_cluster_name, r.submitted_at, r.end_at, _is_spot(r.cluster_resources),
-                r.schedule_state in (None, "DONE", "INACTIVE"))
-            for r in records if r.job_id is not None
-        ]  # fmt: skip
+        found = [managed_job(record) for record in records if record.job_id is not None]
         return sorted(found, key=lambda job: job.job_id, reverse=True)
 
     def pending_launch(self, run_id: str) -> str | None:
@@ -166,7 +126,7 @@ class SkyClient:
         with self._explained("asking for the clusters"):
             mode = sky.StatusRefreshMode.FORCE if refresh else sky.StatusRefreshMode.NONE
             records = sdk.get(sdk.status(refresh=mode))
-            return [_cluster(record) for record in records]
+            return [cluster_of(record) for record in records]
 
     def launch_cluster(
         self, task: dict[str, Any], cluster: str, idle_minutes: int | None, asked: Callable[[str], None]
@@ -196,8 +156,7 @@ class SkyClient:
                 ):
                     return None
                 raise
-        found = [Job(r.job_id, r.job_name, _name(r.status), cluster=cluster, submitted_at=r.submitted_at, ended_at=r.end_at)
-                 for r in records]  # fmt: skip
+        found = [cluster_job(record, cluster) for record in records]
         return sorted(found, key=lambda job: job.job_id, reverse=True)
 
     def cancel_cluster_job(self, cluster: str, job_id: int) -> None:
@@ -259,40 +218,8 @@ class SkyClient:
         return None
 
 
-def answer_of(endpoint: str) -> str | None:
-    """What is at an address that is not SkyPilot's API: `404`, `a web page`; None where nothing answers."""
-    try:
-        with urllib.request.urlopen(f"{endpoint}/api/health", timeout=5) as response:
-            kind = response.headers.get_content_type()
-            return "a web page" if kind == "text/html" else f"a page of type {kind}"
-    except urllib.error.HTTPError as error:
-        return f"{error.code} ({error.reason})"
-    except (OSError, ValueError):
-        return None
-
-
 class SkyBackend(SkyRuns):
     """Satisfies `launcher.backends.base.Backend`."""
 
     def __init__(self) -> None:
         super().__init__(SkyClient())
-
-
-def _name(status: Any) -> str:
-    return str(getattr(status, "value", status))
-
-
-def _is_spot(resources: str | None) -> bool | None:
-    """Of SkyPilot's words for a job's resources: `1x(gpus=L40S:8, ...)[Spot]` is a cluster's, `1x[L40S:8][On-demand|Spot]` a wish."""
-    words = str(resources).lower()
-    return None if resources in (None, "-", "") or "on-demand|spot" in words else "[spot]" in words
-
-
-def _cluster(record: Any) -> Cluster:
-    launched = getattr(record.handle, "launched_resources", None)
-    price = None
-    if launched is not None:
-        with contextlib.suppress(Exception):  # a cloud whose catalog lacks the machine has no price
-            price = float(launched.get_cost(3600)) * (getattr(record.handle, "launched_nodes", 1) or 1)
-    infra = "/".join(part for part in (record.cloud, record.region) if part) or None
-    return Cluster(record.name, _name(record.status), price, infra, bool(getattr(launched, "use_spot", False)))
