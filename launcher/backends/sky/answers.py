@@ -1,4 +1,5 @@
-"""SkyPilot's records as plain data: jobs and clusters. Imports no sky: goes by the attributes of what it is given."""
+"""SkyPilot's records as plain data: jobs, clusters, and where its jobs controller is. Imports no sky: goes by the attributes of
+what it is given."""
 
 from __future__ import annotations
 
@@ -6,6 +7,10 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.runs.errors import BackendError
+
+NO_JOBS = "No in-progress managed jobs"
+"""SkyPilot's words where the controller has no address yet."""
 JOB_FIELDS = (
     "job_id", "task_id", "job_name", "status", "recovery_count", "failure_reason", "details", "submitted_at", "start_at",
     "end_at", "last_recovered_at", "cluster_resources", "infra", "cloud", "region", "zone", "current_cluster_name",
@@ -41,6 +46,30 @@ class Cluster:
     price_usd_per_hour: float | None
     infra: str | None
     spot: bool
+
+
+class ControllerStopped(BackendError):
+    """The jobs controller is a VM that stopped itself: nothing was active then. What it knows is on its disk."""
+
+
+class ControllerAway(BackendError):
+    """The jobs controller is there and does not answer: what it knows, and what runs, is not known."""
+
+
+def without_controller(error: BaseException) -> BackendError | None:
+    """What a ClusterNotUpError of the jobs controller means: ControllerStopped or ControllerAway; None where there is no
+    controller, or the first one is being made, so that it can know no job."""
+    status = getattr(error, "cluster_status", None)
+    name = _name(status) if status is not None else None
+    if name is None or (name == "INIT" and NO_JOBS in str(error)):
+        return None
+    if name == "STOPPED":
+        return ControllerStopped(
+            "SkyPilot's jobs controller has stopped itself, as it does when nothing runs; what it knows is on its disk"
+        )
+    return ControllerAway(
+        f"SkyPilot's jobs controller ({name}) does not answer, so what runs is not known; ask again in a minute, `sky status` shows it"
+    )
 
 
 def managed_job(record: Any) -> Job:

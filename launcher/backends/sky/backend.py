@@ -125,7 +125,10 @@ class SkyRuns:
             state, detail, exit_code = self._without_job(record)
             if record.down_requested_at is not None:
                 state, detail = told_after_down(state, detail)
-            return BackendStatus(state, detail, exit_code)
+            now = time.time()
+            attempts = node_attempts(record, None, state, now, hourly_price(record, None))
+            price = sky_status.price_of(attempts, now) if attempts else None
+            return BackendStatus(state, detail, exit_code, price_usd_so_far=price, attempts=attempts)
         is_managed = kind_of(record) == "managed"
         table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
         state = sky_status.managed_state(job.status) if is_managed else sky_status.cluster_job_state(job.status)

@@ -20,7 +20,15 @@ from typing import Any
 
 from launcher.backends.base import Offer
 from launcher.backends.sky import errors
-from launcher.backends.sky.answers import JOB_FIELDS, Cluster, Job, cluster_job, cluster_of, managed_job
+from launcher.backends.sky.answers import (
+    JOB_FIELDS,
+    Cluster,
+    Job,
+    cluster_job,
+    cluster_of,
+    managed_job,
+    without_controller,
+)
 from launcher.backends.sky.backend import SkyRuns
 from launcher.backends.sky.server import answer_of
 from launcher.runs.errors import BackendError, LauncherError
@@ -78,18 +86,24 @@ class SkyClient:
                                             info.instance_type, host_memory_gib=host))  # fmt: skip
         return offers
 
-    def jobs(self, name_part: str, *, active_only: bool) -> list[Job]:
-        """Managed jobs of this user whose name contains the text, newest first."""
+    def jobs(self, name_part: str, *, active_only: bool, wake: bool = False) -> list[Job]:
+        """Managed jobs of this user whose name contains the text, newest first; none where there is no jobs controller.
+
+        ControllerStopped where it has stopped itself, unless `wake` starts it again, which takes minutes; ControllerAway where
+        it does not answer."""
         jobs, sdk = self._jobs(), self._sdk()
         with self._explained("asking for the managed jobs"):
             try:
                 records, *_ = sdk.get(
-                    jobs.queue_v2(refresh=False, skip_finished=active_only, fields=JOB_FIELDS, name_match=name_part)
+                    jobs.queue_v2(refresh=wake, skip_finished=active_only, fields=JOB_FIELDS, name_match=name_part)
                 )
             except Exception as error:
-                if type(error).__name__ == "ClusterNotUpError":  # no managed job was ever started from here
+                if type(error).__name__ != "ClusterNotUpError":
+                    raise
+                problem = without_controller(error)
+                if problem is None:
                     return []
-                raise
+                raise problem from None
         found = [managed_job(record) for record in records if record.job_id is not None]
         return sorted(found, key=lambda job: job.job_id, reverse=True)
 
@@ -101,6 +115,11 @@ class SkyClient:
                 if request.name in ("jobs.launch", "sky.jobs.launch", "launch", "sky.launch") and run_id in body:
                     return str(request.request_id)
         return None
+
+    def cancel_request(self, request_id: str) -> None:
+        """Withdraw what was asked for. What it started before stays started."""
+        with self._explained(f"cancelling the request {request_id}"):
+            self._sdk().get(self._sdk().api_cancel([request_id], silent=True))
 
     def launch_managed(self, task: dict[str, Any], name: str, asked: Callable[[str], None]) -> int:
         """Submit, wait until it is accepted, and return the job's id. `asked` hears the request's id before the wait."""

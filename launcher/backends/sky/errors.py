@@ -59,6 +59,8 @@ def explain(
         at = server()
         where = f" at {at.endpoint}" if at is not None else ""
         return BackendError(f"{what}: SkyPilot's API server{where} asks for a login; `sky api login`")
+    if name == "RequestCancelled":
+        return BackendError(f"{what}: was withdrawn (`dolphin down`, or `sky api cancel`)")
     if name in _API_DOWN or ("API server" in text and "connect" in text):
         return BackendError(f"{what}: {_without_answer(server())}")
     if _CREDENTIALS.search(text):

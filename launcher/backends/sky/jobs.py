@@ -7,10 +7,12 @@ from typing import Any
 
 from launcher.backends.base import Handle
 from launcher.backends.sky import status as sky_status
+from launcher.backends.sky.answers import ControllerAway, ControllerStopped
 from launcher.runs import ledger
 from launcher.runs.errors import BackendError, BadUsage, LauncherError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import is_over
+from trainer.run.exits import ExitCode
 
 
 class Jobs:
@@ -20,7 +22,8 @@ class Jobs:
         self._client = client
 
     def find(self, run_id: str) -> Handle | None:
-        for job in self._client.jobs(run_id, active_only=True):
+        """The active run of this id. Wakes a controller that has stopped: somebody may have stopped it over a run."""
+        for job in self._active(run_id):
             if job.name == run_id:
                 return {"kind": "managed", "job_id": job.job_id}
         cluster = _cluster_option(run_id)
@@ -38,8 +41,12 @@ class Jobs:
         self.refuse_namesakes(record.name)
 
     def refuse_namesakes(self, name: str) -> None:
-        """Names compare whole."""
-        for job in self._client.jobs(ledger.name_in_id(name), active_only=True):
+        """Names compare whole. A controller that has stopped itself had nothing active, and is left asleep."""
+        try:
+            jobs = self._client.jobs(ledger.name_in_id(name), active_only=True)
+        except ControllerStopped:
+            return
+        for job in jobs:
             if ledger.is_id_of(job.name, name):
                 raise BadUsage(
                     f"{name}: a job of this name is {job.status.lower()} already ({job.name}); `dolphin logs {job.name}` "
@@ -47,15 +54,44 @@ class Jobs:
                 )
 
     def of(self, record: RunRecord) -> Any:
-        """SkyPilot's record of the run; None where there is none."""
+        """SkyPilot's record of the run; None where there is none, or where the trainer's last word is here and the controller
+        would have to be woken for more. BackendError where that is not known."""
         handle = record.handle or {}
         if kind_of(record) == "managed":
-            jobs = [job for job in self._client.jobs(record.run_id, active_only=False) if job.name == record.run_id]
+            jobs = [job for job in self._all(record) if job.name == record.run_id]
         else:
             cluster = handle.get("cluster") or record.options.get("cluster")
             jobs = [job for job in self._client.cluster_jobs(cluster) or [] if job.name == record.run_id]
         wanted = handle.get("job_id")
         return next((job for job in jobs if wanted is None or job.job_id == wanted), None)
+
+    def _all(self, record: RunRecord) -> list[Any]:
+        try:
+            found: list[Any] = self._client.jobs(record.run_id, active_only=False)
+        except (ControllerStopped, ControllerAway) as problem:
+            if self._client.pending_launch(record.run_id):
+                return []  # it is being made, or woken, for this very run
+            if isinstance(problem, ControllerAway):
+                raise
+            return [] if has_ended(record) else list(self._client.jobs(record.run_id, active_only=False, wake=True))
+        return found
+
+    def _active(self, run_id: str) -> list[Any]:
+        try:
+            found: list[Any] = self._client.jobs(run_id, active_only=True)
+        except (ControllerStopped, ControllerAway) as problem:
+            if self._client.pending_launch(run_id):
+                return []
+            if isinstance(problem, ControllerAway):
+                raise
+            return list(self._client.jobs(run_id, active_only=True, wake=True))
+        return found
+
+
+def has_ended(record: RunRecord) -> bool:
+    """Whether the trainer's last word is here, and it was the last: a node that was taken away leaves one that is not."""
+    code = (record.files.read_outcome() or {}).get("exit_code")
+    return isinstance(code, int) and code != ExitCode.PREEMPTED
 
 
 def kind_of(record: RunRecord) -> str:

@@ -51,7 +51,7 @@ def hourly_price(record: RunRecord, job: Any) -> float | None:
         own = nodes[-1].get("price_usd_per_hour") if nodes else None
         if isinstance(own, int | float):
             return float(own)
-        if job.spot is not None and nodes:
+        if job is not None and job.spot is not None and nodes:
             return price_at(json.loads((record.folder / PRICES_FILE).read_bytes()), nodes[-1].get("infra"), job.spot)[0]
     return None
 
@@ -59,6 +59,7 @@ def hourly_price(record: RunRecord, job: Any) -> float | None:
 def node_attempts(
     record: RunRecord, job: Any, state: RunState, now: float, hourly: float | None
 ) -> tuple[NodeAttempt, ...]:
+    """The nodes that worked on the run; of one whose job SkyPilot does not tell of (None) to the last that was heard."""
     nodes = [
         node
         for node in read_lines(record.files.nodes)
@@ -68,7 +69,8 @@ def node_attempts(
     heard += [
         float(event["time"]) for event in read_lines(record.files.events) if isinstance(event.get("time"), int | float)
     ]
-    return status.node_attempts(nodes, heard, state=state, now=now, ended_at=job.ended_at, price_usd_per_hour=hourly)
+    ended_at = job.ended_at if job is not None else max(heard, default=now)
+    return status.node_attempts(nodes, heard, state=state, now=now, ended_at=ended_at, price_usd_per_hour=hourly)
 
 
 def saved_at(there: Reach, run_dir: str) -> float:

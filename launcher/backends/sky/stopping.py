@@ -20,6 +20,9 @@ from trainer.run.run_folder import SAVE_FILE
 
 _SAVED_AGAIN_S = 2.0
 _DOWN_TIMEOUT_S = 420.0
+_LATE_LOOKS = 6
+_KEPT_OF_NAME = 20
+"""Letters of a job's name in the name of its cluster, at least."""
 
 
 class Stopping:
@@ -27,12 +30,21 @@ class Stopping:
         self._client, self._jobs, self._poll_s = client, jobs, poll_s
 
     def down(self, record: RunRecord, grace_s: float) -> DownReport:
+        was_withdrawn = self._withdraw(record)
         job = self._jobs.of(record)
-        if job is None and self._client.pending_launch(record.run_id):
-            job = self._wait_for_job(record)
+        for _ in range(_LATE_LOOKS if was_withdrawn else 0):  # what the request had started may show a little later
+            if job is not None:
+                break
+            time.sleep(self._poll_s)
+            job = self._jobs.of(record)
         if job is None:
+            detail = "its submit was withdrawn" if was_withdrawn else "nothing of it was running"
+            cluster = record.options.get("cluster")
+            if was_withdrawn and cluster and self._is_there(cluster) and not self._others_on(cluster, record.run_id):
+                self._client.down_cluster(cluster)
+                detail += f"; cluster {cluster} is down"
             left = self._left(record, None)
-            return DownReport(not left, tuple(left), "nothing of it was running", price_usd=None)
+            return DownReport(not left, tuple(left), detail, price_usd=None)
         is_managed = kind_of(record) == "managed"
         table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
         detail, was_killed = "nothing of it was running", False
@@ -70,11 +82,17 @@ class Stopping:
                     return True
         return False
 
-    def _wait_for_job(self, record: RunRecord) -> Any:
-        deadline = time.monotonic() + _DOWN_TIMEOUT_S
-        while time.monotonic() < deadline and self._client.pending_launch(record.run_id):
+    def _withdraw(self, record: RunRecord) -> bool:
+        """Cancel the request that is starting the run at this moment, until none is; whether there was one."""
+        deadline, was_there = time.monotonic() + _DOWN_TIMEOUT_S, False
+        while (request := self._client.pending_launch(record.run_id)) and time.monotonic() < deadline:
+            was_there = True
+            self._client.cancel_request(request)
             time.sleep(self._poll_s)
-        return self._jobs.of(record)
+        return was_there
+
+    def _is_there(self, cluster: str) -> bool:
+        return any(one.name == cluster for one in self._client.clusters())
 
     def _others_on(self, cluster: str, run_id: str) -> list[str]:
         """Active jobs of other runs on a cluster."""
@@ -98,13 +116,21 @@ class Stopping:
             time.sleep(self._poll_s)
 
     def _left(self, record: RunRecord, job: Any) -> list[str]:
-        """Clusters of this run that SkyPilot still has, each with how to remove it."""
+        """What SkyPilot still has of this run, each with how to remove it: the request that starts it, its clusters."""
+        request = self._client.pending_launch(record.run_id)
+        if request:
+            return [f"request {request} is still starting it: `sky api cancel {request}`"]
         kept = self._others_on(job.cluster, record.run_id) if job is not None and kind_of(record) == "cluster" else []
         names = {cluster.name: cluster.status for cluster in self._client.clusters()}
         mine = [
-            name for name in names
-            if (job is not None and name == job.cluster) or (job is not None and name == f"{record.run_id}-{job.job_id}")
-        ]  # fmt: skip
+            name for name in names if job is not None and (name == job.cluster or _is_cluster_of(name, record, job))
+        ]
         if kept:
             return []
         return [f"cluster {name} is {names[name]}: `sky down {name}`" for name in mine]
+
+
+def _is_cluster_of(name: str, record: RunRecord, job: Any) -> bool:
+    """Whether SkyPilot named a cluster so for this managed job: of a long name it takes the beginning and a hash."""
+    begins = record.run_id[:_KEPT_OF_NAME]
+    return kind_of(record) == "managed" and name.startswith(begins) and name.endswith(f"-{job.job_id}")
