@@ -220,6 +220,8 @@ class Registered:
     """A function without arguments: what `dolphin doctor` finds. It works best where everything is broken."""
     catalog: str | None = None
     """A function of a job: its offers as far as they are known without the backend's library and without a network."""
+    caveats: str | None = None
+    """A function of a job: lines that must be read with what `catalog` tells."""
     gpus: str | None = None
     """A function without arguments: name and memory (MiB) of each GPU that a run there would have at no price. Of a backend on
     this machine; it answers also where the backend's library is missing."""
@@ -242,6 +244,7 @@ BACKENDS: dict[str, Registered] = {
         "launcher.backends.sky.client:SkyBackend",
         "launcher.backends.sky.doctor:checks",
         "launcher.backends.sky.catalog:offers_of_job",
+        caveats="launcher.backends.sky.catalog:caveats",
         upkeep="launcher.backends.sky.controller:upkeep",
     ),
 }
@@ -299,6 +302,13 @@ def catalog_of(name: str) -> Callable[[JobSpec], list[Offer]] | None:
     """What tells a backend's offers without its library; None where it has no such thing."""
     catalog = _registered(name).catalog
     return None if catalog is None else _load(catalog)
+
+
+def caveats_of(name: str, job: JobSpec) -> list[str]:
+    """What must be read with the offers of the backend's cached list."""
+    caveats = _registered(name).caveats
+    found: list[str] = [] if caveats is None else _load(caveats)(job)
+    return found
 
 
 def owned_gpus(name: str) -> list[tuple[str, int | None]]:

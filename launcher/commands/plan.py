@@ -37,8 +37,9 @@ def plan_command(path: str | Path, options: PlanOptions = PlanOptions()) -> int:
     rules = rules_of(job, "cuda" if job.resources.gpu_name else "cpu")
     deadline_h = None if options.deadline is None else deadline_hours(options.deadline)
     offers: list[Offer] = []
+    caveats: list[str] = []
     try:
-        offers = offers_for(job, offline=options.offline, on=options.on, nproc=options.nproc)
+        offers, caveats = offers_for(job, offline=options.offline, on=options.on, nproc=options.nproc)
     except BackendError as error:
         if options.on is not None:
             raise
@@ -58,7 +59,7 @@ def plan_command(path: str | Path, options: PlanOptions = PlanOptions()) -> int:
         from launcher.plan.view import show
 
         show(plan)
-        for line in rules:
+        for line in [*caveats, *rules]:
             print(f"  {line}", file=sys.stderr)
     return 0
 

@@ -9,7 +9,16 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
-from launcher.backends.base import BACKENDS, Offer, catalog_of, default_backend, get_backend, owned_gpus, upkeep_of
+from launcher.backends.base import (
+    BACKENDS,
+    Offer,
+    catalog_of,
+    caveats_of,
+    default_backend,
+    get_backend,
+    owned_gpus,
+    upkeep_of,
+)
 from launcher.jobfile.spec import JobSpec
 from launcher.models.architecture import TrainedModel, find_architecture
 from launcher.plan.counting import count, counted
@@ -81,17 +90,18 @@ def with_memory(job: JobSpec, plan: LaunchPlan | None, device: Literal["cuda", "
     return job.model_copy(update={"resources": resources})
 
 
-def offers_for(job: JobSpec, *, offline: bool = False, on: str | None = None, nproc: int | None = None) -> list[Offer]:
-    """Offers of the backend named; else of where such a job runs, from its cached catalog where there is one. BackendError where
-    neither can be asked."""
+def offers_for(
+    job: JobSpec, *, offline: bool = False, on: str | None = None, nproc: int | None = None
+) -> tuple[list[Offer], list[str]]:
+    """Offers of the backend named; else of where such a job runs, from its cached catalog where there is one. And what must be
+    read with them. BackendError where neither can be asked."""
     name = on or default_backend(job)
     catalog = catalog_of(name)
-    if catalog is None or (on is not None and not offline):
-        return get_backend(name).offers(job, nproc)
-    cached = catalog(job)
-    if cached or offline:
-        return cached
-    return get_backend(name).offers(job, nproc)
+    if catalog is not None and (on is None or offline):
+        cached = catalog(job)
+        if cached or offline:
+            return cached, caveats_of(name, job)
+    return get_backend(name).offers(job, nproc), []
 
 
 def owned_offers(job: JobSpec, *, besides: str) -> list[Offer]:

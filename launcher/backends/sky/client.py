@@ -61,14 +61,14 @@ class SkyClient:
     def accelerators(self, clouds: Sequence[str]) -> list[str]:
         """Names of GPUs that there are at all."""
         with self._explained("listing the GPUs"):
-            return sorted(self._sky().list_accelerators(gpus_only=True, clouds=list(clouds) or None))
+            return sorted(self._list_accelerators(gpus_only=True, clouds=list(clouds) or None))
 
     def offers(self, gpu: str, count: int, infra: str) -> list[Offer]:
         """What one infra asks for a node with these GPUs, on demand and spot, region by region."""
         cloud, _, rest = infra.partition("/")
         region, _, zone = rest.partition("/")
         with self._explained(f"asking for the price of {gpu}:{count} at {infra}"):
-            found = self._sky().list_accelerators(
+            found = self._list_accelerators(
                 gpus_only=True, name_filter=f"^{gpu}$", quantity_filter=count, clouds=[cloud], case_sensitive=False,
                 region_filter=region or None, all_regions=True,
             )  # fmt: skip
@@ -85,6 +85,15 @@ class SkyClient:
                         offers.append(Offer("sky", place, info.accelerator_name, count, spot, float(price), memory,
                                             info.instance_type, host_memory_gib=host))  # fmt: skip
         return offers
+
+    def _list_accelerators(self, **what: Any) -> dict[str, list[Any]]:
+        """Of the regions that the account has: the API server's where that is another machine, which alone has its credentials."""
+        common = self._module("sky.server.common")
+        if common.is_api_server_local(common.get_server_url()):
+            here: dict[str, list[Any]] = self._sky().list_accelerators(**what)
+            return here
+        there: dict[str, list[Any]] = self._sdk().get(self._sdk().list_accelerators(**what))
+        return there
 
     def jobs(self, name_part: str, *, active_only: bool, wake: bool = False) -> list[Job]:
         """Managed jobs of this user whose name contains the text, newest first; none where there is no jobs controller.

@@ -108,8 +108,12 @@ def _offers_at(client: Any, job: JobSpec, infra: str) -> list[Offer]:
         replace(offer, num_nodes=nodes, price_usd_per_hour=offer.price_usd_per_hour * nodes)
         for offer in client.offers(job.resources.gpu_name, job.resources.gpus_per_node, infra)
     ]
-    wanted = job.resources.model_copy(update={"infra": (infra,), "max_hourly_cost": None, "spot": "only"})
-    zones = catalog_offers(wanted, catalog_folder()) if found else []
+    on_spot = [offer for offer in found if offer.spot]
+    regions = tuple(dict.fromkeys(offer.infra.split("/")[1] for offer in on_spot if "/" in offer.infra))
+    if not regions:
+        return found
+    wanted = {"infra": (infra,), "regions": regions, "max_hourly_cost": None, "spot": "only"}
+    zones = catalog_offers(job.resources.model_copy(update=wanted), catalog_folder())
     return [offer for offer in found if not offer.spot or not zones] + zones
 
 

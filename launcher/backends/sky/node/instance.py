@@ -43,8 +43,9 @@ def begin(config: dict[str, Any], began: float, ask: Ask | None = None) -> tuple
         node.update(look(cluster, os.environ, ask))
         if isinstance(node.get("spot"), bool):
             region = "/".join(node["infra"].split("/")[:2])
-            place = region + "/" + node["zone_id"] if node.get("zone_id") else node["infra"]
-            price, is_exact = price_at(offers, place, node["spot"])
+            places = [region + "/" + node[key] for key in ("zone_id", "zone") if node.get(key)] + [node["infra"]]
+            prices = [price_at(offers, place, node["spot"]) for place in places]
+            price, is_exact = next((found for found in prices if found[1]), prices[0])
             node.update({"price_usd_per_hour": price, "is_exact_price": is_exact})
     said, is_refused = judged(node, offers, config.get("max_hourly_cost"), config.get("num_nodes") or 1)
     if is_refused:
