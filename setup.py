@@ -1,6 +1,6 @@
-"""What pyproject.toml cannot say of the wheel: two files that are not in the packages of a checkout.
+"""What pyproject.toml cannot say of the wheel: three files that are not in the packages of a checkout.
 
-`sky/task.yaml` lies at the top of the project and is copied into the package that reads it. The images of a release are
+`sky/task.yaml` and `constraints.txt` lie at the top of the project and are copied into the package that reads them. The images of a release are
 stated by the workflow that built them, as DOLPHIN_RELEASE_IMAGES="cpu=NAME@sha256:... cuda=NAME@sha256:..."; a digest and not a
 tag, so that a release trains with the same image for ever.
 """
@@ -23,6 +23,7 @@ class BuildPackages(build_py):
             return
         built = Path(self.build_lib) / "launcher" / "backends"
         self.copy_file("sky/task.yaml", str(built / "sky" / "task.yaml"))
+        self.copy_file("constraints.txt", str(built / "sky" / "constraints.txt"))
         images = images_of(os.environ.get("DOLPHIN_RELEASE_IMAGES", ""))
         if images:
             (built / "images.json").write_text(json.dumps(images, indent=2) + "\n")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -20,6 +23,7 @@ def node(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `setup` as on a node of its own, whose home is `folder`; the virtual environments' folder is shared."""
     (folder / "dolphin-inputs").mkdir(parents=True, exist_ok=True)
     (folder / "dolphin-inputs" / "requirements.txt").write_text("torch>=2.13,<2.14\n")
+    (folder / "dolphin-inputs" / "constraints.txt").write_text("# what was tested\ntorch==2.13.0\n")
     settings = {
         "HOME": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DOLPHIN_CONTAINER": "none",
         "DOLPHIN_IMAGE": "", "DOLPHIN_VENVS": str(folder.parent / "shared"), "DOLPHIN_VENV": "venv-abc", **environment,
@@ -35,21 +39,31 @@ def python_of(folder: Path) -> str:
     return done.stdout.strip()
 
 
-@pytest.fixture
-def index(tmp_path: Path) -> str:
-    """A package index with a torch in it, of an own kind."""
-    folder = tmp_path / "index" / "torch"
-    folder.mkdir(parents=True)
-    info = "torch-2.13.1.dist-info"
-    with zipfile.ZipFile(folder / "torch-2.13.1-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("torch.py", "__version__ = 'for an older CUDA'\n")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: torch\nVersion: 2.13.1\n")
+def write_wheel(folder: Path, version: str) -> None:
+    info = f"torch-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"torch-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("torch.py", f"__version__ = '{version}, for an older CUDA'\n")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
         wheel.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         wheel.writestr(f"{info}/RECORD", "")
-    (folder / "index.html").write_text('<a href="torch-2.13.1-py3-none-any.whl">torch</a>')
-    return f"file://{tmp_path}/index"
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> str:
+    """A package index with a torch in it, of an own kind: newer than the one that was tested."""
+    return make_index(tmp_path, "2.13.1")
+
+
+def make_index(root: Path, *versions: str) -> str:
+    folder = root / "index" / "torch"
+    folder.mkdir(parents=True)
+    for version in versions:
+        write_wheel(folder, version)
+    links = [f'<a href="torch-{version}-py3-none-any.whl">torch</a>' for version in versions]
+    (folder / "index.html").write_text("".join(links))
+    return f"file://{root}/index"
 
 
 def test_the_trainer_is_installed_once_for_all_nodes_with_the_torch_that_was_asked_for(
@@ -61,7 +75,7 @@ def test_the_trainer_is_installed_once_for_all_nodes_with_the_torch_that_was_ask
     assert first.stdout.count("installing the trainer into") == 1
     second = node(tmp_path / "second", **alone)
     assert (second.returncode, second.stdout) == (0, ""), second.stderr
-    assert python_of(tmp_path / "first") == python_of(tmp_path / "second") == "for an older CUDA"
+    assert python_of(tmp_path / "first") == python_of(tmp_path / "second") == "2.13.1, for an older CUDA"
 
 
 def test_an_installation_that_fails_is_one_line_and_is_made_anew_by_the_next_node(tmp_path: Path, index: str) -> None:
@@ -70,7 +84,7 @@ def test_an_installation_that_fails_is_one_line_and_is_made_anew_by_the_next_nod
     assert broken.stderr.splitlines()[-1].startswith("dolphin: the trainer cannot be installed on this node")
     mended = node(tmp_path / "second", PIP_CONFIG_FILE=os.devnull, DOLPHIN_TORCH_INDEX=index)
     assert mended.returncode == 0, mended.stderr
-    assert python_of(tmp_path / "second") == "for an older CUDA"
+    assert python_of(tmp_path / "second") == "2.13.1, for an older CUDA"
 
 
 def test_a_node_without_docker_where_the_job_asks_for_it_is_bad_input(tmp_path: Path) -> None:
@@ -79,3 +93,44 @@ def test_a_node_without_docker_where_the_job_asks_for_it_is_bad_input(tmp_path: 
     )
     assert done.returncode == 64
     assert "this node has no docker; set resources.container" in done.stderr
+
+
+def test_a_node_of_tomorrow_installs_the_versions_of_today(tmp_path: Path) -> None:
+    """Without them a node that takes a run over would train on with whatever had come out in the meantime."""
+    index = make_index(tmp_path, "2.13.0", "2.13.1")
+    done = node(tmp_path / "node", PIP_CONFIG_FILE=os.devnull, PIP_INDEX_URL=index)
+    assert done.returncode == 0, done.stderr
+    assert python_of(tmp_path / "node").startswith("2.13.0")
+
+
+def test_a_network_that_fails_for_a_while_ends_no_run(tmp_path: Path) -> None:
+    folder = Path(make_index(tmp_path, "2.13.0").removeprefix("file://"))
+    failures = iter(range(2))  # pip asks once more by itself
+
+    class Index(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if next(failures, None) is not None:
+                return self.send_error(503)
+            return super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Index, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    settings = {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_RETRIES": "1",
+        "PIP_INDEX_URL": url,
+        "DOLPHIN_INSTALL_PAUSES": "0 0",
+    }
+    done = node(tmp_path / "node", **settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trying again") == 1
+    server.shutdown()
+    server.server_close()
+    down = node(tmp_path / "other", **settings, DOLPHIN_VENV="venv-other")
+    assert down.returncode == 75, "a node elsewhere may reach it"
+    assert down.stdout.count("trying again") == 2
+    assert down.stderr.splitlines()[-1] == "dolphin: the trainer cannot be installed on this node now; another is tried"

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.test_tree import ROOT, tracked
 
-PACKED = ("launcher", "trainer", "sky", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+PACKED = ("launcher", "trainer", "sky", "constraints.txt", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 CPU, CUDA = (f"registry.example/me/dolphin@sha256:{digit * 64}" for digit in "ab")
 
 
@@ -66,6 +66,8 @@ def test_an_installed_launcher_has_the_template_that_a_launch_on_a_cluster_needs
     """From a checkout it is found beside the packages, so that only a real wheel shows that it is missing."""
     program = "from launcher.backends.sky.task import template_text; print(template_text(), end='')"
     assert told(release, program) == (ROOT / "sky" / "task.yaml").read_text()
+    program = "from launcher.backends.sky.task import constraints; print(constraints(), end='')"
+    assert told(release, program) == (ROOT / "constraints.txt").read_text()
 
 
 def test_type_checkers_and_lawyers_find_what_they_look_for(release: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trainer
 from launcher.backends.sky.node import bucket, instance, relay
-from launcher.backends.sky.task import PRICES_FILE, STAGED, Shipment, relay_config, requirements
+from launcher.backends.sky.task import PRICES_FILE, STAGED, Shipment, constraints, relay_config, requirements
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BackendError
 from trainer.run.run_folder import TRAIN_FILE
@@ -43,6 +43,7 @@ def pack(
     config["offers"] = json.loads(offers.read_bytes()) if offers.exists() else []
     (target / "relay.json").write_text(json.dumps(config, indent=2))
     (target / "requirements.txt").write_text(requirements())
+    (target / "constraints.txt").write_text(constraints())
     for module in (relay, bucket, instance):
         shutil.copy2(Path(str(module.__file__)), target / f"{module.__name__.rpartition('.')[2]}.py")
     shutil.copytree(

@@ -114,7 +114,7 @@ def build_task(
     """The task as SkyPilot's own parser takes it. `staging` is the folder here that becomes INPUTS on the node; beside it
     lies STAGED, with the job's own files. Many parameters: all that a task is made of, as nothing is asked for here."""
     template = yaml.safe_load(template_text())
-    installed = requirements() + job.env.get("DOLPHIN_TORCH_INDEX", "")
+    installed = requirements() + constraints() + job.env.get("DOLPHIN_TORCH_INDEX", "")
     venv = f"venv-{hashlib.sha256(installed.encode()).hexdigest()[:12]}"
     image = image_of(job, train)
     envs = {
@@ -204,6 +204,11 @@ def requirements() -> str:
     return "\n".join(sorted(line.partition(";")[0].strip() for line in lines)) + "\n"
 
 
+def constraints() -> str:
+    """The versions that this dolphin was tested with, as lines for pip."""
+    return _packed("constraints.txt", "constraints.txt")
+
+
 def folder_store(job: JobSpec) -> str | None:
     """The job's store where it is a folder of a filesystem that the nodes share."""
     store = job.checkpoint.store
@@ -211,11 +216,15 @@ def folder_store(job: JobSpec) -> str | None:
 
 
 def template_text() -> str:
-    """sky/task.yaml: beside this module in an installed wheel, at the top of a checkout."""
-    packed = resources.files("launcher.backends.sky") / "task.yaml"
+    return _packed("task.yaml", "sky/task.yaml")
+
+
+def _packed(name: str, in_checkout: str) -> str:
+    """The text of a file: beside this module in an installed wheel, from the top of a checkout."""
+    packed = resources.files("launcher.backends.sky") / name
     if packed.is_file():
         return packed.read_text(encoding="utf-8")
-    return (Path(__file__).resolve().parents[3] / "sky" / "task.yaml").read_text(encoding="utf-8")
+    return (Path(__file__).resolve().parents[3] / in_checkout).read_text(encoding="utf-8")
 
 
 def image_of(job: JobSpec, train: NodeJob) -> str | None:
