@@ -2,25 +2,27 @@
 
 obstore is the Rust object_store library: it signs, retries 5xx, dropped connections and timeouts with backoff, and
 uploads in parallel parts. Owns its configuration and the translation of its errors; credentials, region and endpoint
-come from the environment variables that the clouds' own tools read (AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS).
+are found as the clouds' own tools find them (`aws`; GOOGLE_APPLICATION_CREDENTIALS).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import BaseError, GenericError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import GCSStore, S3Store
 
 from trainer.run.exits import BadInput
+from trainer.run.stores import aws
 from trainer.run.stores.base import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
@@ -35,8 +37,7 @@ from trainer.run.stores.base import (
 PART_BYTES = 16 << 20
 NUM_PARALLEL_PARTS = 8
 """A rank's parts in flight: with eight ranks a gigabyte of memory at most, and more than a node's network takes."""
-ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST")
-"""Where one of them names http://, TLS is not asked for (MinIO on a private network, an emulator)."""
+EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
 NO_BUCKET = "there is no such bucket"
 REQUEST_VARIABLE, REQUEST_S = "DOLPHIN_STORE_REQUEST_S", 60.0
 """How long one request may take: a part of 16 MiB at 0.3 MB/s."""
@@ -47,22 +48,34 @@ class ObjectStore:
 
     is_local = False
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, environment: Mapping[str, str] | None = None, retry_s: float | None = None) -> None:
+        """`environment` is this process's where not given. Nothing is asked yet. Raises BadInput for another scheme."""
         self.url = url.rstrip("/")
-        parts = urlsplit(url)
-        retry_s = seconds_to_retry()
-        self._retry_s = retry_s
+        self._parts = urlsplit(url)
+        self._environment = os.environ if environment is None else environment
+        self._retry_s = seconds_to_retry() if retry_s is None else retry_s
+        if self._parts.scheme not in ("s3", "gs"):
+            raise BadInput(
+                f"checkpoint.store {url}: unknown scheme {self._parts.scheme}://; use a folder, s3:// or gs://"
+            )
+
+    @functools.cached_property
+    def _store(self) -> Any:
+        """Made at the first request: an instance may have to be asked for its role, and the store for its region."""
+        bucket, environment = self._parts.netloc, self._environment
         request_s = float(os.environ.get(REQUEST_VARIABLE, REQUEST_S))
+        is_s3 = self._parts.scheme == "s3"
+        address = aws.endpoint(environment) if is_s3 else environment.get(EMULATOR_VARIABLE)
         options: dict[str, Any] = {
-            "prefix": parts.path.strip("/") or None,
+            "prefix": self._parts.path.strip("/") or None,
             "client_options": {
                 "connect_timeout": timedelta(seconds=min(10.0, request_s)),
                 "timeout": timedelta(seconds=request_s),
-                "allow_http": any(os.environ.get(name, "").startswith("http://") for name in ENDPOINT_VARIABLES),
+                "allow_http": (address or "").startswith("http://"),  # a private network's MinIO, an emulator
             },
             "retry_config": {
                 "max_retries": 20,
-                "retry_timeout": timedelta(seconds=retry_s),
+                "retry_timeout": timedelta(seconds=self._retry_s),
                 "backoff": {
                     "init_backoff": timedelta(seconds=FIRST_PAUSE_S),
                     "max_backoff": timedelta(seconds=LONGEST_PAUSE_S),
@@ -70,16 +83,16 @@ class ObjectStore:
             },
         }
         try:
-            if parts.scheme == "s3":
-                self._store: Any = S3Store(parts.netloc, **_endpoint(), **options)
-            elif parts.scheme == "gs":
-                self._store = GCSStore(parts.netloc, **_emulator(), **options)
-            else:
-                raise BadInput(
-                    f"checkpoint.store {url}: unknown scheme {parts.scheme}://; use a folder, s3:// or gs://"
-                )
+            if is_s3:
+                options |= {"region": aws.region(bucket, environment), "credential_provider": aws.provider(environment)}
+                if address:
+                    options["endpoint"] = address
+                return S3Store(bucket, **options)
+            return GCSStore(bucket, **_emulator(address), **options)
+        except StoreRefused as error:
+            raise StoreRefused(f"{self.url}: {error}") from None
         except BaseError as error:
-            raise BadInput(f"checkpoint.store {url}: {_reason(error)[0]}") from error
+            raise BadInput(f"checkpoint.store {self.url}: {_reason(error)[0]}") from error
 
     def list(self, prefix: str = "") -> dict[str, int]:
         return {name: entry["size"] for name, entry in self.entries(prefix).items()}
@@ -134,15 +147,8 @@ class ObjectStore:
         return persistently(explained, self._retry_s)
 
 
-def _endpoint() -> dict[str, Any]:
-    """obstore reads AWS_ENDPOINT_URL by itself, and not the form for S3 alone that Amazon's own tools prefer."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3")
-    return {"endpoint": endpoint} if endpoint else {}
-
-
-def _emulator() -> dict[str, Any]:
+def _emulator(address: str | None) -> dict[str, Any]:
     """STORAGE_EMULATOR_HOST, which Google's own clients know, is spoken to without credentials."""
-    address = os.environ.get("STORAGE_EMULATOR_HOST")
     if not address:
         return {}
     key = {"gcs_base_url": address, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
@@ -159,6 +165,4 @@ def _reason(error: Exception) -> tuple[str, bool]:
     is_denied = any(word in text for word in ("AccessDenied", "403 Forbidden"))  # of a listing it says no more
     if is_denied or isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
         return "the store refuses these credentials", True
-    if isinstance(error, GenericError) and "InstanceMetadata" in text:
-        return "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where the node has a role", True
     return text[:400], False

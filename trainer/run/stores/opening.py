@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -10,15 +11,19 @@ from trainer.run.exits import BadInput, StoreGone
 from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore, NotInStore, StoreAway, StoreError, StoreRefused
 
 
-def open_store(url: str) -> CheckpointStore:
-    """The store at a folder, s3://bucket/prefix or gs://bucket/prefix. Touches nothing yet. Raises BadInput."""
+def open_store(
+    url: str, *, environment: Mapping[str, str] | None = None, retry_s: float | None = None
+) -> CheckpointStore:
+    """The store at a folder, s3://bucket/prefix or gs://bucket/prefix. Touches nothing yet. Raises BadInput.
+
+    `environment` says where and as whom (this process's where not given), `retry_s` how long an outage is waited through."""
     if "://" not in url:
         return FolderStore(Path(url))
     if "@" in urlsplit(url).netloc:
         raise BadInput("checkpoint.store holds a user or a password; the clouds' own variables carry credentials")
     from trainer.run.stores.object_store import ObjectStore
 
-    return ObjectStore(url)
+    return ObjectStore(url, environment=environment, retry_s=retry_s)
 
 
 def probe(store: CheckpointStore, *, is_first: bool = True) -> None:
