@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 
+from launcher.backends.sky import store_access
 from launcher.backends.sky.backend import SkyRuns
 from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger
 from launcher.runs.errors import BackendError, BadUsage
 from trainer.run.spec import NodeJob
+
+
+@pytest.fixture(autouse=True)
+def _no_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried in tests/contract/test_store_from_home.py, where there is one."""
+    monkeypatch.setenv(store_access.PROBE_VARIABLE, "off")
 
 
 class Sky:

@@ -28,6 +28,7 @@ from launcher.backends.base import (
 from launcher.backends.home.run_folder import read_from
 from launcher.backends.inputs import check_upload
 from launcher.backends.sky import status as sky_status
+from launcher.backends.sky import store_access
 from launcher.backends.sky.catalog import has_memory
 from launcher.backends.sky.jobs import Jobs, kind_of
 from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress, tried
@@ -85,7 +86,7 @@ class SkyRuns:
         is_managed, secrets = not options.get("cluster"), dict.fromkeys(job.secrets, "set")
         task = build_task(job, train, places, shipment, Path("/"), is_managed=is_managed, secrets=secrets)
         self._client.check_task({key: value for key, value in task.items() if key != "file_mounts"})
-        return lines
+        return lines + store_access.check(job, train.store, places)
 
     def submit(self, submission: Submission) -> Handle:
         record, job, train = submission.record, submission.job, submission.train
@@ -97,6 +98,7 @@ class SkyRuns:
         offers = [offer for offer in submission.offers if has_memory(job.resources, offer.host_memory_gib)]
         offers = offers or offers_of(self._client, job, train.nproc)
         places = priced(job, places, offers)
+        job = store_access.with_environment(job, record.folder)
         prices = [[offer.infra, offer.spot, offer.price_usd_per_hour] for offer in offers]
         write_atomic(record.folder / PRICES_FILE, json.dumps(prices))
         shipment = ship(train)
@@ -182,7 +184,8 @@ class SkyRuns:
         if "://" in train.store:
             from launcher.backends.sky.bucket_copy import copy_prefix
 
-            return copy_prefix(f"{train.store}/{folder}", target)
+            environment = store_access.environment_of_run(record.folder)
+            return copy_prefix(f"{train.store}/{folder}", target, environment)
         there = reach_of(record)
         if there is None:
             raise BackendError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.runs.copying import arriving
@@ -11,11 +12,11 @@ from trainer.run.stores.base import StoreError
 from trainer.run.stores.opening import open_store
 
 
-def copy_prefix(url: str, target: Path) -> Path:
+def copy_prefix(url: str, target: Path, environment: Mapping[str, str] | None = None) -> Path:
     """Everything below the URL as the folder `target`, whole or not at all. BackendError where there is nothing."""
     with arriving(target, url) as partial:
         try:
-            store = open_store(url)
+            store = open_store(url, environment=environment)
             names = store.list()
             if not names:
                 raise BackendError(f"{url}: holds nothing; nothing was copied")

@@ -73,6 +73,17 @@ def provider(environment: Mapping[str, str]) -> Callable[[], dict[str, Any]] | N
     return ask
 
 
+def source(environment: Mapping[str, str]) -> str | None:
+    """Where the credentials come from, in botocore's words: env, shared-credentials-file, sso, iam-role, ... None without any."""
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        found = session(environment).get_credentials()
+    except BotoCoreError:
+        return None
+    return None if found is None else str(found.method)
+
+
 def endpoint(environment: Mapping[str, str]) -> str | None:
     """Where another server than Amazon's is to be asked: the variables of Amazon's tools, or `endpoint_url` of the profile."""
     for name in ENDPOINT_VARIABLES:
