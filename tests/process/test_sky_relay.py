@@ -19,17 +19,20 @@ from launcher.backends.sky.bucket_copy import copy_prefix
 from launcher.backends.sky.log.mirror import Mirror, frames_in
 from launcher.backends.sky.node import bucket as sky_bucket
 from launcher.backends.sky.node import instance, relay
+from tests.support import object_stores
 from tests.support.dolphin_cli import FAKE_TRAINER, wait_until
+from tests.support.fault_proxy import FaultProxy
 from trainer.run.run_folder import read_lines
 from trainer.run.settings.data import DataSpec, SourceSpec
 from trainer.run.settings.model import ModelSpec
 from trainer.run.settings.train import OptimizerSettings
 from trainer.run.spec import NodeJob, TrainSpec
+from trainer.run.stores.opening import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def ship(folder: Path, run_dir: Path, bucket: Path | None = None, submission: int = 1) -> Path:
+def ship(folder: Path, run_dir: Path, bucket: Path | str | None = None, submission: int = 1) -> Path:
     inputs = folder / "dolphin-inputs"
     inputs.mkdir(exist_ok=True)
     (inputs / "relay.py").write_text(Path(relay.__file__).read_text())
@@ -206,3 +209,29 @@ def test_a_node_that_is_not_what_was_planned_says_so_first_and_above_the_cap_tra
         assert (run_dir / "metrics.jsonl").exists() == (code == 0)
     outcome = json.loads((tmp_path / "home-refused" / "outcome.json").read_text())
     assert "above resources.max_hourly_cost $15.00" in outcome["reason"]
+
+
+def test_records_that_cannot_be_read_for_now_are_never_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One outage of the store at a node's start made attempt 2 a first one: the log and the metrics of the run were gone."""
+    url, node = "s3://bucket/demo-1", tmp_path / "node-b"
+    with object_stores.serving() as address, FaultProxy(*address) as proxy:
+        for name, value in object_stores.environment(proxy.url, retry_s=0.5).items():
+            monkeypatch.setenv(name, value)
+        start(ship(tmp_path, tmp_path / "node-a", url), steps=1, exit=75).communicate(timeout=60)
+        store = open_store(url)
+        kept = {name: store.get(name) for name in store.list("run")}
+        assert {"run/journal", "run/metrics.jsonl"} <= kept.keys()
+        for fault, code in (("503", 75), ("403", 64)):
+            proxy.rule = lambda request, fault=fault: fault if request.path.endswith("/run/metrics.jsonl") else None
+            second = start(ship(tmp_path, node, url), steps=2)
+            said = second.communicate(timeout=60)[0]
+            assert second.returncode == code, said
+            assert f"restore of the run's records: {url}/run/metrics.jsonl" in said
+            proxy.rule = lambda request: None
+            assert {name: store.get(name) for name in store.list("run")} == kept
+        third = start(ship(tmp_path, node, url), steps=2)
+        third.communicate(timeout=60)
+        assert third.returncode == 0
+        assert store.get("run/metrics.jsonl").startswith(kept["run/metrics.jsonl"])

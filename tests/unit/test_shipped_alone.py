@@ -21,7 +21,7 @@ SHIPPED = [Path(relay.__file__), Path(bucket.__file__), Path(instance.__file__)]
 
 
 def test_a_node_that_is_told_to_stop_is_recovered_and_one_that_cannot_train_is_not() -> None:
-    assert relay.PREEMPTED == ExitCode.PREEMPTED
+    assert (relay.PREEMPTED, relay.BAD_INPUT) == (ExitCode.PREEMPTED, ExitCode.BAD_INPUT)
     codes = {int(code) for code in re.findall(r"\bexit (\d+)", TASK.read_text())}
     assert codes == {ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.PREEMPTED}
 

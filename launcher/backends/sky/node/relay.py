@@ -40,7 +40,9 @@ ATTEMPT_STARTED, STOPPED, FINISHED = "attempt_started", "preempted", "finished"
 """Events of the trainer."""
 PULLING_IMAGE = "pulling image"
 PREEMPTED = 75
-"""Exit code of a trainer that was asked to stop and has saved."""
+"""Exit code of a trainer that was asked to stop and has saved; of a bucket that does not answer now."""
+BAD_INPUT = 64
+"""Exit code of what starting again does not mend."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -109,8 +111,7 @@ class Relay:
         os.makedirs(self.run_dir, exist_ok=True)
         self._saving: subprocess.Popen[bytes] | None = None
         self._saved_at = time.monotonic()
-        if config.get("bucket"):
-            self._bucket("restore")
+        self._not_restored = self._bucket("restore") if config.get("bucket") else 0
         self.tails = {kind: Tail(os.path.join(self.run_dir, name)) for kind, name in FILES.items()}
         self.journal = self._journal()
         self.began = time.time()
@@ -128,6 +129,8 @@ class Relay:
         """Everything, to the trainer's exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._pass_on)
+        if self._not_restored:  # a run without its past would begin anew, and its records take the old ones' place
+            return self._not_restored if self._not_restored in (PREEMPTED, BAD_INPUT) else 1
         self._replay()
         self._end_torn_lines()
         instance = runpy.run_path(os.path.join(self.inputs, "instance.py"))  # found also where no folder is searched
