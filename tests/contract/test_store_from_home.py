@@ -23,6 +23,8 @@ from tests.support import object_stores
 from tests.support.fault_proxy import FaultProxy
 from trainer.run.spec import NodeJob
 from trainer.run.stores import aws, object_store
+from trainer.run.stores.lease import Lease
+from trainer.run.stores.object_store import ObjectStore
 
 
 @pytest.fixture
@@ -101,6 +103,16 @@ def test_a_store_that_would_refuse_on_the_node_is_refused_in_a_line_before_anyth
     assert "\n" not in str(refusal.value)
     monkeypatch.setenv(store_access.PROBE_VARIABLE, "off")
     preflight(job_of(store))
+
+
+def test_a_run_that_a_node_writes_is_not_started_beside_it(proxy: FaultProxy) -> None:
+    """Another laptop, or an API server that forgot the job: SkyPilot here knows of none."""
+    lease = Lease(ObjectStore("s3://bucket/home/demo-1"), "demo-1", "node-a", "holder-of-node-a")
+    lease.take(2)
+    with pytest.raises(BadUsage, match=r"node node-a writes this run \(attempt 2, heard of \d s ago\)"):
+        preflight(job_of())
+    lease.release()
+    preflight(job_of())
 
 
 def test_keys_of_this_shell_alone_are_no_keys_of_a_node(proxy: FaultProxy) -> None:

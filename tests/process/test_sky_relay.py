@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from trainer.run.settings.data import DataSpec, SourceSpec
 from trainer.run.settings.model import ModelSpec
 from trainer.run.settings.train import OptimizerSettings
 from trainer.run.spec import NodeJob, TrainSpec
+from trainer.run.stores.object_store import ObjectStore
 from trainer.run.stores.opening import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,3 +237,29 @@ def test_records_that_cannot_be_read_for_now_are_never_written_over(
         third.communicate(timeout=60)
         assert third.returncode == 0
         assert store.get("run/metrics.jsonl").startswith(kept["run/metrics.jsonl"])
+
+
+def test_what_home_asks_reaches_the_trainer_through_the_bucket_and_a_second_node_ends_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SkyPilot starts a run anew where it lost sight of a node; one that is only out of sight would write the same run."""
+    url, run_dir = "s3://bucket/asked/demo-1", tmp_path / "node-a"
+    with object_stores.serving() as address:
+        for name, value in object_stores.environment("http://{}:{}".format(*address), retry_s=5).items():
+            monkeypatch.setenv(name, value)
+        process = start(ship(tmp_path, run_dir, url), steps=4000, pause_s=0.05)
+        wait_until(lambda: len(list(read_lines(run_dir / "metrics.jsonl"))) > 3)
+        store = ObjectStore(url)
+        assert json.loads(store.get("run/lease.json"))["node"] == socket.gethostname()
+        store.put("run/SAVE", b"")
+        wait_until(lambda: (run_dir / "SAVE").exists())
+        wait_until(lambda: "run/metrics.jsonl" in store.list("run"))
+        assert "run/SAVE" not in store.list("run"), "it would be asked again"
+        other = json.loads(store.get("run/lease.json")) | {"holder": "other", "node": "node-b"}
+        store.put("run/lease.json", json.dumps(other).encode())
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == 1, said
+        assert "node node-b writes this run (attempt 0)" in said
+        assert "another node writes this run now; stopping here" in said
+        assert "run/outcome.json" not in store.list("run")
+        assert json.loads(store.get("run/lease.json")) == other

@@ -1,6 +1,7 @@
 """The right checkpoint is taken, and said to be; nothing that is still needed is swept away or pruned."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from trainer.checkpoint.writer import NotPublished, SaveWriter, committed
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import EventKind, RunDir, append_line
 from trainer.run.stores.base import FolderStore, StoreError
+from trainer.run.stores.lease import HeldElsewhere
 
 
 def search(root, remote=None):
@@ -261,3 +263,16 @@ def test_a_rank_that_cannot_publish_neither_fails_the_local_save_nor_is_waited_f
     assert committed(FolderStore(local).list()) == ["step-00000002"]
     ranks[0].try_again("step-00000002", "id")
     assert not list(local.rglob("unpublished-*"))
+
+
+def test_a_node_that_lost_the_run_to_another_commits_nothing_to_the_store(tmp_path):
+    """It comes back from behind a broken network with a save in hand; the store has the other node's by now."""
+    one = replace(writer(tmp_path / "local", FolderStore(tmp_path / "remote")), may_commit=refuse_to_commit)
+    with pytest.raises(NotPublished, match="node-b writes this run"):
+        one.save(2, "id", snapshot(2), completer(2, "id"))
+    assert committed(FolderStore(tmp_path / "remote").list()) == []
+    assert committed(FolderStore(tmp_path / "local").list()) == ["step-00000002"]
+
+
+def refuse_to_commit() -> None:
+    raise HeldElsewhere("node node-b writes this run")

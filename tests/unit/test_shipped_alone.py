@@ -15,13 +15,14 @@ from tests.support.rooms import nodes_of
 from trainer.run import run_folder
 from trainer.run.exits import ExitCode
 from trainer.run.run_folder import EventKind, Phase, RunDir
+from trainer.run.stores import lease
 
 TASK = Path(__file__).parents[2] / "sky" / "task.yaml"
 SHIPPED = [Path(relay.__file__), Path(bucket.__file__), Path(instance.__file__)]
 
 
 def test_a_node_that_is_told_to_stop_is_recovered_and_one_that_cannot_train_is_not() -> None:
-    assert (relay.PREEMPTED, relay.BAD_INPUT) == (ExitCode.PREEMPTED, ExitCode.BAD_INPUT)
+    assert relay.PREEMPTED == ExitCode.PREEMPTED
     codes = {int(code) for code in re.findall(r"\bexit (\d+)", TASK.read_text())}
     assert codes == {ExitCode.DONE, ExitCode.BAD_INPUT, ExitCode.FAILED, ExitCode.PREEMPTED}
 
@@ -62,6 +63,9 @@ def test_a_bucket_holds_everything_that_a_run_is_read_and_resumed_from() -> None
     assert bucket.RECORDS[0] == run_folder.JOURNAL_FILE  # lines without it could not be put in their place
     assert (bucket.MODEL, bucket.ATTEMPTS) == (run_folder.MODEL_FOLDER, run_folder.ATTEMPTS_FOLDER)
     assert run_folder.node_mark(0) == bucket.MARK
+    assert set(bucket.REQUESTS) == {run_folder.STOP_FILE, run_folder.SAVE_FILE}
+    assert (relay.TAKEN, relay.LEASE) == (bucket.TAKEN, lease.HOLDER_VARIABLE)
+    assert bucket.SAVE_EVERY_S * 3 <= lease.LASTS_S
 
 
 def test_what_is_written_of_a_logs_times_is_read_back_but_for_what_a_dying_node_tore() -> None:

@@ -31,7 +31,7 @@ from trainer.run.optimizer_state import OPTIMIZER_STATES
 from trainer.run.result import result_hash, result_settings
 from trainer.run.run_folder import EventKind, RunDir
 from trainer.run.spec import NodeJob
-from trainer.run.stores import opening
+from trainer.run.stores import lease, opening
 from trainer.run.stores.base import FolderStore, StoreAway, StoreError
 
 Emit = Callable[..., None]
@@ -83,6 +83,7 @@ class CheckpointManager:
             is_node_leader=os.environ.get("LOCAL_RANK", "0") == "0",
             keep=job.spec.checkpoint.keep,
             warn=self._warn,
+            may_commit=(lambda: None) if is_folder else lease.guard(job.store),
         )
         self._kept = OPTIMIZER_STATES[job.spec.train.optimizer]
         self._snapshot = Snapshot(self._kept)

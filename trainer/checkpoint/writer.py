@@ -50,6 +50,8 @@ class SaveWriter:
     """The rank that looks after its node's `local` where that is not one folder for all."""
     keep: int
     warn: Callable[[str], None]
+    may_commit: Callable[[], None] = lambda: None
+    """Raises StoreError where another node has this run's place in the remote store by now (`trainer.run.stores.lease`)."""
 
     def save(self, step: int, save_id: str, snapshot: Snapshot, complete: CompleteManifest) -> int:
         """Write, commit and publish; returns the checkpoint's size in bytes (rank 0; 0 elsewhere)."""
@@ -160,6 +162,8 @@ class SaveWriter:
             size = present.get(f"{folder}/{file.name}")
             if size != file.size_bytes:
                 raise StoreError(f"{store.url}/{folder}/{file.name}: {size} bytes arrived of {file.size_bytes}")
+        if store is self.remote:
+            self.may_commit()
         name = f"{folder}/{MANIFEST}"
         if fault.is_asked() and isinstance(store, FolderStore):
             store.write(name, lambda handle: self._write_in_halves(handle, manifest))

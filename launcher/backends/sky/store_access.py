@@ -18,7 +18,7 @@ from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BackendError, BadUsage
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import write_atomic
-from trainer.run.stores.base import CheckpointStore
+from trainer.run.stores.base import CheckpointStore, StoreError
 from trainer.run.stores.opening import open_store, probe
 
 FILE = "store.json"
@@ -39,11 +39,29 @@ def check(job: JobSpec, url: str, places: Sequence[Place]) -> list[str]:
     if "://" not in url or os.environ.get(PROBE_VARIABLE) == "off":
         return []
     environment = {**os.environ, **job.env}
+    store = open_at_home(url, environment)
     try:
-        probe(open_at_home(url, environment))
+        probe(store)
     except BadInput as error:
         raise BadUsage(f"{error} (tried from here; {PROBE_VARIABLE}=off tries nothing)") from None
+    _refuse_written(store)
     return _credentials_there(job, url, places, environment)
+
+
+def _refuse_written(store: CheckpointStore) -> None:
+    """BadUsage where a node writes the run at this moment, whoever started it."""
+    from trainer.run.stores.lease import LASTS_S, holder_of
+
+    try:
+        found = holder_of(store)
+    except StoreError as error:
+        raise BackendError(str(error)) from None
+    if found is not None and found[1] < LASTS_S:
+        held, age_s = found
+        raise BadUsage(
+            f"{store.url}: node {held.node} writes this run (attempt {held.attempt}, heard of {age_s:.0f} s ago); stop it where "
+            "it was started, or wait until it is gone"
+        )
 
 
 def environment_of_node(job: JobSpec) -> dict[str, str]:

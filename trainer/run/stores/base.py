@@ -45,6 +45,10 @@ class StoreRefused(StoreError):
     """The store answers, and what it says will not change by asking again: no such bucket, no right, an expired token."""
 
 
+class Changed(StoreError):
+    """Somebody else wrote the object in between."""
+
+
 class CheckpointStore(Protocol):
     """All writes are whole or not at all, and last once they have returned. Every method may raise StoreError."""
 

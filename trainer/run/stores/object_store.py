@@ -12,13 +12,21 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotFoundError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import GCSStore, S3Store
 
 from trainer.run.exits import BadInput
@@ -27,6 +35,7 @@ from trainer.run.stores.base import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,
     Answer,
+    Changed,
     NotInStore,
     StoreAway,
     StoreRefused,
@@ -41,6 +50,17 @@ EMULATOR_VARIABLE = "STORAGE_EMULATOR_HOST"
 NO_BUCKET = "there is no such bucket"
 REQUEST_VARIABLE, REQUEST_S = "DOLPHIN_STORE_REQUEST_S", 60.0
 """How long one request may take: a part of 16 MiB at 0.3 MB/s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An object as it was at one moment."""
+
+    data: bytes
+    written_at: float
+    """By the store's clock, in whole seconds since the epoch."""
+    version: dict[str, str]
+    """The store's own words for this state of it."""
 
 
 class ObjectStore:
@@ -121,6 +141,35 @@ class ObjectStore:
 
     def put(self, name: str, data: bytes) -> None:
         self._whole(f"{self.url}/{name}", lambda: obstore.put(self._store, name, data, use_multipart=False))
+
+    def look(self, name: str) -> Seen:
+        """An object with its version. Raises NotInStore."""
+
+        def ask() -> Seen:
+            answer = obstore.get(self._store, name)
+            meta = answer.meta
+            said = {"e_tag": meta.get("e_tag"), "version": meta.get("version")}
+            version = {name: word for name, word in said.items() if word is not None}
+            return Seen(bytes(answer.bytes()), meta["last_modified"].timestamp(), version)
+
+        return self._whole(f"{self.url}/{name}", ask)
+
+    def put_over(self, name: str, data: bytes, before: Seen | None) -> None:
+        """Put the object in place of what was seen, or of nothing; Changed where something else is there by now."""
+
+        def ask() -> None:
+            mode: Any = "create" if before is None else before.version
+            try:
+                obstore.put(self._store, name, data, mode=mode, use_multipart=False)
+            except (AlreadyExistsError, PreconditionError, NotFoundError):
+                try:
+                    found = self.get(name)
+                except NotInStore:
+                    found = None
+                if found != data:  # else it was written, and the answer was lost
+                    raise Changed(f"{self.url}/{name}: was written by somebody else") from None
+
+        self._whole(f"{self.url}/{name}", ask)
 
     def put_file(self, name: str, path: Path) -> None:
         def ask() -> None:

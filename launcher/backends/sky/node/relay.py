@@ -32,8 +32,8 @@ OUTCOME, TRAIN, JOURNAL, LOG_TIMES = "outcome.json", "train.json", "journal", "l
 FILES = {"L": LOG, "E": EVENTS, "M": METRICS, "N": NODES}
 """Kind of a frame to the file whose lines it carries. Kind O carries outcome.json, numbered by the start it ended."""
 POLL_S = 0.5
-SAVE_EVERY_S = 30.0
-"""Records go to a bucket this often: a node that is taken away loses at most so much of its log, and no step."""
+KEPT_AGAIN_S = 30.0
+"""Who keeps the records in a bucket is started again after so long, where that ended."""
 REPLAY_BYTES = 64_000
 PHASE, RESUMED = "phase", "resumed"
 ATTEMPT_STARTED, STOPPED, FINISHED = "attempt_started", "preempted", "finished"
@@ -41,8 +41,9 @@ ATTEMPT_STARTED, STOPPED, FINISHED = "attempt_started", "preempted", "finished"
 PULLING_IMAGE = "pulling image"
 PREEMPTED = 75
 """Exit code of a trainer that was asked to stop and has saved; of a bucket that does not answer now."""
-BAD_INPUT = 64
-"""Exit code of what starting again does not mend."""
+TAKEN = 73
+"""Exit code of bucket.py: another node writes this run now."""
+LEASE = "DOLPHIN_LEASE"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -109,11 +110,14 @@ class Relay:
         self.run_dir = os.path.expanduser(config["run_dir"])
         self.config, self.inputs = config, inputs
         os.makedirs(self.run_dir, exist_ok=True)
-        self._saving: subprocess.Popen[bytes] | None = None
-        self._saved_at = time.monotonic()
-        self._not_restored = self._bucket("restore") if config.get("bucket") else 0
+        os.environ[LEASE] = os.urandom(8).hex() if config.get("bucket") else ""
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._kept_at, self._is_taken = -KEPT_AGAIN_S, False
+        self._not_restored = self._bucket("restore").wait() if config.get("bucket") else 0
         self.tails = {kind: Tail(os.path.join(self.run_dir, name)) for kind, name in FILES.items()}
-        self.journal = self._journal()
+        if self._text(JOURNAL) is None:
+            self._write(JOURNAL, os.urandom(4).hex())
+        self.journal = (self._text(JOURNAL) or "").strip()
         self.began = time.time()
         self.child: subprocess.Popen[bytes] | None = None
         self.stops = 0
@@ -130,7 +134,7 @@ class Relay:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._pass_on)
         if self._not_restored:  # a run without its past would begin anew, and its records take the old ones' place
-            return self._not_restored if self._not_restored in (PREEMPTED, BAD_INPUT) else 1
+            return self._not_restored
         self._replay()
         self._end_torn_lines()
         instance = runpy.run_path(os.path.join(self.inputs, "instance.py"))  # found also where no folder is searched
@@ -153,20 +157,23 @@ class Relay:
             )
         while self.child.poll() is None:
             self._forward()
-            self._save_now_and_then()
+            self._keep_records()
             time.sleep(POLL_S)
         for _ in range(2):  # the second time, what the relay itself said of the last lines
             self._forward(last=True)
         self._outcome()
         code = self.child.returncode
         if self.config.get("bucket"):
-            if self._saving is not None:
-                self._saving.wait()
-            if code == 0 and self._bucket("publish"):
+            if self._keeper is not None:
+                self._keeper.terminate()
+                self._is_taken |= self._keeper.wait() == TAKEN
+            if self._is_taken:
+                return 1
+            if code == 0 and self._bucket("publish").wait():
                 self._say("the model could not be written to the bucket; the lines above say why")
                 self._forward(last=True)
                 code = 1
-            self._bucket("save")
+            self._bucket("finish").wait()
         return 128 - code if code < 0 else code
 
     def run_beside(self) -> int:
@@ -177,19 +184,10 @@ class Relay:
         code = self.child.wait()
         return 128 - code if code < 0 else code
 
-    def _journal(self) -> str:
-        path = os.path.join(self.run_dir, JOURNAL)
-        if not os.path.exists(path):
-            with open(path + ".new", "w") as handle:
-                handle.write(os.urandom(4).hex())
-            os.replace(path + ".new", path)
-        with open(path) as handle:
-            return handle.read().strip()
-
     def _replay(self) -> None:
         """What earlier nodes left, for a reader that was not there."""
         frames, size = [], 0
-        times = self._times()
+        times = read_times(self._text(LOG_TIMES) or "")
         for kind in "NEML":
             at = 0.0
             tail = self.tails[kind]
@@ -216,41 +214,38 @@ class Relay:
             except FileNotFoundError:
                 continue
 
-    def _bucket(self, action: str) -> int:
-        """Run bucket.py with the trainer's Python, which has the stores; its exit status."""
-        return subprocess.call(self._bucket_command(action))
+    def _bucket(self, action: str) -> subprocess.Popen[bytes]:
+        """Start bucket.py with the trainer's Python, which has the stores."""
+        python, script = self._python(self.config.get("image", ""), None), os.path.join(self.inputs, "bucket.py")
+        command = [*python, script, action, self.run_dir, self.config["bucket"]]
+        return subprocess.Popen(command, preexec_fn=die_with_parent)
 
-    def _bucket_command(self, action: str) -> list[str]:
-        script = os.path.join(self.inputs, "bucket.py")
-        return [*self._python(self.config.get("image", ""), None), script, action, self.run_dir, self.config["bucket"]]
-
-    def _save_now_and_then(self) -> None:
-        if not self.config.get("bucket") or time.monotonic() - self._saved_at < SAVE_EVERY_S:
+    def _keep_records(self) -> None:
+        """See that somebody keeps the records in the bucket; stop the trainer once another node has the run."""
+        if not self.config.get("bucket") or (self._keeper is not None and self._keeper.poll() is None):
             return
-        if self._saving is None or self._saving.poll() is not None:
-            self._saved_at = time.monotonic()
-            self._saving = subprocess.Popen(self._bucket_command("save"))
+        if self._keeper is not None and self._keeper.returncode == TAKEN:
+            if not self._is_taken:
+                self._is_taken = True
+                self._say("another node writes this run now; stopping here")
+                self._pass_on(signal.SIGTERM, None)
+        elif time.monotonic() - self._kept_at >= KEPT_AGAIN_S:
+            self._kept_at = time.monotonic()
+            self._keeper = self._bucket("keep")
 
     def _command(self) -> list[str]:
         """The supervisor's command line; writes train.json with this node's paths."""
         with open(os.path.join(self.inputs, TRAIN)) as handle:
             text = handle.read().replace("@DATA@", os.path.join(os.path.dirname(self.inputs), "dolphin-data"))
-        path = os.path.join(self.run_dir, TRAIN)
-        with open(path + ".new", "w") as handle:
-            handle.write(text)
-        os.replace(path + ".new", path)
-        train = ["-m", "trainer.supervise", path]
+        train = ["-m", "trainer.supervise", self._write(TRAIN, text)]
         image: str = self.config["image"]
-        if self._how() == "docker":
-            inspected = subprocess.call(
-                ["docker", "image", "inspect", image], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            if inspected:
-                self._phase(PULLING_IMAGE)
-                self._forward()
-                with open(os.path.join(self.run_dir, LOG), "ab") as log:
-                    if subprocess.call(["docker", "pull", "-q", image], stdout=log, stderr=subprocess.STDOUT):
-                        self._say(f"cannot pull {image} on this node; is the name right, and may this node read it?")
+        look = ["docker", "image", "inspect", image]
+        if self._how() == "docker" and subprocess.run(look, capture_output=True, check=False).returncode:
+            self._phase(PULLING_IMAGE)
+            self._forward()
+            with open(os.path.join(self.run_dir, LOG), "ab") as log:
+                if subprocess.call(["docker", "pull", "-q", image], stdout=log, stderr=subprocess.STDOUT):
+                    self._say(f"cannot pull {image} on this node; is the name right, and may this node read it?")
         return [*self._python(image, "dolphin-" + self.config["run_id"]), *train]
 
     def _how(self) -> str:
@@ -273,7 +268,7 @@ class Relay:
         for folder in sorted({self.run_dir, self.inputs, *map(os.path.expanduser, self.config["mounts"])}):
             os.makedirs(folder, exist_ok=True)
             command += ["-v", folder + ":" + folder]
-        for variable in self.config["env"]:
+        for variable in [*self.config["env"], LEASE]:
             command += ["-e", variable]
         return [*command, "--entrypoint", "python", image]
 
@@ -347,19 +342,24 @@ class Relay:
             handle.write(line + "\n")
 
     def _outcome(self) -> None:
-        try:
-            with open(os.path.join(self.run_dir, OUTCOME)) as handle:
-                text = handle.read()
-        except FileNotFoundError:
-            return
-        self._print(frame(self.journal, "O", self.start_number, time.time(), text))
+        text = self._text(OUTCOME)
+        if text is not None:
+            self._print(frame(self.journal, "O", self.start_number, time.time(), text))
 
-    def _times(self) -> dict[int, float]:
+    def _text(self, name: str) -> str | None:
         try:
-            with open(os.path.join(self.run_dir, LOG_TIMES)) as handle:
-                return read_times(handle.read())
+            with open(os.path.join(self.run_dir, name)) as handle:
+                return handle.read()
         except FileNotFoundError:
-            return {}
+            return None
+
+    def _write(self, name: str, text: str) -> str:
+        """Put a whole file into the run folder; its path."""
+        path = os.path.join(self.run_dir, name)
+        with open(path + ".new", "w") as handle:
+            handle.write(text)
+        os.replace(path + ".new", path)
+        return path
 
     def _print(self, line: str) -> None:
         sys.stdout.write(without_secrets(line) + "\n")
