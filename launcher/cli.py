@@ -241,6 +241,16 @@ def fetch(
 
 
 @app.command()
+def adopt(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Its place, as s3://bucket/prefix/RUN.")],
+) -> int:
+    """Take over a run from its bucket, where this machine knows nothing of it."""
+    from launcher.commands.adopt import adopt_command
+
+    return adopt_command(url)
+
+
+@app.command()
 def forget(run: OneRun) -> int:
     """Take a run that is over out of the list; its results are kept."""
     from launcher.commands import runs

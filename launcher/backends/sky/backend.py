@@ -27,11 +27,12 @@ from launcher.backends.base import (
 )
 from launcher.backends.home.run_folder import read_from
 from launcher.backends.inputs import check_upload
+from launcher.backends.sky import adopting, elsewhere, store_access
 from launcher.backends.sky import status as sky_status
-from launcher.backends.sky import store_access
 from launcher.backends.sky.catalog import has_memory
 from launcher.backends.sky.jobs import Jobs, kind_of
 from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress, tried
+from launcher.backends.sky.reach import InBucket
 from launcher.backends.sky.reading import Reading
 from launcher.backends.sky.records import (
     hourly_price,
@@ -99,6 +100,7 @@ class SkyRuns:
         offers = offers or offers_of(self._client, job, train.nproc)
         places = priced(job, places, offers)
         job = store_access.with_environment(job, record.folder)
+        adopting.keep(record, train)
         prices = [[offer.infra, offer.spot, offer.price_usd_per_hour] for offer in offers]
         write_atomic(record.folder / PRICES_FILE, json.dumps(prices))
         shipment = ship(train)
@@ -124,6 +126,7 @@ class SkyRuns:
     def status(self, record: RunRecord) -> BackendStatus:
         job = self._job(record)
         if job is None:
+            self._reading.refresh(record, self.poll_s)
             state, detail, exit_code = self._without_job(record)
             if record.down_requested_at is not None:
                 state, detail = told_after_down(state, detail)
@@ -206,6 +209,10 @@ class SkyRuns:
             return RunState.PROVISIONING, "SkyPilot is taking it in", None
         if record.handle is None and ledger.is_locked(record):
             return RunState.CREATED, "being submitted", None
+        there = reach_of(record)
+        node = elsewhere.holder(there) if isinstance(there, InBucket) else None
+        if node is not None:
+            return RunState.RUNNING, f"{node}; SkyPilot here knows no job of this name", None
         outcome = record.files.read_outcome() or {}
         if outcome:  # the trainer's own word came home before SkyPilot forgot the job, as with a cluster that is down
             presumed = RunState.SUCCEEDED if outcome.get("exit_code") == 0 else RunState.FAILED

@@ -1,6 +1,6 @@
-"""Reaching a run's folder in its store from home: over ssh to a Slurm cluster's login node.
+"""Reaching a run's folder in its store from home: over ssh to a Slurm cluster's login node, or in a bucket.
 
-Owns the copying of what is on the other side; refuses to know runs' states and SkyPilot's API. SkyPilot's own ssh
+Owns reading, asking and copying on the other side; refuses to know runs' states and SkyPilot's API. SkyPilot's own ssh
 configuration for Slurm (~/.slurm/config) names the login nodes.
 """
 
@@ -11,11 +11,16 @@ import re
 import shlex
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from launcher.backends.sky.bucket_copy import copy_prefix
+from launcher.backends.sky.store_access import open_at_home
 from launcher.runs.copying import arriving
 from launcher.runs.errors import BackendError
+from trainer.run.exits import BadInput
+from trainer.run.stores.base import NotInStore, StoreError
 
 _TIMEOUT_S = 60
 SLURM_CONFIG = "~/.slurm/config"
@@ -23,6 +28,9 @@ SLURM_CONFIG = "~/.slurm/config"
 
 class Reach(Protocol):
     """Files of the store's side, by absolute path there."""
+
+    is_live: bool
+    """Whether what is read is what the node wrote a moment ago; a bucket is up to half a minute behind."""
 
     def read(self, path: str, offset: int = 0) -> bytes | None:
         """None where it does not exist. BackendError where the other side cannot be asked."""
@@ -44,6 +52,8 @@ def reach(infra: str | None) -> Reach | None:
 
 class OverSsh:
     """The store is a folder that a Slurm cluster's login node sees."""
+
+    is_live = True
 
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
@@ -91,6 +101,36 @@ class OverSsh:
         if done.returncode:
             said = _said(done.stderr)
             raise BackendError(f"{path} on {self._cluster}: {said or f'ssh failed with {done.returncode}'}")
+
+
+class InBucket:
+    """The store is a bucket: `node.bucket` keeps the run folder's records below run/ there, and hands on what is asked."""
+
+    is_live = False
+
+    def __init__(self, url: str, run_dir: str, environment: Mapping[str, str]) -> None:
+        self.url, self._run_dir, self._environment = url, run_dir, environment
+        self.store = open_at_home(url, environment)
+
+    def read(self, path: str, offset: int = 0) -> bytes | None:
+        try:
+            return self.store.get(self._name(path))[offset:]
+        except NotInStore:
+            return None
+        except (StoreError, BadInput) as error:
+            raise BackendError(str(error)) from None
+
+    def touch(self, path: str) -> None:
+        try:
+            self.store.put(self._name(path), b"")
+        except (StoreError, BadInput) as error:
+            raise BackendError(str(error)) from None
+
+    def copy(self, path: str, target: Path) -> Path:
+        return copy_prefix(f"{self.url}/{path.removeprefix(self._run_dir + '/')}", target, self._environment)
+
+    def _name(self, path: str) -> str:
+        return f"run/{path.removeprefix(self._run_dir + '/')}"
 
 
 def _said(stderr: bytes) -> str:

@@ -22,6 +22,9 @@ from launcher.runs.ledger import RunRecord
 BEFORE_A_LOG = {"PENDING", "SUBMITTED", "STARTING", "RECOVERING", "INIT", "SETTING_UP"}
 """SkyPilot would hold the reading back until there is a node."""
 
+BUCKET_S = 10.0
+"""A bucket is asked so often at most, where there is no log to follow."""
+
 JobOf = Callable[[RunRecord], Any]
 """SkyPilot's record of the run; None where there is none."""
 PrintLogOf = Callable[[RunRecord, Any, bool, io.TextIOBase], None]
@@ -45,7 +48,10 @@ class Reading:
     def follow(self, record: RunRecord) -> None:
         """Bring home what is new; the first time what there is, then by holding a connection open."""
         feed = self._feed(record)
-        if record.run_id in self._complete or feed is None:
+        if record.run_id in self._complete:
+            return
+        if feed is None:
+            self.refresh(record, BUCKET_S)
             return
         if record.run_id not in self._read_at and self._said.get(record.run_id) not in BEFORE_A_LOG:
             self.refresh(record, 0.0)
@@ -74,18 +80,21 @@ class Reading:
         if record.run_id in self._complete:
             return
         feed = self._feed(record)
-        if feed is None:
-            return
-        if feed.is_following:
+        if feed is not None and feed.is_following:
             feed.take()
         elif time.monotonic() - self._read_at.get(record.run_id, -1e9) < at_most_every_s:
             return
-        elif self._from_store(record):
+        elif self._from_store(record, is_live=True):
             self._read_at[record.run_id] = time.monotonic()
-        elif self._said.get(record.run_id) not in BEFORE_A_LOG:
-            with contextlib.suppress(BackendError):
-                feed.read_once()
+        elif feed is None or self._said.get(record.run_id) not in BEFORE_A_LOG:
             self._read_at[record.run_id] = time.monotonic()
+            try:
+                if feed is not None:
+                    feed.read_once()
+                    return
+            except BackendError:
+                pass
+            self._from_store(record)
 
     def complete(self, record: RunRecord) -> None:
         """The last reading of a run that is over, with what the log could not carry any more."""
@@ -95,7 +104,10 @@ class Reading:
         if feed is not None:
             feed.stop()
             feed.take()
-            if not self._from_store(record):
+            if not self._from_store(record, is_live=True):
+                self._from_store(
+                    record
+                )  # a bucket may lack the last half minute, and the log what came before it was read
                 with contextlib.suppress(BackendError):
                     feed.read_once()
         self._complete.add(record.run_id)
@@ -114,11 +126,11 @@ class Reading:
             self._feeds[record.run_id] = Feed(tail, Mirror(record.folder))
         return self._feeds[record.run_id]
 
-    def _from_store(self, record: RunRecord) -> bool:
+    def _from_store(self, record: RunRecord, *, is_live: bool = False) -> bool:
         """Take the run folder's lines from the store itself, where it can be reached: quicker than through the log, and
-        whole for a run that was cancelled. Whether it was there."""
+        whole for a run that was cancelled. Whether it was there; with `is_live` only where it is not behind."""
         there, run_dir = reach_of(record), run_dir_of(record)
-        if there is None or run_dir is None:
+        if there is None or run_dir is None or (is_live and not there.is_live):
             return False
         try:
             return Mirror(record.folder).take_files(lambda name: there.read(f"{run_dir}/{name}")) is not None

@@ -13,7 +13,8 @@ from launcher.backends.base import NodeAttempt
 from launcher.backends.sky import status
 from launcher.backends.sky.log.mirror import Mirror
 from launcher.backends.sky.node.instance import price_at
-from launcher.backends.sky.reach import Reach, reach
+from launcher.backends.sky.reach import InBucket, Reach, reach
+from launcher.backends.sky.store_access import environment_of_run
 from launcher.backends.sky.task import PRICES_FILE
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
@@ -23,6 +24,10 @@ from trainer.run.spec import NodeJob
 
 
 def reach_of(record: RunRecord) -> Reach | None:
+    with contextlib.suppress(OSError, ValueError, BackendError):
+        train = NodeJob.read(record.files.train_json)
+        if "://" in train.store:
+            return InBucket(train.store, train.run_dir, environment_of_run(record.folder))
     nodes = list(read_lines(record.files.nodes))
     infra = nodes[-1].get("infra") if nodes else None
     if not infra:

@@ -10,8 +10,10 @@ import time
 from typing import Any
 
 from launcher.backends.base import DownReport
+from launcher.backends.sky import elsewhere
 from launcher.backends.sky import status as sky_status
 from launcher.backends.sky.jobs import Jobs, kind_of
+from launcher.backends.sky.reach import InBucket
 from launcher.backends.sky.records import hourly_price, last_step, node_attempts, reach_of, run_dir_of, saved_at
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
@@ -37,6 +39,9 @@ class Stopping:
                 break
             time.sleep(self._poll_s)
             job = self._jobs.of(record)
+        there, run_dir = reach_of(record), run_dir_of(record)
+        if job is None and run_dir and isinstance(there, InBucket) and elsewhere.holder(there):
+            return elsewhere.stop(there, run_dir, grace_s)
         if job is None:
             detail = "its submit was withdrawn" if was_withdrawn else "nothing of it was running"
             cluster = record.options.get("cluster")

@@ -18,6 +18,7 @@ from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BackendError, BadUsage
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import write_atomic
+from trainer.run.stores import aws
 from trainer.run.stores.base import CheckpointStore, StoreError
 from trainer.run.stores.opening import open_store, probe
 
@@ -66,20 +67,24 @@ def _refuse_written(store: CheckpointStore) -> None:
 
 def environment_of_node(job: JobSpec) -> dict[str, str]:
     """What the node is told to reach the job's buckets as this machine does. Asks for the buckets' regions."""
-    urls = [job.checkpoint.store, *(source.path for source in job.data.sources)]
-    buckets = sorted({urlsplit(url).netloc for url in urls if url is not None and url.startswith("s3://")})
+    urls = [job.checkpoint.store or "", *(source.path for source in job.data.sources)]
+    found = environment_sent(urls, {**os.environ, **job.env})
+    if set(KEYS) & set(job.secrets):
+        found.pop(aws.PROFILE_VARIABLE, None)
+    return found
+
+
+def environment_sent(urls: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Endpoint, regions and profile by which this environment reaches the buckets among the URLs."""
+    buckets = sorted({urlsplit(url).netloc for url in urls if url.startswith("s3://")})
     if not buckets:
         return {}
     _require_library(f"s3://{buckets[0]}")
-    from trainer.run.stores import aws
-
-    environment = {**os.environ, **job.env}
     found = {aws.REGIONS_VARIABLE: ",".join(f"{name}={aws.region(name, environment)}" for name in buckets)}
     address = aws.endpoint(environment)
     if address is not None:
         found[aws.ENDPOINT_VARIABLES[0]] = address
-    profile = environment.get("AWS_PROFILE")
-    if profile and not set(KEYS) & set(job.secrets):
+    if profile := environment.get("AWS_PROFILE"):
         found[aws.PROFILE_VARIABLE] = profile
     return found
 
@@ -87,8 +92,12 @@ def environment_of_node(job: JobSpec) -> dict[str, str]:
 def with_environment(job: JobSpec, folder: Path) -> JobSpec:
     """The job with these variables in its `env`, which are kept in the run's folder too."""
     found = environment_of_node(job)
-    write_atomic(folder / FILE, json.dumps(found, indent=2) + "\n")
+    write_environment(folder, found)
     return job.model_copy(update={"env": {**found, **job.env}})
+
+
+def write_environment(folder: Path, environment: Mapping[str, str]) -> None:
+    write_atomic(folder / FILE, json.dumps(environment, indent=2) + "\n")
 
 
 def environment_of_run(folder: Path) -> dict[str, str]:
@@ -114,8 +123,6 @@ def _require_library(url: str) -> None:
 
 def _credentials_there(job: JobSpec, url: str, places: Sequence[Place], environment: Mapping[str, str]) -> list[str]:
     """Whether what opened the bucket here is there on the node too: SkyPilot sends ~/.aws/credentials, and nothing else."""
-    from trainer.run.stores import aws
-
     if not url.startswith("s3://") or set(KEYS) <= set(job.secrets):
         return []
     source = aws.source(environment)

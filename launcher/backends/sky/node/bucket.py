@@ -18,10 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-JOURNAL, ATTEMPTS, MODEL = "journal", "attempts", "model"
-RECORDS = (JOURNAL, "nodes.jsonl", "events.jsonl", "metrics.jsonl", "log.txt", "log.times", "outcome.json")
-REQUESTS = ("STOP", "SAVE")
+JOURNAL, ATTEMPTS, MODEL, OUTCOME = "journal", "attempts", "model", "outcome.json"
+RECORDS = (JOURNAL, "nodes.jsonl", "events.jsonl", "metrics.jsonl", "log.txt", "log.times", OUTCOME)
+STOP = "STOP"
+REQUESTS = (STOP, "SAVE")
 """Files that ask something of the trainer in its run folder, and objects that ask it from home."""
+STOPPED = ".stopped-from-home"
+"""In a run folder: its end is for good, and no node is to go on from it by itself."""
 MARK = "node-0"
 """In an attempt's folder: the first node has begun it."""
 ATTEMPT = "attempt"
@@ -36,7 +39,7 @@ LOOK_EVERY_S = 3.0
 WATCHED_S = 600.0
 """Whoever asked for something reads here what became of it: for so long the records go at every look."""
 TAKEN = 73
-"""Exit code: another node writes this run now."""
+"""Exit code: another node writes this run now, or home stopped it."""
 
 
 def restore(run_dir: Path, store: Any) -> None:
@@ -60,6 +63,7 @@ def restore(run_dir: Path, store: Any) -> None:
         begun = run_dir / ATTEMPTS / number
         begun.mkdir(parents=True, exist_ok=True)
         (begun / MARK).touch()
+    (run_dir / STOPPED).unlink(missing_ok=True)
     (run_dir / RESTORED).touch()
 
 
@@ -84,6 +88,9 @@ def save(run_dir: Path, store: Any, sent: dict[str, tuple[int, int]] | None = No
         raise ValueError(f"{run_dir} does not hold what earlier nodes left; nothing was written over")
     sent = {} if sent is None else sent
     for name in RECORDS:
+        if name == OUTCOME and not (run_dir / name).exists() and sent.get(name) != (0, 0):
+            store.delete(f"run/{name}")  # of an earlier start; this one has yet to end
+            sent[name] = (0, 0)
         if (run_dir / name).exists():
             status = (run_dir / name).stat()
             state = (status.st_size, status.st_mtime_ns)
@@ -99,7 +106,7 @@ def save(run_dir: Path, store: Any, sent: dict[str, tuple[int, int]] | None = No
 def keep(run_dir: Path, store: Any, lease: Any) -> None:
     """Until SIGTERM: renew the lease and save now and then, and hand on what is asked of the run from home."""
     sent: dict[str, tuple[int, int]] = {}
-    saved_at, asked_at = time.monotonic(), -WATCHED_S
+    saved_at, asked_at = -SAVE_EVERY_S, -WATCHED_S
     while not _told_to_end.is_set():
         try:
             now = time.monotonic()
@@ -116,13 +123,14 @@ def keep(run_dir: Path, store: Any, lease: Any) -> None:
         _told_to_end.wait(LOOK_EVERY_S)
 
 
-def finish(run_dir: Path, store: Any, lease: Any) -> None:
-    """The last words of this node; the next one may begin."""
+def finish(run_dir: Path, store: Any, lease: Any) -> int:
+    """The last words of this node; the next one may begin. TAKEN where home does not want one."""
     if lease is not None:
         lease.check()
     save(run_dir, store)
     if lease is not None:
         lease.release()
+    return TAKEN if (run_dir / STOPPED).exists() else 0
 
 
 def publish(run_dir: Path, store: Any, lease: Any) -> None:
@@ -147,6 +155,8 @@ def _take_requests(run_dir: Path, store: Any) -> bool:
     asked = [name for name in REQUESTS if f"run/{name}" in there]
     for name in asked:
         (run_dir / name).touch()
+        if name == STOP:
+            (run_dir / STOPPED).touch()
         store.delete(f"run/{name}")
     return bool(asked)
 
@@ -180,7 +190,7 @@ def main() -> int:
         if action == "restore":
             _begin(run_dir, store, lease)
         else:
-            {"keep": keep, "finish": finish, "publish": publish}[action](run_dir, store, lease)
+            return {"keep": keep, "finish": finish, "publish": publish}[action](run_dir, store, lease) or 0
     except Exception as error:  # one line: the relay's reader sees no traceback
         print(f"dolphin: {action} of the run's records: {' '.join(str(error).split())[:400]}", flush=True)
         if isinstance(error, HeldElsewhere):

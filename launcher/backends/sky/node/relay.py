@@ -42,7 +42,7 @@ PULLING_IMAGE = "pulling image"
 PREEMPTED = 75
 """Exit code of a trainer that was asked to stop and has saved; of a bucket that does not answer now."""
 TAKEN = 73
-"""Exit code of bucket.py: another node writes this run now."""
+"""Exit code of bucket.py: another node writes this run now, or home stopped it."""
 LEASE = "DOLPHIN_LEASE"
 _PR_SET_PDEATHSIG = 1
 
@@ -173,7 +173,7 @@ class Relay:
                 self._say("the model could not be written to the bucket; the lines above say why")
                 self._forward(last=True)
                 code = 1
-            self._bucket("finish").wait()
+            code = 1 if self._bucket("finish").wait() == TAKEN and code else code
         return 128 - code if code < 0 else code
 
     def run_beside(self) -> int:
