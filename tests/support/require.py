@@ -11,11 +11,15 @@ import pytest
 
 
 def lacking(what: str, reason: str) -> NoReturn:
-    """Skip, saying what is missing; fail instead where `what` is in DOLPHIN_REQUIRE (a comma-separated list: docker,lab)."""
-    asked = {name.strip() for name in os.environ.get("DOLPHIN_REQUIRE", "").split(",")}
-    if what in asked:
+    """Skip, saying what is missing; fail instead where `what` is asked for."""
+    if is_asked_for(what):
         pytest.fail(f"DOLPHIN_REQUIRE asks for {what}, but {reason}", pytrace=False)
     pytest.skip(f"{what}: {reason}")
+
+
+def is_asked_for(what: str) -> bool:
+    """Whether DOLPHIN_REQUIRE names it, a comma-separated list: docker,lab,cloud."""
+    return what in {name.strip() for name in os.environ.get("DOLPHIN_REQUIRE", "").split(",")}
 
 
 def given(variable: str) -> Path:

@@ -1,4 +1,4 @@
-"""The lab for this folder's tests, and `dolphin` in it. Needs root, Debian and network: `tests/lab/lab` says for what."""
+"""A lab of SkyPilot's for tests, and `dolphin` in it. Needs root, Debian and network: each lab's script says for what."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import hashlib
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.require import is_asked_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "lab" / "lab"
@@ -24,15 +29,13 @@ STEP_S = 420
 
 
 @dataclass
-class Lab:
+class SkyLab:
+    """What the labs have in common: a `sky` and a `dolphin` with the lab's variables."""
+
     folder: Path
     environment: dict[str, str]
     quickstart: Path
     """The quickstart's job.yaml, beside its data and its model."""
-
-    @property
-    def store(self) -> Path:
-        return self.folder / "jobhome" / "store"
 
     @property
     def runs(self) -> Path:
@@ -69,35 +72,10 @@ class Lab:
         )
         return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
 
-    def slurm_jobs(self) -> list[str]:
-        done = subprocess.run(
-            ["squeue", "-h", "-o", "%i %T"], env=self.environment, capture_output=True, text=True, check=True
-        )
-        return [line for line in done.stdout.splitlines() if "COMPLETING" not in line]
-
-    def lab(self, command: str, **environment: str) -> None:
-        subprocess.run([str(SCRIPT), command], env=settings(self.folder) | environment, check=True, timeout=1200)
-
-    def job(self, name: str, python: str | None = "trainer/bin/python", **changes: str) -> list[str]:
-        """The command line of `launch` for the quickstart, on two CPU ranks of a node with eight pretend L40S.
-
-        `python` in the lab's folder is the trainer's; None leaves that to the node.
-        """
-        settings = {
-            "name": name, "resources.infra": "slurm/dolphin", "resources.accelerators": "L40S:8",
-            "checkpoint.store": str(self.store), "env.DOLPHIN_DEVICE": "cpu",
-            **({"env.DOLPHIN_PYTHON": str(self.folder / python)} if python else {}), **changes,
-        }  # fmt: skip
-        return [
-            "launch",
-            str(self.quickstart),
-            "--on",
-            "sky",
-            "--nproc",
-            "2",
-            "-y",
-            *(w for k, v in settings.items() for w in ("--set", f"{k}={v}")),
-        ]
+    def launch_with(self, settings: dict[str, str], nproc: int) -> list[str]:
+        """The command line of `launch` for the quickstart on SkyPilot."""
+        changes = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        return ["launch", str(self.quickstart), "--on", "sky", "--nproc", str(nproc), "-y", *changes]
 
     def local_digest(self, settings: dict[str, str], scratch: Path) -> dict[str, str]:
         """Hashes of the model that the quickstart with these settings leaves on this machine, without SkyPilot."""
@@ -124,9 +102,77 @@ class Lab:
         return found[0]
 
 
-def settings(folder: Path) -> dict[str, str]:
+class Lab(SkyLab):
+    """The Slurm of one node: tests/lab/lab."""
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "jobhome" / "store"
+
+    def slurm_jobs(self) -> list[str]:
+        done = subprocess.run(
+            ["squeue", "-h", "-o", "%i %T"], env=self.environment, capture_output=True, text=True, check=True
+        )
+        return [line for line in done.stdout.splitlines() if "COMPLETING" not in line]
+
+    def lab(self, command: str, **environment: str) -> None:
+        subprocess.run([str(SCRIPT), command], env=settings(self.folder) | environment, check=True, timeout=1200)
+
+    def job(self, name: str, python: str | None = "trainer/bin/python", **changes: str) -> list[str]:
+        """The command line of `launch` for the quickstart, on two CPU ranks of a node with eight pretend L40S.
+
+        `python` in the lab's folder is the trainer's; None leaves that to the node.
+        """
+        settings = {
+            "name": name, "resources.infra": "slurm/dolphin", "resources.accelerators": "L40S:8",
+            "checkpoint.store": str(self.store), "env.DOLPHIN_DEVICE": "cpu",
+            **({"env.DOLPHIN_PYTHON": str(self.folder / python)} if python else {}), **changes,
+        }  # fmt: skip
+        return self.launch_with(settings, 2)
+
+
+class Followed:
+    """A `dolphin launch` that goes on beside the test, with the lines that it wrote so far."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process, self.out, self.err = process, list[str](), list[str]()
+        pipes = ((process.stdout, self.out), (process.stderr, self.err))
+        self._readers = [threading.Thread(target=lines.extend, args=(pipe,), daemon=True) for pipe, lines in pipes]
+        for reader in self._readers:
+            reader.start()
+
+    def last_step(self) -> int:
+        """The last that the log told of; 0 before the first."""
+        return max((int(match[1]) for line in self.out if (match := re.match(r"step (\d+)/", line))), default=0)
+
+    def has_reached(self, step: int) -> bool:
+        """AssertionError where the command has ended before."""
+        assert self.process.poll() is None, "".join(self.err)
+        return self.last_step() >= step
+
+    def wait(self, timeout_s: float) -> int:
+        code = self.process.wait(timeout=timeout_s)
+        for reader in self._readers:
+            reader.join(timeout=10)
+        return code
+
+
+def settings(folder: Path, variable: str = "DOLPHIN_LAB") -> dict[str, str]:
     """The environment of the lab's own commands: its folder, and this Python's packages as the trainer's."""
-    return {**os.environ, "DOLPHIN_LAB": str(folder), "LAB_TRAINER_SITE": sysconfig.get_path("purelib")}
+    return {**os.environ, variable: str(folder), "LAB_TRAINER_SITE": sysconfig.get_path("purelib")}
+
+
+def exported(script: Sequence[str], with_lab: dict[str, str]) -> dict[str, str]:
+    """What the lab's `env` command prints."""
+    lines = subprocess.run([*script, "env"], env=with_lab, capture_output=True, text=True, check=True).stdout
+    return dict(word.split("=", 1) for line in lines.splitlines() for word in shlex.split(line)[1:])
+
+
+def built_quickstart(folder: Path) -> Path:
+    """The quickstart's job.yaml in this folder, beside its data and its model."""
+    example = ROOT / "examples" / "quickstart"
+    subprocess.run([sys.executable, str(example / "build.py"), "--out", str(folder)], check=True, capture_output=True)
+    return Path(shutil.copy(example / "job.yaml", folder))
 
 
 def until(condition: Callable[[], Any], timeout_s: float = STEP_S) -> Any:
@@ -144,7 +190,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 def require(what: str) -> None:
     """Skip where the lab cannot be had; fail where DOLPHIN_REQUIRE says that it must."""
-    if what in os.environ.get("DOLPHIN_REQUIRE", "").split(","):
+    if is_asked_for(what):
         return
     if os.geteuid() != 0 or "lab" not in os.environ.get("DOLPHIN_LAB_TESTS", ""):
         pytest.skip(

@@ -6,13 +6,12 @@ import json
 import re
 import signal
 import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.sky_lab import ROOT, STEP_S, Lab, digest, until
+from tests.support.sky_lab import ROOT, STEP_S, Followed, Lab, digest, until
 
 STEPS = {"train.max_steps": "60", "checkpoint.every.epochs": "null", "checkpoint.every.steps": "10"}
 LONG = {**STEPS, "train.max_steps": "250", "resources.memory_gb": "2"}
@@ -22,29 +21,14 @@ LONG = {**STEPS, "train.max_steps": "250", "resources.memory_gb": "2"}
 @pytest.fixture(scope="module")
 def reclaimed(lab: Lab) -> dict[str, Any]:
     """A run that lost its node and its API server in mid-training, followed to its end by the one launch command."""
-    process = lab.start(*lab.job("reclaimed", **LONG))
-    out: list[str] = []
-    err: list[str] = []
-    readers = [
-        threading.Thread(target=lambda pipe=pipe, lines=lines: lines.extend(pipe), daemon=True)
-        for pipe, lines in ((process.stdout, out), (process.stderr, err))
-    ]
-    for reader in readers:
-        reader.start()
-
-    def reached(step: int) -> bool:
-        assert process.poll() is None, "".join(err)
-        return any((match := re.match(r"step (\d+)/", line)) and int(match[1]) >= step for line in out)
-
-    until(lambda: reached(1), 2 * STEP_S)
+    launch = Followed(lab.start(*lab.job("reclaimed", **LONG)))
+    until(lambda: launch.has_reached(1), 2 * STEP_S)
     lab.sky("api", "stop")
     lab.sky("api", "start")
-    until(lambda: reached(15))
+    until(lambda: launch.has_reached(15))
     lab.lab("preempt")
-    process.wait(timeout=3 * STEP_S)
-    for reader in readers:
-        reader.join(timeout=10)
-    return {"code": process.returncode, "out": out, "err": err, "run": lab.run_of("reclaimed")}
+    code = launch.wait(3 * STEP_S)
+    return {"code": code, "out": launch.out, "err": launch.err, "run": lab.run_of("reclaimed")}
 
 
 def test_a_reclaimed_run_ends_well_and_its_launch_says_so(reclaimed: dict[str, Any]) -> None:
