@@ -9,6 +9,7 @@ import pytest
 
 from launcher.backends.sky.backend import SkyRuns
 from launcher.backends.sky.task import STAGED
+from launcher.follow.status import observe
 from launcher.runs import ledger
 from launcher.runs.ledger import RunRecord
 
@@ -59,3 +60,12 @@ def test_a_resume_that_stages_anew_is_not_robbed_by_a_look_at_the_job_before(rec
         sky.status(held)
     sky.status(ledger.update(record, handle=None))
     assert (record.folder / STAGED).exists()
+
+
+def test_one_look_at_a_run_asks_for_its_job_once(record: RunRecord) -> None:
+    """A controller of its own takes 3 to 45 s for an answer."""
+    sky = Sky(record.run_id, "RUNNING")
+    asked, jobs = [], sky.jobs
+    sky.jobs = lambda part, **which: asked.append(part) or jobs(part, **which)  # type: ignore[method-assign]
+    observe(SkyRuns(sky), record)
+    assert asked == [record.run_id]

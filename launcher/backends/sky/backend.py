@@ -201,7 +201,7 @@ class SkyRuns:
         """SkyPilot's record of the run; None where there is none."""
         job = self._jobs.of(record)
         if job is not None:
-            self._reading.heard(record.run_id, job.status)
+            self._reading.heard(record.run_id, job)
         return job
 
     def _without_job(self, record: RunRecord) -> tuple[RunState, str, int | None]:

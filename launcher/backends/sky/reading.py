@@ -39,11 +39,11 @@ class Reading:
         self._feeds: dict[str, Feed] = {}
         self._complete: set[str] = set()
         self._read_at: dict[str, float] = {}
-        self._said: dict[str, str] = {}
+        self._jobs: dict[str, Any] = {}
 
-    def heard(self, run_id: str, status: str) -> None:
-        """SkyPilot's last word about a run: some mean that there is no log to read yet."""
-        self._said[run_id] = status
+    def heard(self, run_id: str, job: Any) -> None:
+        """SkyPilot's last record of a run. Asking for one takes seconds on a controller of its own, so none is asked for twice."""
+        self._jobs[run_id] = job
 
     def follow(self, record: RunRecord) -> None:
         """Bring home what is new; the first time what there is, then by holding a connection open."""
@@ -53,7 +53,7 @@ class Reading:
         if feed is None:
             self.refresh(record, BUCKET_S)
             return
-        if record.run_id not in self._read_at and self._said.get(record.run_id) not in BEFORE_A_LOG:
+        if record.run_id not in self._read_at and self._may_have_log(record):
             self.refresh(record, 0.0)
         else:
             feed.follow()
@@ -86,7 +86,7 @@ class Reading:
             return
         elif self._from_store(record, is_live=True):
             self._read_at[record.run_id] = time.monotonic()
-        elif feed is None or self._said.get(record.run_id) not in BEFORE_A_LOG:
+        elif feed is None or self._may_have_log(record):
             self._read_at[record.run_id] = time.monotonic()
             try:
                 if feed is not None:
@@ -113,10 +113,14 @@ class Reading:
         self._complete.add(record.run_id)
         self._read_at.setdefault(record.run_id, time.monotonic())
 
+    def _may_have_log(self, record: RunRecord) -> bool:
+        job = self._jobs.get(record.run_id)
+        return job is None or job.status not in BEFORE_A_LOG
+
     def _feed(self, record: RunRecord) -> Feed | None:
         """The run's log; None while there is no job to ask."""
         if record.run_id not in self._feeds:
-            job = self._job_of(record)
+            job = self._jobs.get(record.run_id) or self._job_of(record)
             if job is None:
                 return None
 
