@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from launcher.backends.base import BACKENDS, Backend, DownReport, get_backend
 from launcher.follow import screen
+from launcher.follow.patience import patiently
 from launcher.follow.run_view import RunView
 from launcher.follow.status import observe, status_of
 from launcher.runs import ledger
@@ -23,6 +24,7 @@ from launcher.runs.states import EXIT_CODES, EndReason, RunState, is_over
 _LOCK_WAIT_S = 30.0
 
 
+@patiently
 def down(run: str | None, grace_s: float) -> int:
     """Stop the run (the newest where it is None); 0 once it is known to be gone."""
     try:

@@ -22,6 +22,7 @@ from launcher.config.yaml_lines import write_yaml
 from launcher.follow import screen
 from launcher.follow.attend import follow_to_end, print_json, say_detached
 from launcher.follow.follow import LogFrom, end_of_log
+from launcher.follow.patience import patiently
 from launcher.follow.readers import ViewReader
 from launcher.follow.status import observe, status_of, with_detail
 from launcher.jobfile.load import load_job
@@ -73,6 +74,7 @@ class Start:
     nproc: int | None
 
     @classmethod
+    @patiently
     def of(cls, job: JobSpec, backend: Backend, nproc: int | None, options: Mapping[str, Any]) -> Start:
         """`options` are the backend's own."""
         secrets = collect_secrets(job)
@@ -111,7 +113,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
     run_id = ledger.new_id(job.name)
     job, train = start.settled(run_id)
     ledger.check_writable()
-    notes = backend.preflight(job, train, options.backend_options)
+    notes = patiently(backend.preflight)(job, train, options.backend_options)
     _show_plan(start, train, notes)
     if not options.is_forced:
         _refuse_what_does_not_fit(start)
@@ -136,7 +138,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
 def resume(record: RunRecord, options: LaunchOptions) -> int:
     """Go on with a run that is over, from its last checkpoint, under the same id; the exit code of the command."""
     backend = get_backend(record.backend)
-    status = status_of(backend, record)
+    status = patiently(status_of)(backend, record)
     is_finished = status.state is RunState.SUCCEEDED
     if is_finished and not options.overrides:
         screen.say(
@@ -160,7 +162,7 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
             _refuse_other_results(record, before, train, is_finished)
     else:
         job, train = start.job, before
-    notes = backend.preflight(job, train, record.options)
+    notes = patiently(backend.preflight)(job, train, record.options)
     screen.say(f"{record.run_id}: was {status.state.value}; starting it again")
     if is_finished:
         screen.say(
@@ -210,7 +212,7 @@ def _start(
     """Submit a run that is in the ledger, then follow it or leave it."""
     try:
         with ledger.locked(record) as record:
-            _refuse_active(record, status_of(backend, record))
+            _refuse_active(record, patiently(status_of)(backend, record))
             record = _submit(record, submission, backend)
     except KeyboardInterrupt:
         record = ledger.load(record.folder)
@@ -228,6 +230,7 @@ def _start(
     return 0
 
 
+@patiently
 def _submit(record: RunRecord, submission: Submission, backend: Backend) -> RunRecord:
     """Write, then start, then record. Ctrl-C waits until the record says what was started. The caller holds the lock."""
     job, train = submission.job, submission.train

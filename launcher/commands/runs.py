@@ -11,6 +11,7 @@ from launcher.backends.base import Fetchable, get_backend
 from launcher.follow import screen
 from launcher.follow.attend import follow_to_end
 from launcher.follow.follow import LogFrom, show_log
+from launcher.follow.patience import patiently
 from launcher.follow.status import Observation, as_json, as_rows, observe_record, run_table, was_refused, with_detail
 from launcher.runs import ledger
 from launcher.runs.errors import BROKEN_FILES, BackendError, BadUsage, broken
@@ -42,6 +43,7 @@ def _log_of_refused(record: RunRecord, seen: Observation, start: LogFrom, *, is_
     return exit_code_of(seen.status.state) if is_following else 0
 
 
+@patiently
 def status(record: RunRecord, *, json_wanted: bool) -> int:
     """What the run does: on standard output, as this is what was asked for."""
     seen = observe_record(record)
@@ -58,6 +60,7 @@ def status(record: RunRecord, *, json_wanted: bool) -> int:
     return 0
 
 
+@patiently
 def status_of_all(*, json_wanted: bool) -> int:
     """Every run, newest first."""
     seen, problems = [], []
@@ -80,6 +83,7 @@ def status_of_all(*, json_wanted: bool) -> int:
     return EXIT_CODES[EndReason.BACKEND] if problems else 0
 
 
+@patiently
 def fetch(record: RunRecord, target: Path, what: Fetchable) -> int:
     """Bring the model (or the checkpoints, or the log) home; its path on standard output."""
     backend = get_backend(record.backend)
@@ -87,6 +91,7 @@ def fetch(record: RunRecord, target: Path, what: Fetchable) -> int:
     return 0
 
 
+@patiently
 def forget(record: RunRecord) -> int:
     """Take a run that is over out of the ledger, once its backend has nothing of it left. Results are kept, and named."""
     with ledger.locked(record) as record:

@@ -11,6 +11,7 @@ from typing import Any
 from launcher.backends.base import Backend, BackendStatus
 from launcher.follow import screen as console
 from launcher.follow.follow import LogFrom, follow
+from launcher.follow.patience import patiently
 from launcher.follow.readers import ViewReader
 from launcher.follow.status import Observation, as_json, model_of, observe, price_text, status_of, with_detail
 from launcher.runs import ledger
@@ -75,6 +76,7 @@ def _say_sample(sample: dict[str, Any]) -> None:
             console.say(textwrap.fill(text, 110, initial_indent=f"  {name:10}", subsequent_indent=" " * 12))
 
 
+@patiently
 def say_detached(backend: Backend, record: RunRecord) -> BackendStatus | None:
     """The last words to a person who leaves: what the run does without them, asked and not assumed. Returns it, None where
     the backend does not say."""

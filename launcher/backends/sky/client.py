@@ -30,8 +30,10 @@ from launcher.backends.sky.answers import (
     without_controller,
 )
 from launcher.backends.sky.backend import SkyRuns
+from launcher.backends.sky.phases import PhaseStream
 from launcher.backends.sky.server import answer_of
 from launcher.runs.errors import BackendError, LauncherError
+from launcher.runs.waiting import Wait, waiting_for
 from launcher.units import GIB, MIB
 
 _ON_SALE_NOWHERE = {"slurm", "kubernetes", "ssh"}
@@ -132,9 +134,10 @@ class SkyClient:
 
     def launch_managed(self, task: dict[str, Any], name: str, asked: Callable[[str], None]) -> int:
         """Submit, wait until it is accepted, and return the job's id. `asked` hears the request's id before the wait."""
-        with self._explained(f"{name}: submitting"):
+        with self._explained(f"{name}: submitting") as wait:
             request = self._jobs().launch(self._task(task), name=name, job_group=None)
             asked(request)
+            self._tell_phases(request, wait)
             job_ids, _ = self._sdk().get(request)
         if not job_ids:
             raise BackendError(f"{name}: SkyPilot accepted it without a job id; `sky jobs queue` shows what there is")
@@ -160,12 +163,13 @@ class SkyClient:
         self, task: dict[str, Any], cluster: str, idle_minutes: int | None, asked: Callable[[str], None]
     ) -> int:
         """Run the task on the cluster, made where there is none; a warm one is used as it is. Returns the job's id."""
-        with self._explained(f"{cluster}: launching"):
+        with self._explained(f"{cluster}: launching") as wait:
             request = self._sdk().launch(
                 self._task(task), cluster_name=cluster, idle_minutes_to_autostop=idle_minutes,
                 down=idle_minutes is not None, fast=True,
             )  # fmt: skip
             asked(request)
+            self._tell_phases(request, wait)
             job_id, _ = self._sdk().get(request)
         if job_id is None:
             raise BackendError(
@@ -227,10 +231,23 @@ class SkyClient:
                 logging.getLogger("sky").setLevel(logging.CRITICAL)  # its words go to stdout, which is for data
             return self._modules[name]
 
+    def _tell_phases(self, request: str, wait: Wait) -> None:
+        """Beside the waiting for the request, whose end does not hang on this: it may break off."""
+
+        def tell(phase: str) -> None:
+            wait.phase = phase
+
+        def read() -> None:
+            with contextlib.suppress(Exception, SystemExit):
+                self._sdk().stream_and_get(request, output_stream=PhaseStream(tell), relay_rich_status=True)
+
+        threading.Thread(target=read, daemon=True).start()
+
     @contextlib.contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _explained(self, what: str) -> Iterator[Wait]:
         try:
-            yield
+            with waiting_for(f"SkyPilot: {what}") as wait:
+                yield wait
         except LauncherError:
             raise
         except (Exception, SystemExit) as error:  # SkyPilot raises its own, requests', click's and plain ones
