@@ -41,8 +41,9 @@ def global_batch_of(job: JobSpec, world_size: int) -> int:
     return t.micro_batch * (t.accumulation or 1) * ranks
 
 
-def settle(job: JobSpec, place: Placement, *, run_id: str, zero: int) -> NodeJob:
-    """The facts of `train.json` for a run at this place; `zero` is the planned stage, for `zero: auto`.
+def settle(job: JobSpec, place: Placement, *, run_id: str, zero: int, step_seconds: float | None = None) -> NodeJob:
+    """The facts of `train.json` for a run at this place; `zero` is the planned stage, for `zero: auto`,
+    `step_seconds` the plan's for a step.
 
     Raises SpecErrors where the batch does not divide by its ranks.
     """
@@ -59,5 +60,5 @@ def settle(job: JobSpec, place: Placement, *, run_id: str, zero: int) -> NodeJob
     spec = job.train_spec().model_copy(update={"train": train})
     return NodeJob(
         run_id=run_id, run_dir=place.run_dir, cache_dir=place.cache_dir, nproc=nproc, num_nodes=num_nodes,
-        device=place.device, spec=spec,
+        device=place.device, step_seconds=step_seconds, spec=spec,
     )  # fmt: skip

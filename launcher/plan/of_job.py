@@ -80,6 +80,12 @@ def settled_zero(
     return plan.machine.chosen.stage
 
 
+def planned_step_s(plan: LaunchPlan | None) -> float | None:
+    """Seconds of a step on the slowest machine of the plan; None where there are no figures."""
+    known = [machine.step_s for machine in plan.machines if machine.step_s] if plan is not None else []
+    return max(known, default=None)
+
+
 def with_memory(job: JobSpec, plan: LaunchPlan | None, device: Literal["cuda", "cpu"]) -> JobSpec:
     """The job asking for the host memory that its plan needs, where it does not say: for whom a machine is chosen, the
     smallest would do."""

@@ -35,7 +35,7 @@ class Supervised:
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(
-        self, plan: dict[str, Any], *, nproc: int = 2, max_restarts: int = 3, **environment: str
+        self, plan: dict[str, Any], *, nproc: int = 2, max_restarts: int = 3, facts: Any = None, **environment: str
     ) -> subprocess.Popen[bytes]:
         spec = {
             "name": "t",
@@ -46,7 +46,7 @@ class Supervised:
         }
         job = {
             "run_id": f"t-{os.getpid()}", "run_dir": str(self.run.path), "cache_dir": str(self.folder / "cache"),
-            "nproc": nproc, "device": "cpu", "spec": spec,
+            "nproc": nproc, "device": "cpu", "spec": spec, **(facts or {}),
         }  # fmt: skip
         self.train_json.write_text(json.dumps(job))
         env = {
@@ -217,6 +217,18 @@ def test_a_hung_rank_shows_its_stacks_and_is_brought_down(supervised: Supervised
     assert "in step 6" in reason
     assert "stand_in_rank.py" in log.split("stacks of rank 1:")[1]
     assert log.count("starting 2 ranks") == 1
+
+
+def test_a_step_longer_than_the_limit_lives_and_a_silent_rank_is_ended(supervised: Supervised) -> None:
+    """A clock of one second for ten minutes: the plan says 2 s a step. The first step is silent for 3 s; the others take 1.6 s in
+    micro batches of 0.4 s; then a rank falls silent in step 5."""
+    slow = {"gloo": False, "first_step_s": 3.0, "micro_batches": 4, "micro_batch_s": 0.4, "steps": 50, "save_every": 99}
+    plan = {**slow, "fault": {"kind": "hang", "step": 4, "rank": 1}}
+    process = supervised.start(plan, max_restarts=0, facts={"step_seconds": 2.0}, DOLPHIN_HANG_FLOOR_S="1")
+    assert supervised.finish(process) == 1
+    reason = supervised.outcome()["reason"]
+    assert reason.startswith("hang: rank 1 made no progress for")
+    assert "(in step 5, limit" in reason
 
 
 def test_bad_input_is_never_tried_again(supervised: Supervised) -> None:

@@ -55,6 +55,7 @@ def writer(local: Path, remote=None, keep: int = 2, rank: int = 0, world_size: i
         rank == 0,
         keep,
         (warnings if warnings is not None else []).append,
+        lambda: None,
     )
 
 

@@ -65,7 +65,10 @@ def train(job, attempt, rank, me) -> None:
                 raise BadInput("data.jsonl:7: no `messages`")
             elif kind == "hang":
                 time.sleep(3600)
-        time.sleep(plan.get("step_s", 0.02))
+        for _ in range(plan.get("micro_batches", 0) if step else 0):
+            time.sleep(plan["micro_batch_s"])
+            me.heartbeat.alive()
+        time.sleep(plan.get("first_step_s", 0.0) if step == 0 else plan.get("step_s", 0.02))
         agree.on(0.0)
         step += 1
         me.heartbeat.step(step)

@@ -1,5 +1,6 @@
 """Nothing but what was saved may ever be read back: not half of it, not a neighbour's, not what a bit flip made of it."""
 
+import dataclasses
 import json
 import threading
 
@@ -273,3 +274,12 @@ def test_an_entry_has_one_checksum_for_each_block():
         FileEntry(name="x", size_bytes=1, checksum="c", blocks=("b",), pieces=(Piece("w", 0, 1, 0),)).pieces[0].name
         == "w"
     )
+
+
+def test_whoever_waits_for_a_long_save_hears_of_every_file(tmp_path):
+    heard = []
+    saving = dataclasses.replace(
+        writer(tmp_path / "here", FolderStore(tmp_path / "there")), got_on=lambda: heard.append(1)
+    )
+    saving.save(3, "id", snapshot(3), completer(3, "id"))
+    assert len(heard) == 3, "the shard is written; the shard and the random state are sent"

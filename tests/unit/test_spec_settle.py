@@ -54,6 +54,12 @@ def test_the_stage_is_settled_once(stated: Any, nproc: int, device: str, planned
     assert settled(spec, nproc, device, planned).spec.train.zero == stage
 
 
+def test_the_planned_seconds_of_a_step_reach_the_watch_over_it() -> None:
+    place = Placement("/run", "/cache", 2, "cpu")
+    assert settled(job()).step_seconds is None
+    assert settle(job(), place, run_id="r1", zero=3, step_seconds=1172.0).step_seconds == 1172.0
+
+
 def test_train_json_holds_the_trainers_part_only_and_reads_back_as_it_was() -> None:
     spec = job({"global_batch": 8}, env={"A": "b"}, secrets=["HF_TOKEN"], resources={"accelerators": "L40S:8"})
     node = settled(spec)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer.checkpoint import random_state
 from trainer.checkpoint.agreement import Agreement
 from trainer.checkpoint.copying import Copying
@@ -35,6 +37,8 @@ from trainer.run.stores import lease, opening
 from trainer.run.stores.base import FolderStore, StoreAway, StoreError
 
 Emit = Callable[..., None]
+PROGRESS_EVERY_S = 5.0
+"""How often a wait for a save looks whether the save gets on."""
 PACKAGES = ("dolphin-launcher", "torch", "deepspeed", "transformers", "safetensors")
 
 
@@ -71,6 +75,10 @@ class CheckpointManager:
         self._schedule = SaveSchedule(
             job.spec.checkpoint, self._run, attempt, course.total_steps, course.steps_per_epoch
         )
+        self.alive: Callable[[], None] = lambda: None
+        """Called in the training thread whenever a load or a save that it waits for got on."""
+        self._got_on = threading.Event()
+        """A file of the save in flight is written or sent since the training thread last looked."""
         target = opening.open_store(job.checkpoint_store)
         is_folder = isinstance(target, FolderStore)
         one_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) == world_size
@@ -84,6 +92,7 @@ class CheckpointManager:
             keep=job.spec.checkpoint.keep,
             warn=self._warn,
             may_commit=(lambda: None) if is_folder else lease.guard(job.store),
+            got_on=self._got_on.set,
         )
         self._kept = OPTIMIZER_STATES[job.spec.train.optimizer]
         self._snapshot = Snapshot(self._kept)
@@ -168,7 +177,7 @@ class CheckpointManager:
         try:
             if zero_state.trainable_shapes(self._engine) != manifest.shapes:
                 raise CorruptCheckpoint("it was made of a model with other trainable parameters")
-            zero_state.fill_shards(self._engine, self._kept, reader.read, manifest.optimizer_step)
+            zero_state.fill_shards(self._engine, self._kept, self._read_alive(reader), manifest.optimizer_step)
             random_data = None
             if self._rank < manifest.world_size:
                 random_data = reader.read_file(manifest.random_files[self._rank])
@@ -189,6 +198,14 @@ class CheckpointManager:
         else:
             random_state.derive(self._job.spec.train.seed, manifest.step, self._rank)
         return None
+
+    def _read_alive(self, reader: ShardReader) -> zero_state.ReadRange:
+        def read(name: str, start: int, numel: int) -> tuple[torch.Tensor, ...]:
+            found = reader.read(name, start, numel)
+            self.alive()
+            return found
+
+        return read
 
     def _tell(self, candidate: Candidate, refused: dict[str, str]) -> None:
         """Rank 0: one line and the events."""
@@ -270,7 +287,11 @@ class CheckpointManager:
     def finish(self) -> None:
         """Wait until the save in flight is committed and published, on all ranks."""
         if self._thread is not None:
-            self._thread.join()
+            while self._thread.is_alive():
+                self._thread.join(PROGRESS_EVERY_S)
+                if self._got_on.is_set():
+                    self._got_on.clear()
+                    self.alive()
             self._thread = None
             self.check()
             self._agree.wait_for_all()  # rank 0 commits for all: no rank is further than it

@@ -50,6 +50,8 @@ class SaveWriter:
     """The rank that looks after its node's `local` where that is not one folder for all."""
     keep: int
     warn: Callable[[str], None]
+    got_on: Callable[[], object]
+    """Called after every file that is written or sent."""
     may_commit: Callable[[], None] = lambda: None
     """Raises StoreError where another node has this run's place in the remote store by now (`trainer.run.stores.lease`)."""
 
@@ -65,6 +67,7 @@ class SaveWriter:
         for index, shard in enumerate(snapshot.shards):
             name = f"rank-{self.rank:05d}-{index:03d}-{save_id}.safetensors"
             entries.append(self._write_shard(step, folder, name, shard, snapshot))
+            self.got_on()
         name = random_file(self.rank, save_id)
         entries.append(
             self.local.write(f"{folder}/{name}", lambda handle: _write_random(handle, name, snapshot.random))
@@ -103,6 +106,7 @@ class SaveWriter:
                     there.get(name) != entry.size_bytes
                 ):  # a name is used for one save only: same name and size, same file
                     self.remote.put_file(name, self.local.root / name)
+                self.got_on()
             return self._commit(self.remote, folder, save_id, entries, complete)
         except StoreError as error:
             if self.commits_locally:  # rank 0 waits for this rank's receipt, and the store cannot tell it

@@ -205,9 +205,11 @@ class Engine:
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.deepspeed.module.parameters() if parameter.requires_grad]
 
-    def gathered_state(self, dtype_of: Callable[[str, torch.Tensor], torch.dtype]) -> dict[str, torch.Tensor]:
+    def gathered_state(
+        self, dtype_of: Callable[[str, torch.Tensor], torch.dtype], alive: Callable[[], None]
+    ) -> dict[str, torch.Tensor]:
         """Every parameter and persistent buffer under its transformers name, whole, on the CPU. All ranks call it; rank 0
-        gets the tensors, the others an empty dict.
+        gets the tensors, the others an empty dict. `alive` is called after every parameter.
 
         Parameters come in the type that `dtype_of` says, buffers (a router's bias) in their own. Names that share a
         parameter share a tensor here too, so that a tied head is recognised as one.
@@ -225,6 +227,7 @@ class Engine:
                 if is_first:
                     dtype = dtype_of(hf_name(name), parameter)
                     state[hf_name(name)] = parameter.detach().to("cpu", dtype, copy=True)
+            alive()
         if is_first:
             for name, buffer in _persistent_buffers(self.deepspeed.module):
                 state[hf_name(name)] = buffer.detach().to("cpu", copy=True)

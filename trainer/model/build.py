@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,10 +26,11 @@ from trainer.run.spec import NodeJob
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], None] = lambda: None) -> nn.Module:
     """The base model on the CPU in the training precision, its vocabulary grown to the tokenizer's, ready to freeze.
 
-    Its attribute `way` says how it has to be called for a batch: what the self-test found. Raises BadInput for a base that is
+    Its attribute `way` says how it has to be called for a batch: what the self-test found. `alive` is called after the
+    self-test and after the weights. Raises BadInput for a base that is
     not there, lacks weights, or cannot be trained on such batches.
     """
     spec, train, packing = job.spec.model, job.spec.train, job.spec.data.packing
@@ -42,12 +43,14 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
             kind = held(verdict, packing).attention
         else:
             kind = attention.choose(spec.attention, job.device, train.precision)
+        alive()
         torch.manual_seed(train.seed)
         if spec.init == "random":
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=kind, **options)
             model = model.to(dtype)
         else:
             model = _load(spec, config=config, dtype=dtype, attn_implementation=kind, **options)
+        alive()
         if verdict is None:
             verdict = self_test.of_model(model, spec.attention, job.device, train.precision, packing)
             model.set_attn_implementation(held(verdict, packing).attention)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -12,8 +13,9 @@ from trainer.engine.engine import Engine, sum_over_ranks
 from trainer.run.exits import TrainingFailed
 
 
-def validation_loss(engine: Engine, plan: DataPlan, share: Share) -> float:
-    """Sum of weight x cross-entropy over the held-out conversations, divided by the sum of weights. All ranks call it.
+def validation_loss(engine: Engine, plan: DataPlan, share: Share, alive: Callable[[], None]) -> float:
+    """Sum of weight x cross-entropy over the held-out conversations, divided by the sum of weights. All ranks call it;
+    `alive` is called after every batch.
 
     Raises TrainingFailed where the result is not finite.
     """
@@ -23,6 +25,7 @@ def validation_loss(engine: Engine, plan: DataPlan, share: Share) -> float:
         batch = plan.eval_batch(share, index)
         loss += engine.evaluate(batch).double()
         weight += batch.weights_BT.sum(dtype=torch.float64).to(engine.device)
+        alive()
     total_loss, total_weight = sum_over_ranks(loss, weight, device=engine.device)
     mean = total_loss / total_weight if total_weight else math.nan
     if not math.isfinite(mean):

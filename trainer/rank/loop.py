@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.trainer_state import TrainerState
-from trainer.data.batch import Share
+from trainer.data.batch import Batch, Share
 from trainer.data.plan import DataPlan
 from trainer.engine import optimizer
 from trainer.engine.engine import Engine, sum_over_ranks
@@ -66,7 +66,7 @@ class Training:
         """One optimizer step over the global batch."""
         began, step = time.perf_counter(), self.state.step
         weight = self.plan.step_weight(step)
-        losses = [self.engine.forward_backward(batch, weight) for batch in self.micro_batches(step)]
+        losses = [self.one_micro_batch(batch, weight) for batch in self.micro_batches(step)]
         (loss_sum,) = sum_over_ranks(torch.stack(losses).sum(), device=self.engine.device)
         loss = loss_sum / weight if weight else 0.0
         if not math.isfinite(loss):
@@ -89,6 +89,11 @@ class Training:
                 seconds=time.perf_counter() - began,
             )
 
+    def one_micro_batch(self, batch: Batch, weight: float) -> torch.Tensor:
+        loss = self.engine.forward_backward(batch, weight)
+        self.hand.heartbeat.alive()
+        return loss
+
     def micro_batches(self, step: int) -> Any:
         for index in range(self.plan.num_micro_batches(self.share)):
             yield self.plan.batch(step, self.share, index)
@@ -101,7 +106,7 @@ class Training:
         if not self.plan.has_validation:
             return
         with self.hand.heartbeat.busy("evaluating"):
-            loss = validation_loss(self.engine, self.plan, self.share)
+            loss = validation_loss(self.engine, self.plan, self.share, self.hand.heartbeat.alive)
         best = self.state.best_eval_loss
         self.state.last_eval_loss = loss
         self.state.best_eval_loss = loss if best is None else min(best, loss)

@@ -53,6 +53,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     emit = partial(run.emit, attempt=attempt) if is_first else None
 
     def enter(phase: Phase) -> None:
+        hand.heartbeat.enter(phase.value)
         if emit is not None:
             emit(EventKind.PHASE, phase=phase.value)
             print(f"{phase.value} ...", flush=True)
@@ -61,10 +62,11 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     if is_first:
         probe_store(job, is_first=attempt == 1)
     rank, world_size, device = initialize_distributed(job.device)
+    hand.heartbeat.alive()
     share = Share(rank, world_size, job.spec.train.micro_batch)
     plan = DataPlan.open(job)
     tokenizer = load_tokenizer(job.spec.model)
-    base = build.build(job, tokenizer)
+    base = build.build(job, tokenizer, hand.heartbeat.alive)
     report = freeze.apply(base, resolved_patterns(job))
     if emit is not None:
         print(f"{report}; {plan.total_steps} steps of {job.global_batch} x {job.spec.data.sequence_length} tokens")
@@ -82,6 +84,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     with out_of_memory.explained(job, lambda: 0):
         engine = Engine(job, base, plan.num_micro_batches(share), device)
         torch.manual_seed(job.spec.train.seed + rank)
+        hand.heartbeat.alive()
 
         enter(Phase.RESTORING)
         checkpoints = CheckpointManager(
@@ -92,6 +95,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
             attempt=attempt,
             emit=emit,
         )
+        checkpoints.alive = hand.heartbeat.alive
         state = checkpoints.resume() or TrainerState()
     state.attempt = attempt
 
@@ -103,7 +107,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     enter(Phase.EXPORTING)
     with hand.heartbeat.busy("exporting"):
         dtype_of = weights.dtype_chooser(engine.model, model_folder.base_tensors(job))
-        state_dict = engine.gathered_state(dtype_of)
+        state_dict = engine.gathered_state(dtype_of, hand.heartbeat.alive)
         if is_first:
             end_tokens = plan.data.meta["end_tokens"]
             describe = partial(card.render, job, tokenizer, plan, report, world_size)

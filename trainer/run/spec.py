@@ -52,6 +52,9 @@ class NodeJob(SpecModel):
     """Nodes that train; the backend tells each of them which one it is."""
     device: Literal["cuda", "cpu"]
     """Where the ranks compute."""
+    step_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Planned seconds of an optimizer step; None where there are no figures for the machine. Bounds the silence that is no hang
+    until steps were seen."""
     spec: TrainSpec
     """The specification, with `train.global_batch` and `train.zero` settled."""
 

@@ -227,7 +227,7 @@ class Attempt:
         if missing and now - self._started_at > BUSY_FACTOR * self._floor_s:
             self._hang = f"rank {min(missing)} did not start in {BUSY_FACTOR * self._floor_s:.0f} s"
         else:
-            self._hang = hang(at_work, now, self._floor_s)
+            self._hang = hang(at_work, now, self._floor_s, self.job.step_seconds)
         if self._hang is not None:
             say(f"hang: {self._hang}; bringing all ranks down")
             self._close(list(at_work))
