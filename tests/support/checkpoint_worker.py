@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -133,6 +134,9 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
         manager.finish()
         if device.type == "cuda":
             result["allocated_bytes"] = torch.cuda.memory_allocated()
+            dist.barrier()
+            result["gpus_of_processes"] = gpus_of_processes()
+            dist.barrier()
         result["trained_elements"] = sum(math.prod(shape) for shape in trainable_shapes(engine.deepspeed).values())
         result["is_lent"] = manager._snapshot.is_lent
         result["blocked_seconds"] = manager.last_blocked_seconds
@@ -142,6 +146,12 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
         result["error"] = f"{type(error).__name__}: {error}"
         result["cause"] = type(error.__cause__).__name__
     return result
+
+
+def gpus_of_processes() -> list[str]:
+    """The GPU of every context on this machine, one entry each: a process that has two is there twice."""
+    asked = ["nvidia-smi", "--query-compute-apps=gpu_uuid", "--format=csv,noheader"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
 
 
 @contextlib.contextmanager

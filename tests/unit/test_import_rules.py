@@ -203,6 +203,26 @@ def test_python_is_started_in_one_way_alone() -> None:
         assert text.count("sys.executable") == text.count("Path(sys.executable).parent") == 1
 
 
+STARTS_OF_THREADS = {
+    "trainer/engine/threads.py": "sets the GPU first",
+    "trainer/supervise/log.py": "copies lines; the supervisor knows no torch",
+    "trainer/supervise/supervisor.py": "waits for a spot notice; the supervisor knows no torch",
+}
+
+
+def test_a_thread_of_a_rank_is_started_in_one_way_alone() -> None:
+    """A new thread is on GPU 0, whatever GPU its rank has."""
+    names = ("Thread", "Timer", "ThreadPoolExecutor", "ThreadPool", "start_new_thread", "to_thread", "run_in_executor")
+    found = {
+        str(path.relative_to(ROOT))
+        for path in sources("trainer")
+        for node in nodes_of(path)
+        if isinstance(node, ast.Call)
+        and (getattr(node.func, "attr", None) in names or getattr(node.func, "id", None) in names)
+    }
+    assert found == set(STARTS_OF_THREADS)
+
+
 def test_a_support_module_has_one_name() -> None:
     """Imported as `dolphin_cli` here and as `tests.support.dolphin_cli` there, it is in memory twice: what one sets the other
     does not see. Its full name is the one that a process of its own can be started with, too."""

@@ -27,7 +27,7 @@ from trainer.checkpoint.snapshot import Snapshot
 from trainer.checkpoint.trainer_state import TrainerState
 from trainer.checkpoint.writer import NotPublished, SaveWriter, random_file
 from trainer.data.batch import Share
-from trainer.engine import zero_state
+from trainer.engine import threads, zero_state
 from trainer.run.exits import StoreGone, TrainingFailed
 from trainer.run.optimizer_state import OPTIMIZER_STATES
 from trainer.run.result import result_hash, result_settings
@@ -330,7 +330,7 @@ class CheckpointManager:
         save_id: str | None = None,
         copying: Copying | None = None,
     ) -> None:
-        """Run `work` in the thread of the one save in flight. A daemon: a rank that dies does not wait for a store."""
+        """Run `work` in the thread of the one save in flight."""
 
         def run() -> None:
             started = time.monotonic() if begun is None else begun
@@ -363,8 +363,7 @@ class CheckpointManager:
                     seconds=seconds,
                 )
 
-        self._thread = threading.Thread(target=run, name=f"save-step-{step}", daemon=True)
-        self._thread.start()
+        self._thread = threads.start(run, f"save-step-{step}")
 
     def _manifest(self, state: TrainerState, save_id: str, files: Sequence[FileEntry]) -> Manifest:
         return Manifest(

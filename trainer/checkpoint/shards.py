@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Protocol
 
 import torch
 import xxhash
 
 from trainer.checkpoint.manifest import BLOCK_BYTES, CorruptCheckpoint, FileEntry, Manifest, Piece
+from trainer.engine import threads
 from trainer.run.optimizer_state import SAVED_BYTES, SAVED_DTYPE, OptimizerState
 from trainer.run.stores.base import CheckpointStore, NotInStore
 
@@ -137,7 +138,7 @@ class ShardReader:
         self.manifest = manifest
         self._state = manifest.optimizer_state
         self._stores = list(stores)
-        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="checkpoint-read")
+        self._pool = threads.pool(4, "checkpoint-read")
         self._blocks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._agreed: set[str] = set()
         self._ranges: dict[str, list[tuple[Piece, FileEntry]]] = {}

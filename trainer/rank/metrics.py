@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import atexit
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 
+from trainer.engine import threads
 from trainer.rank.trackers import JsonlTracker, Tracker, requested_trackers
 from trainer.run.log_lines import evaluation_line, step_line
 from trainer.run.run_folder import RunDir
@@ -93,12 +93,11 @@ class Background:
         self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(QUEUE_LENGTH)
         self._dropped, self._failed = 0, False
         self._outcome = "stopped"
-        self._thread = threading.Thread(target=self._work, name=f"track-{tracker.name}", daemon=True)
         try:
             tracker.start(job)
         except Exception as error:  # whatever a tracker raises, training goes on
             self._give_up(error)
-        self._thread.start()
+        self._thread = threads.start(self._work, f"track-{tracker.name}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Never blocks; a tracker that is 10,000 records behind loses the newest."""
