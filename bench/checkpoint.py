@@ -62,7 +62,7 @@ def worker(options: argparse.Namespace) -> None:
     from trainer.engine.engine import Engine, initialize_distributed
     from trainer.run.spec import NodeJob
 
-    rank, world_size, device = initialize_distributed(options.device)
+    rank, world_size, device = initialize_distributed(options.device, print)
     imported_s = time.time() - STARTED
     train = {"global_batch": world_size, "micro_batch": 1, "zero": options.zero, "offload": options.offload}
     train["precision"] = "bf16" if options.device == "cuda" else "fp32"  # bf16 is slow on a CPU, and no part of a save

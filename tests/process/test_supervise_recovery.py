@@ -231,6 +231,24 @@ def test_a_step_longer_than_the_limit_lives_and_a_silent_rank_is_ended(supervise
     assert "(in step 5, limit" in reason
 
 
+def test_ranks_that_do_not_reach_each_other_are_started_once_more_without_p2p(supervised: Supervised) -> None:
+    plan = {"gloo": False, "steps": 2, "save_every": 99, "fault": {"kind": "no contact", "step": 0, "rank": 1}}
+    process = supervised.start(plan, max_restarts=0, NCCL_P2P_DISABLE="0")
+    assert supervised.finish(process) == 1, "what the user set is left alone"
+    process = supervised.start(plan, max_restarts=0)
+    assert supervised.finish(process) == 0
+    log = supervised.log.read_text()
+    assert log.count("once more with NCCL_P2P_DISABLE=1") == 1
+    assert "stand_in_rank.py" in log.split("gives up at step 0")[1], "the stacks are in the log"
+
+
+def test_a_library_that_aborts_leaves_its_stacks_in_the_log(supervised: Supervised) -> None:
+    plan = {"gloo": False, "steps": 2, "fault": {"kind": "abort", "step": 0, "rank": 0}}
+    process = supervised.start(plan, nproc=1, max_restarts=0)
+    assert supervised.finish(process) == 1
+    assert "stand_in_rank.py" in supervised.log.read_text().split("Fatal Python error: Aborted")[1]
+
+
 def test_bad_input_is_never_tried_again(supervised: Supervised) -> None:
     process = supervised.start({"gloo": False, "steps": 50, "fault": {"kind": "bad", "step": 1, "rank": 1}})
     assert supervised.finish(process) == 64

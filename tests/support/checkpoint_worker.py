@@ -188,7 +188,7 @@ def momentum(is_wanted: bool) -> Iterator[None]:
 def do_phase(nproc: int, runs: list[dict[str, Any]], rank: int, port: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc), LOCAL_WORLD_SIZE=str(nproc))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    _, _, device = initialize_distributed(DEVICE)
+    _, _, device = initialize_distributed(DEVICE, print)
     for run in runs:
         with slow_copy(run.get("slow_copy_s", 0.0)), momentum(run.get("momentum", False)):
             result = train(run, rank, nproc, device)

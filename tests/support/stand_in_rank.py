@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 
-from trainer.run.exits import BadInput, Preempted
+from trainer.run.exits import BadInput, NoContact, Preempted
 from trainer.run.run_folder import EventKind, RunDir
 from trainer.run.spec import NodeJob
 from trainer.supervise import rendezvous
@@ -63,6 +63,10 @@ def train(job, attempt, rank, me) -> None:
                 raise RuntimeError("index 7 is out of bounds")
             elif kind == "bad":
                 raise BadInput("data.jsonl:7: no `messages`")
+            elif kind == "abort":
+                os.abort()
+            elif kind == "no contact" and os.environ.get("NCCL_P2P_DISABLE") != "1":
+                me.give_up(NoContact("a first all-reduce over 2 ranks did not return in 300 s"))
             elif kind == "hang":
                 time.sleep(3600)
         for _ in range(plan.get("micro_batches", 0) if step else 0):

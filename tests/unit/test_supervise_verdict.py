@@ -94,3 +94,14 @@ def test_a_hang_is_not_mistaken_for_the_kill_that_ended_it() -> None:
     verdict = judge(evidence({}, hang="rank 1 made no progress for 600 s"))
     assert verdict.reason == "hang: rank 1 made no progress for 600 s"
     assert verdict.can_restart
+
+
+def test_ranks_that_do_not_reach_each_other_are_told_apart_from_one_that_died() -> None:
+    alone = {0: end(EndKind.FAILED, "a first all-reduce did not return", error="NoContact")}
+    assert judge(evidence(alone)).no_contact
+    for cause in (
+        end(EndKind.FAILED, "ValueError: a", at=0.5, error="ValueError"),
+        end(EndKind.BAD_INPUT, "no", at=2.0),
+    ):
+        assert not judge(evidence({**alone, 1: cause})).no_contact
+    assert not judge(evidence({0: end(EndKind.FAILED, f"an all-reduce failed: {GLOO}", error="NoContact")})).no_contact

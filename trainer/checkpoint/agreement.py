@@ -1,20 +1,18 @@
 """Agreement: what ranks tell each other around reads and writes, in a process group of its own.
 
-Its timeout is a day, where the training's group gives up after minutes: a slow store must not look like a hanging GPU.
+On the CPU, so that ranks can wait for each other while GPUs are busy or done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
+from trainer.engine.process_group import PATIENCE
 from trainer.run.exits import BadInput
 from trainer.run.stores.base import StoreError
-
-TIMEOUT = timedelta(hours=24)
 
 
 class Agreement:
@@ -22,7 +20,7 @@ class Agreement:
 
     def __init__(self, rank: int, world_size: int) -> None:
         self._rank, self._world_size = rank, world_size
-        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def first(self, value: Any) -> Any:
         """Rank 0's value."""

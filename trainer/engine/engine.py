@@ -23,14 +23,19 @@ from torch import nn
 
 from trainer.data.batch import Batch
 from trainer.engine import optimizer as optim
+from trainer.engine import process_group
 from trainer.model.packed import PackedModel, hf_name
-from trainer.run.exits import TrainingFailed
+from trainer.run.exits import NoContact, TrainingFailed
 from trainer.run.spec import NodeJob
 from trainer.supervise import rendezvous
 
 
-def initialize_distributed(device: str) -> tuple[int, int, torch.device]:
-    """Join the process group that torchrun describes: (rank, world size, this rank's device). Called once."""
+def initialize_distributed(device: str, give_up: Callable[[NoContact], None]) -> tuple[int, int, torch.device]:
+    """Join the process group that torchrun describes: (rank, world size, this rank's device). Called once.
+
+    Raises NoContact where the ranks do not reach each other; where that shows by waiting in vain, `give_up` has to end the
+    process.
+    """
     os.environ.setdefault("DS_ACCELERATOR", device)
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     where = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
@@ -39,13 +44,18 @@ def initialize_distributed(device: str) -> tuple[int, int, torch.device]:
         torch.cuda.set_device(where)
     else:
         _skip_unused_extension()
+    process_group.be_patient()
     with quiet():
         deepspeed.init_distributed(
             dist_backend="nccl" if device == "cuda" else "gloo",
             init_method=rendezvous.init_method(os.environ),
             rank=int(os.environ.get("RANK", "0")),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            timeout=process_group.PATIENCE,
         )
+    seconds = process_group.first_contact(where, give_up)
+    if dist.get_rank() == 0 and dist.get_world_size() > 1:
+        print(f"{dist.get_world_size()} ranks reach each other: a first all-reduce took {seconds:.1f} s", flush=True)
     return dist.get_rank(), dist.get_world_size(), where
 
 

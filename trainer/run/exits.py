@@ -58,6 +58,10 @@ class TrainingFailed(Exception):
     """Training cannot go on (a loss that is not finite, a save that failed); the message is for a person."""
 
 
+class NoContact(Exception):
+    """The ranks cannot reach each other: the first thing that they sent did not arrive, or not as it was sent."""
+
+
 def leave(code: int) -> NoReturn:
     """End the process now that all is written and closed: taking torch apart module by module would only cost a second."""
     sys.stdout.flush()

@@ -33,6 +33,10 @@ PEER_GRACE_S = 8.0
 """How long the other ranks may take to fail of their own, with a traceback, once one is dead."""
 LINGER_S = 60.0
 """How long ranks that have said their last words may take to leave."""
+STACKS_S = 3.0
+"""How long a rank may take to write its stacks."""
+PATIENCE_MINUTES = 24 * 60
+"""Of DeepSpeed's process groups and of NCCL's watchdog, which end a process after 10 and 8 minutes of their own accord."""
 SHUTDOWN_TIMEOUT_S = 900
 """torchrun's own patience after a signal to it; the watch decides on everything else before that."""
 
@@ -216,6 +220,9 @@ class Attempt:
             if left and now - self._first_death_at >= PEER_GRACE_S:
                 say(f"rank {broken[0]} is gone; bringing down rank {', '.join(map(str, left))}")
                 self._close(left)
+            elif now - self._first_death_at >= LINGER_S:
+                say("the ranks have failed but do not leave; ending them")
+                self._close(list(ends))
             return
         if len(ends) == len(self.ranks):
             self._all_ended_at = self._all_ended_at or now
@@ -249,7 +256,7 @@ class Attempt:
         for rank in ranks_to_show:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(beats[rank].pid, signal.SIGUSR1)
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + STACKS_S
         while time.monotonic() < deadline and any(not stack_text(self.dir, rank) for rank in ranks_to_show):
             time.sleep(0.1)
         for rank in ranks_to_show:
@@ -280,6 +287,9 @@ def rank_environment(job: NodeJob, environment: Mapping[str, str]) -> dict[str, 
     if job.device == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
     else:
+        # the watch decides what is a hang: it knows what a rank was doing, and shows the stacks
+        env.setdefault("DEEPSPEED_TIMEOUT", str(PATIENCE_MINUTES))
+        env.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(60 * PATIENCE_MINUTES))
         # page-locked memory is rounded up to a power of two otherwise: of 17 GB that would be 34
         env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True,pinned_max_round_threshold_mb:64")
     return env

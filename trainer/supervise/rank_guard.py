@@ -14,13 +14,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, Preempted, StoreGone, TrainingFailed
+from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, NoContact, Preempted, StoreGone, TrainingFailed
 from trainer.run.redaction import redact
 from trainer.run.run_folder import RunDir, write_atomic
 from trainer.supervise import disk
@@ -36,6 +36,8 @@ PEER_LOSS = re.compile(
 """Errors of a rank that lost another one, from gloo and NCCL; never a cause of their own."""
 LEFT_AT_ONCE = "LeftAtOnce"
 """`error` of a rank that left on a second signal, without a save."""
+NO_CONTACT = NoContact.__name__
+"""`error` of a rank that could not reach the others when they started."""
 STORE_GONE = StoreGone.__name__
 """`error` of a rank that cannot reach the checkpoint store; the others then fail of its absence."""
 
@@ -62,6 +64,8 @@ class Rank:
 
     stop: StopFlag
     heartbeat: Heartbeat
+    give_up: Callable[[BaseException], None]
+    """Say why and leave, from any thread, where the one that works cannot be reached any more. Does not return."""
 
 
 def rank_file(attempt_dir: Path, rank: int) -> Path:
@@ -113,6 +117,12 @@ def rank_guard(run_dir: str | Path, attempt: int, rank: int) -> Iterator[Rank]:
         report_rank_end(attempt_dir, rank, replace(end, error=LEFT_AT_ONCE))
         os._exit(ExitCode.PREEMPTED)
 
+    def give_up(error: BaseException) -> None:
+        report_rank_end(attempt_dir, rank, _end(_kind_of(error), _one_line(error), heartbeat, stop, error))
+        print(f"rank {rank} gives up at step {heartbeat.steps_done}: {_one_line(error)}", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(all_threads=True)
+        os._exit(EXIT_CODES[_kind_of(error)])
+
     stop = StopFlag(run_dir, attempt, rank, leave_at_once=leave_at_once)
     stop.install()
     stacks: TextIO
@@ -120,9 +130,10 @@ def rank_guard(run_dir: str | Path, attempt: int, rank: int) -> Iterator[Rank]:
         stacks = open(stack_file(attempt_dir, rank), "w")  # noqa: SIM115  (faulthandler writes to it until the end)
     except OSError:  # on a full disk the stacks go into the log
         stacks = sys.stderr
+    faulthandler.enable(all_threads=True)  # a library that aborts leaves its stacks in the log
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     try:
-        yield Rank(stop, heartbeat)
+        yield Rank(stop, heartbeat, give_up)
     except SystemExit as leaving:
         if leaving.code not in (None, 0):
             message = f"left with exit code {leaving.code}"

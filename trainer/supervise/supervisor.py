@@ -38,6 +38,8 @@ from trainer.supervise.outcome import PastEvents, write_outcome
 from trainer.supervise.signals import Wake, kill_descendants
 from trainer.supervise.verdict import AttemptEnd, death, judge
 
+NO_P2P = "NCCL_P2P_DISABLE"
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.supervise", description=__doc__.splitlines()[0])
@@ -114,6 +116,10 @@ class Supervisor:
             end = self._run_attempt(attempt)
             if end.kind is not EndKind.FAILED or self._stopping.reason is not None:
                 break
+            if self._goes_on_without_p2p(end, attempt):
+                previous, end = end, None
+                attempt = self._begin_attempt()
+                continue
             stop = self._why_no_restart(end, previous)
             if stop is not None:
                 end = AttemptEnd(EndKind.FAILED, f"{end.reason}{stop}", end.step)
@@ -139,6 +145,19 @@ class Supervisor:
         program = Program(self._main, self._train_json)
         attempt = Attempt(self._job, program, number, self._nodes, self._stopping, self._on_stop)
         return judge(attempt.run())
+
+    def _goes_on_without_p2p(self, end: AttemptEnd, attempt: int) -> bool:
+        """Once, where the ranks did not reach each other: on some machines without NVLink the GPUs cannot write into each other's
+        memory though they say so, and NCCL waits for what does not arrive. No restart of those that the job allows."""
+        if not end.no_contact or NO_P2P in os.environ:
+            return False
+        os.environ[NO_P2P] = "1"
+        say(
+            f"attempt {attempt}: {end.reason}; once more with {NO_P2P}=1, through host memory: slower, but it works where GPUs "
+            "cannot write into each other's memory"
+        )
+        self._emit(EventKind.RESTARTING, attempt, reason=end.reason, restarts=self._restarts)
+        return True
 
     def _why_no_restart(self, end: AttemptEnd, previous: AttemptEnd | None) -> str | None:
         """The reason to stop instead, to be put behind the cause; None where a restart is worth it."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trainer.run.exits import EndKind
-from trainer.supervise.rank_guard import LEFT_AT_ONCE, PEER_LOSS, STORE_GONE, RankEnd
+from trainer.supervise.rank_guard import LEFT_AT_ONCE, NO_CONTACT, PEER_LOSS, STORE_GONE, RankEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class AttemptEnd:
     """Equal for two ends of the same error; None where the cause lies outside the run (a kill, a lost peer)."""
     store_gone: bool = False
     """Nobody asked for the stop: steps after the last checkpoint are lost."""
+    no_contact: bool = False
+    """The ranks did not reach each other when they started."""
     at_once: bool = False
     """A rank left on a second signal, without a save."""
 
@@ -74,7 +76,9 @@ def judge(evidence: Evidence) -> AttemptEnd:
     if own:
         rank, end = own[0]
         where = "" if end.final else f"rank {rank}: "
-        return AttemptEnd(EndKind.FAILED, f"{where}{end.message}", step, not end.final, f"{end.error}|{end.message}")
+        signature = f"{end.error}|{end.message}"
+        lost = end.error == NO_CONTACT
+        return AttemptEnd(EndKind.FAILED, f"{where}{end.message}", step, not end.final, signature, no_contact=lost)
     if evidence.hang is not None:
         return AttemptEnd(EndKind.FAILED, f"hang: {evidence.hang}", step, True, "hang")
     asked = _asked_by_signal(evidence, silent)
