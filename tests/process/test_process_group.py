@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from trainer.checkpoint.agreement import Agreement
 from trainer.engine import process_group
 from trainer.run.exits import NoContact
 
@@ -45,6 +46,18 @@ def miss(rank: int, folder: Path) -> None:
     process_group.first_contact(torch.device("cpu"), give_up, LIMIT_S)
 
 
+def leave(rank: int, folder: Path) -> None:
+    """Rank 0 still writes the model when rank 1 has nothing left to do."""
+    join(rank, folder)
+    last = Agreement(rank, 2)
+    if rank == 0:
+        time.sleep(0.5)
+        (folder / "model").touch()
+    last.wait_for_all()
+    assert (folder / "model").exists()
+    dist.destroy_process_group()
+
+
 def run(work: Any, folder: Path) -> list[Any]:
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=work, args=(rank, folder)) for rank in range(2)]
@@ -65,3 +78,7 @@ def test_no_process_group_gives_up_before_the_watch(tmp_path: Path) -> None:
 def test_a_rank_whose_first_message_is_not_answered_leaves_and_says_so(tmp_path: Path) -> None:
     assert run(miss, tmp_path)[0] == 1
     assert (tmp_path / "gave-up-0").read_text() == "a first all-reduce over 2 ranks did not return in 2 s"
+
+
+def test_no_rank_leaves_the_group_while_another_still_writes(tmp_path: Path) -> None:
+    assert run(leave, tmp_path) == [0, 0]

@@ -4,18 +4,27 @@ something else may be called a success."""
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from tests.support.data_job import FIXTURES, data_job
 from trainer.data.prepare import prepare
 from trainer.data.tokenizer import load_tokenizer
-from trainer.export import example, model_folder, older_tools, weights
+from trainer.export import example, model_folder, older_tools, shards, weights
 from trainer.run.exits import TrainingFailed
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
@@ -35,7 +44,17 @@ def state_of(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
 
 def export(job: NodeJob, model: LlamaForCausalLM, state: dict[str, torch.Tensor]) -> Path:
     tokenizer = load_tokenizer(job.spec.model)
-    return model_folder.write(job, model, tokenizer, state, [], lambda: "a card")
+    return model_folder.write(job, model, tokenizer, gathered(state), [], lambda: "a card")
+
+
+def gathered(state: dict[str, torch.Tensor]) -> Iterator[shards.Gathered]:
+    """As the engine hands weights out: names that share a tensor together."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), []).append(name)
+    for name, tensor in state.items():
+        if names[id(tensor)][0] == name:
+            yield tuple(names[id(tensor)]), tensor
 
 
 def base_of(job: NodeJob, model: LlamaForCausalLM, stored: dict[str, torch.Tensor]) -> dict[str, StoredTensor]:
@@ -58,7 +77,7 @@ def test_a_card_that_cannot_be_made_costs_no_model(job: NodeJob, capsys: pytest.
         raise KeyError("a fact that is not there")
 
     model, tokenizer = tiny_model(), load_tokenizer(job.spec.model)
-    folder = model_folder.write(job, model, tokenizer, state_of(model), [], describe)
+    folder = model_folder.write(job, model, tokenizer, gathered(state_of(model)), [], describe)
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
         path.name for path in folder.iterdir()
     }
@@ -96,6 +115,54 @@ def test_a_tied_head_is_written_once(job: NodeJob) -> None:
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
     folder = export(job, model, state)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+
+
+def test_an_export_holds_one_file_of_the_model_in_memory(job: NodeJob, tmp_path: Path) -> None:
+    """A model of 141 GB on a host of 128."""
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=320, num_hidden_layers=24, **SHAPE))
+    whole = state_of(model)
+    sizes = {name: tensor.numel() * 2 for name, tensor in whole.items()}
+    layer = sum(size for name, size in sizes.items() if ".layers.0." in name)
+    alive: dict[str, int] = {}
+    most = 0
+
+    def as_they_come() -> Iterator[shards.Gathered]:
+        nonlocal most
+        for name in whole:
+            tensor = whole[name].clone()
+            alive[name] = sizes[name]
+            weakref.finalize(tensor, alive.pop, name)
+            most = max(most, sum(alive.values()))
+            yield (name,), tensor
+            del tensor
+
+    shards.write(model, tmp_path / "model", as_they_come(), {}, limit=3 * layer)
+    index = json.loads((tmp_path / "model" / shards.INDEX).read_text())
+    assert len(set(index["weight_map"].values())) >= 6
+    assert index["metadata"]["total_size"] == sum(sizes.values())
+    assert most <= max(4 * layer, sizes["lm_head.weight"] + 4 * layer) < sum(sizes.values()) / 2
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16).state_dict()
+    assert {name for name in whole if not torch.equal(loaded[name], whole[name])} == set()
+
+
+def test_experts_that_a_family_keeps_apart_in_its_files_are_apart_in_every_one(tmp_path: Path) -> None:
+    settings = {
+        "num_hidden_layers": 3,
+        "moe_intermediate_size": 8,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 8,
+    }
+    model = Qwen2MoeForCausalLM(Qwen2MoeConfig(vocab_size=64, tie_word_embeddings=True, **SHAPE, **settings))
+    state = {name: tensor.detach().bfloat16() for name, tensor in model.state_dict().items()}
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.save_pretrained(tmp_path / "at-once", state_dict=dict(state))
+    shards.write(model, tmp_path / "by-file", gathered(state), {}, limit=1)
+    at_once, by_file = (stored_tensors(tmp_path / name) for name in ("at-once", "by-file"))
+    assert len({tensor.file for tensor in by_file.values()}) == 5
+    assert "model.layers.2.mlp.experts.3.up_proj.weight" in by_file
+    assert by_file.keys() == at_once.keys()
+    files = {tensor.file: load_file(tensor.file) for tensor in (*at_once.values(), *by_file.values())}
+    assert all(torch.equal(files[at_once[name].file][name], files[by_file[name].file][name]) for name in at_once)
 
 
 def test_the_base_s_names_shapes_and_exceptions_of_type_are_kept(job: NodeJob) -> None:

@@ -296,6 +296,11 @@ class CheckpointManager:
             self.check()
             self._agree.wait_for_all()  # rank 0 commits for all: no rank is further than it
 
+    def wait_for_all(self) -> None:
+        """Until all ranks are here, for as long as it takes: before they leave the process group, which none may do while
+        another still writes."""
+        self._agree.wait_for_all()
+
     def _begin(self, state: TrainerState, begun: float) -> None:
         self._snapshot.begin(self._engine)
         self._saved_step = state.step

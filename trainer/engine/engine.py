@@ -215,33 +215,30 @@ class Engine:
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.deepspeed.module.parameters() if parameter.requires_grad]
 
-    def gathered_state(
+    def gathered(
         self, dtype_of: Callable[[str, torch.Tensor], torch.dtype], alive: Callable[[], None]
-    ) -> dict[str, torch.Tensor]:
-        """Every parameter and persistent buffer under its transformers name, whole, on the CPU. All ranks call it; rank 0
-        gets the tensors, the others an empty dict. `alive` is called after every parameter.
+    ) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+        """Every parameter and persistent buffer, whole, on the CPU, one after the other, with its transformers names: several
+        where modules share it. All ranks go through it to its end; rank 0 gets the tensors, the others none.
 
-        Parameters come in the type that `dtype_of` says, buffers (a router's bias) in their own. Names that share a
-        parameter share a tensor here too, so that a tied head is recognised as one.
+        Parameters come in the type that `dtype_of` says, buffers (a router's bias) in their own. `alive` is called after
+        every parameter. Holds one tensor at a time.
         """
-        state: dict[str, torch.Tensor] = {}
         is_first = dist.get_rank() == 0
-        first_name: dict[int, str] = {}
+        names: dict[int, list[str]] = {}
         for name, parameter in self.deepspeed.module.named_parameters(remove_duplicate=False):
-            known = first_name.setdefault(id(parameter), name)
-            if known != name:
-                if is_first:
-                    state[hf_name(name)] = state[hf_name(known)]
-                continue
+            names.setdefault(id(parameter), []).append(hf_name(name))
+        for parameter in self.deepspeed.module.parameters():
+            known, whole = names[id(parameter)], None
             with self._gathered(parameter):
                 if is_first:
-                    dtype = dtype_of(hf_name(name), parameter)
-                    state[hf_name(name)] = parameter.detach().to("cpu", dtype, copy=True)
+                    whole = parameter.detach().to("cpu", dtype_of(known[0], parameter), copy=True)
             alive()
+            if whole is not None:
+                yield tuple(known), whole
         if is_first:
             for name, buffer in _persistent_buffers(self.deepspeed.module):
-                state[hf_name(name)] = buffer.detach().to("cpu", copy=True)
-        return state
+                yield (hf_name(name),), buffer.detach().to("cpu", copy=True)
 
     def _gathered(self, parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
         if self.job.spec.train.zero == 3:

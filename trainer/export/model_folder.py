@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial as bound
 from pathlib import Path
 
@@ -15,14 +15,12 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from trainer.export import base_files, older_tools, sample, weights
+from trainer.export import base_files, older_tools, sample, shards, weights
 from trainer.export.telling import guarded, warn
 from trainer.run.exits import TrainingFailed
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
 from trainer.run.weights_index import StoredTensor
-
-MAX_SHARD_SIZE = "5GB"
 
 
 def base_tensors(job: NodeJob) -> dict[str, StoredTensor]:
@@ -36,13 +34,13 @@ def write(
     job: NodeJob,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    state: dict[str, torch.Tensor],
+    gathered: Iterable[shards.Gathered],
     end_tokens: Sequence[int],
     describe: Callable[[], str],
 ) -> Path:
     """Write config, safetensors, tokenizer with its chat template, generation config and card; returns the folder.
 
-    Rank 0 only. `state` is `Engine.gathered_state`, `end_tokens` are what answers were trained to end with, `describe` makes
+    Rank 0 only. `gathered` is `Engine.gathered`, `end_tokens` are what answers were trained to end with, `describe` makes
     the card's text. Written beside and renamed: a killed export leaves no model folder, and the next attempt, which resumes
     at the last step, exports again. Raises TrainingFailed where the folder is not the base plus what was trained.
     """
@@ -56,9 +54,7 @@ def write(
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config, key, getattr(generation, key))
     model.generation_config = GenerationConfig()  # a bad one would stop the weights
-    weights.refuse_incomplete(model, state)
-    weights.restore_unchanged(state, base)
-    model.save_pretrained(partial, state_dict=state, max_shard_size=MAX_SHARD_SIZE)
+    weights.refuse_incomplete(model, shards.write(model, partial, gathered, base))
     config.dtype = torch.bfloat16  # save_pretrained writes that of the live parameters
     guarded("generation_config.json", bound(older_tools.write_generation_config, generation, partial))
     older_tools.write_config(config, partial, job.spec.model)

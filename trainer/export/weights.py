@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,10 @@ def restore_unchanged(weights: dict[str, torch.Tensor], base: Mapping[str, Store
             weights[name] = own
 
 
-def refuse_incomplete(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    """Raises TrainingFailed where a parameter or persistent buffer of the model is not among the gathered weights."""
+def refuse_incomplete(model: Any, gathered: Set[str]) -> None:
+    """Raises TrainingFailed where a parameter or persistent buffer of the model is not among the names gathered."""
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    lacking = sorted(set(model.state_dict()) - set(weights) - ignored)
+    lacking = sorted(set(model.state_dict()) - gathered - ignored)
     if lacking:
         raise TrainingFailed(f"the export would lack {_named(lacking)}; the last checkpoint is whole, nothing is lost")
 

@@ -107,13 +107,16 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     enter(Phase.EXPORTING)
     with hand.heartbeat.busy("exporting"):
         dtype_of = weights.dtype_chooser(engine.model, model_folder.base_tensors(job))
-        state_dict = engine.gathered_state(dtype_of, hand.heartbeat.alive)
+        tensors = engine.gathered(dtype_of, hand.heartbeat.alive)
         if is_first:
             end_tokens = plan.data.meta["end_tokens"]
             describe = partial(card.render, job, tokenizer, plan, report, world_size)
-            folder = model_folder.write(job, engine.model, tokenizer, state_dict, end_tokens, describe)
+            folder = model_folder.write(job, engine.model, tokenizer, tensors, end_tokens, describe)
             answer = model_folder.sample_of(folder, run)
             run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), sample=answer)
+        for _ in tensors:  # the other ranks hold their parts out; rank 0 has taken all
+            pass
+        checkpoints.wait_for_all()
     if metrics is not None:
         metrics.close()
     dist.destroy_process_group()
