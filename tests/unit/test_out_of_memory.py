@@ -47,6 +47,26 @@ def test_after_a_step_a_fresh_start_may_do() -> None:
         run_out(job_of(), lambda: next(steps))
 
 
+@pytest.mark.parametrize(
+    ("message", "where"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "in cuBLAS"),
+        (
+            "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error (run with NCCL_DEBUG=INFO for "
+            "details), NCCL version 2.28.9 ncclUnhandledCudaError: Call to CUDA function failed. Last error: Cuda failure 2 "
+            "'out of memory'",
+            "in NCCL",
+        ),
+        ("ncclUnhandledCudaError: Last error: Failed to CUDA calloc async 4194304 bytes", "in NCCL"),
+        ("CUDA error: out of memory", ""),
+    ],
+)
+def test_a_library_that_allocates_past_torch_is_understood_too(message: str, where: str) -> None:
+    with pytest.raises(TrainingFailed, match=rf"the GPU's memory ran out.*{where}.*train\.micro_batch below 4"):
+        with out_of_memory.explained(job_of(micro_batch=4), lambda: 0):
+            raise RuntimeError(message)
+
+
 def test_only_what_the_job_does_not_do_already_is_advised() -> None:
     advice = out_of_memory.advice(job_of(gradient_checkpointing=True, zero=3, loss_chunk=2048))
     assert "train.offload optimizer, train.loss_chunk 512" in advice

@@ -66,3 +66,11 @@ def test_the_watch_and_not_a_library_decides_what_a_hang_is(tmp_path: Path) -> N
     env = rank_environment(job_of(tmp_path, device="cuda"), {"PATH": os.defpath})
     assert int(env["DEEPSPEED_TIMEOUT"]) >= 24 * 60
     assert int(env["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"]) >= 24 * 3600
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_a_users_own_setting_of_the_allocator_wins(tmp_path: Path, name: str) -> None:
+    job, mine = job_of(tmp_path, device="cuda"), {"PATH": os.defpath, name: "max_split_size_mb:128"}
+    found = {key: value for key, value in rank_environment(job, mine).items() if "ALLOC_CONF" in key}
+    assert found == {name: "max_split_size_mb:128"}
+    assert "expandable_segments" in rank_environment(job, {"PATH": os.defpath})["PYTORCH_ALLOC_CONF"]

@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.data.batch import Batch
+from trainer.engine import gpu, process_group
 from trainer.engine import optimizer as optim
-from trainer.engine import process_group
 from trainer.model.packed import PackedModel, hf_name
 from trainer.run.exits import NoContact, TrainingFailed
 from trainer.run.spec import NodeJob
@@ -40,7 +40,7 @@ def initialize_distributed(device: str, give_up: Callable[[NoContact], None]) ->
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     where = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
-        require_gpu(local_rank)
+        gpu.require(local_rank)
         torch.cuda.set_device(where)
     else:
         _skip_unused_extension()
@@ -57,21 +57,6 @@ def initialize_distributed(device: str, give_up: Callable[[NoContact], None]) ->
     if dist.get_rank() == 0 and dist.get_world_size() > 1:
         print(f"{dist.get_world_size()} ranks reach each other: a first all-reduce took {seconds:.1f} s", flush=True)
     return dist.get_rank(), dist.get_world_size(), where
-
-
-def require_gpu(local_rank: int) -> None:
-    """Raises TrainingFailed, which no restart would mend, where torch cannot use this rank's GPU; with torch's reason."""
-    if local_rank < torch.cuda.device_count():
-        return
-    reason = f"torch sees {torch.cuda.device_count()} GPUs here"
-    try:
-        torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:  # no driver, one that is too old, a torch for CPUs
-        reason = " ".join(str(error).split("Please", 1)[0].split())
-    raise TrainingFailed(
-        f"rank {local_rank} has no GPU that it can use: {reason.rstrip('. ')} (torch {torch.__version__}, built for CUDA "
-        f"{torch.version.cuda or 'none'}); use a node whose driver is new enough, or an image built for an older CUDA"
-    )
 
 
 def _skip_unused_extension() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,11 +12,18 @@ from trainer.run.exits import TrainingFailed
 from trainer.run.spec import NodeJob
 
 SMALL_CHUNK = 512
+OUT_OF_MEMORY = re.compile(
+    r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|Failed to CUDA \w*alloc|Cuda failure (\d+ )?'?out of memory"
+    r"|CUDA error: out of memory",
+    re.IGNORECASE,
+)
+"""Memory that torch does not manage itself: of cuBLAS, cuDNN, NCCL, and CUDA's own for streams and events."""
+LIBRARIES = {"CUBLAS": "cuBLAS", "CUDNN": "cuDNN", "NCCL": "NCCL"}
 
 
 @contextlib.contextmanager
 def explained(job: NodeJob, steps_done: Callable[[], int]) -> Iterator[None]:
-    """Turn torch's out-of-memory error into one that names the settings which save memory here.
+    """Turn an out-of-memory error of torch, NCCL or cuBLAS into one that names the settings which save memory here.
 
     Raises TrainingFailed, which no restart would mend, before the first step of this attempt is done: every step takes as
     much. Later it raises OutOfMemoryError again: then memory was in pieces, and a fresh start may do.
@@ -23,12 +31,27 @@ def explained(job: NodeJob, steps_done: Callable[[], int]) -> Iterator[None]:
     before = steps_done()
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        asked = next((part for part in str(error).split(". ") if part.startswith("Tried to allocate")), "")
-        message = f"the GPU's memory ran out{_state(asked)}: {advice(job)}"
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        message = f"the GPU's memory ran out{_state(_asked(str(error)))}: {advice(job)}"
         if steps_done() <= before:
             raise TrainingFailed(message) from error
         raise torch.OutOfMemoryError(message) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also where a library says it that allocates past torch."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+    )
+
+
+def _asked(message: str) -> str:
+    """What was to be allocated, where that is told; else which library was refused."""
+    told = next((part for part in message.split(". ") if part.startswith("Tried to allocate")), "")
+    library = next((name for word, name in LIBRARIES.items() if word in message.upper()), "")
+    return told or (f"in {library}" if library else "")
 
 
 def advice(job: NodeJob) -> str:

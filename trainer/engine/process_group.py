@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from trainer.engine import threads
+from trainer.engine.out_of_memory import is_out_of_memory
 from trainer.run.exits import NoContact
 
 PATIENCE = timedelta(days=1)
@@ -56,6 +57,8 @@ def first_contact(
         dist.all_reduce(ones)
         least, most = (float(value) for value in torch.aminmax(ones))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise NoContact(f"a first all-reduce over {dist.get_world_size()} ranks failed: {error}") from error
     finally:
         returned.set()

@@ -61,7 +61,8 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     enter(Phase.LOADING_MODEL)
     if is_first:
         probe_store(job, is_first=attempt == 1)
-    rank, world_size, device = initialize_distributed(job.device, hand.give_up)
+    with out_of_memory.explained(job, lambda: 0):
+        rank, world_size, device = initialize_distributed(job.device, hand.give_up)
     hand.heartbeat.alive()
     share = Share(rank, world_size, job.spec.train.micro_batch)
     plan = DataPlan.open(job)

@@ -33,6 +33,8 @@ PEER_GRACE_S = 8.0
 """How long the other ranks may take to fail of their own, with a traceback, once one is dead."""
 LINGER_S = 60.0
 """How long ranks that have said their last words may take to leave."""
+ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Where torch's allocator takes its settings from; the first wins over the others, which people still set."""
 STACKS_S = 3.0
 """How long a rank may take to write its stacks."""
 PATIENCE_MINUTES = 24 * 60
@@ -291,7 +293,8 @@ def rank_environment(job: NodeJob, environment: Mapping[str, str]) -> dict[str, 
         env.setdefault("DEEPSPEED_TIMEOUT", str(PATIENCE_MINUTES))
         env.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(60 * PATIENCE_MINUTES))
         # page-locked memory is rounded up to a power of two otherwise: of 17 GB that would be 34
-        env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True,pinned_max_round_threshold_mb:64")
+        if not any(name in env for name in ALLOCATOR_NAMES):
+            env[ALLOCATOR_NAMES[0]] = "expandable_segments:True,pinned_max_round_threshold_mb:64"
     return env
 
 

@@ -1,0 +1,44 @@
+"""A node that is paid for and cannot train says so in a line, at once, and not after a restart."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trainer.engine import gpu
+from trainer.run.exits import TrainingFailed
+
+TOO_OLD = (
+    "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver by downloading and "
+    "installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+)
+
+
+def refuse(message: str) -> None:
+    raise RuntimeError(message)
+
+
+def test_a_driver_that_is_too_old_is_no_gpu_though_nvml_counts_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "init", lambda: refuse(TOO_OLD))
+    with pytest.raises(
+        TrainingFailed, match=r"rank 3 has no GPU .* driver on your system is too old \(found version 12020\) \("
+    ):
+        gpu.require(3)
+
+
+def test_a_torch_without_kernels_for_this_gpu_is_found_by_running_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(
+        torch, "ones", lambda *_, **__: refuse("CUDA error: no kernel image is available for execution")
+    )
+    with pytest.raises(TrainingFailed, match="no kernel image is available"):
+        gpu.require(0)
+
+
+def test_fewer_gpus_than_ranks_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    with pytest.raises(TrainingFailed, match="torch sees 4 GPUs here"):
+        gpu.require(7)
