@@ -35,9 +35,11 @@ from trainer.checkpoint.manager import CheckpointManager
 from trainer.checkpoint.resume import Course
 from trainer.checkpoint.trainer_state import TrainerState
 from trainer.data.batch import Batch, Share
+from trainer.engine import determinism
 from trainer.engine import optimizer as optim
 from trainer.engine.engine import Engine, initialize_distributed, sum_over_ranks
 from trainer.engine.zero_state import trainable_shapes
+from trainer.model import attention
 from trainer.run.exits import BadInput, TrainingFailed
 from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState, StateTensor
 from trainer.run.run_folder import RunDir
@@ -75,7 +77,8 @@ def model_of(seed: int, precision: str, hidden: int = 64) -> torch.nn.Module:
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    kind = attention.choose("auto", DEVICE, precision)  # type: ignore[arg-type]
+    model = LlamaForCausalLM._from_config(config, attn_implementation=kind)
     model.model.embed_tokens.requires_grad_(False)
     model.model.layers[0].self_attn.requires_grad_(False)
     torch.manual_seed(seed)
@@ -103,6 +106,8 @@ def batch_of(step: int, rank: int, world_size: int, index: int) -> Batch:
 
 def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device) -> dict[str, Any]:
     job = job_of(run, world_size)
+    if job.spec.train.deterministic:
+        determinism.ask()
     attempt = run.get("attempt", 1)
     folder = RunDir(job.run_dir)
     folder.path.mkdir(parents=True, exist_ok=True)

@@ -74,3 +74,13 @@ def test_a_users_own_setting_of_the_allocator_wins(tmp_path: Path, name: str) ->
     found = {key: value for key, value in rank_environment(job, mine).items() if "ALLOC_CONF" in key}
     assert found == {name: "max_split_size_mb:128"}
     assert "expandable_segments" in rank_environment(job, {"PATH": os.defpath})["PYTORCH_ALLOC_CONF"]
+
+
+def test_libraries_hear_of_determinism_before_their_first_kernel(tmp_path: Path) -> None:
+    job = job_of(tmp_path, device="cuda")
+    train = job.spec.train.model_copy(update={"deterministic": True})
+    asked = job.model_copy(update={"spec": job.spec.model_copy(update={"train": train})})
+    env = rank_environment(asked, {"PATH": os.defpath, "NCCL_ALGO": "Tree"})
+    found = [env[name] for name in ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC", "NCCL_ALGO")]
+    assert found == [":4096:8", "1", "Tree"]
+    assert "CUBLAS_WORKSPACE_CONFIG" not in rank_environment(job, {"PATH": os.defpath})

@@ -40,7 +40,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.data.batch import Share
     from trainer.data.plan import DataPlan
     from trainer.data.tokenizer import load_tokenizer
-    from trainer.engine import out_of_memory
+    from trainer.engine import determinism, out_of_memory
     from trainer.engine.engine import Engine, initialize_distributed
     from trainer.export import card, model_folder, weights
     from trainer.model import build, freeze
@@ -48,6 +48,8 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.rank.metrics import MetricsWriter
 
     transformers_logging.disable_progress_bar()
+    if job.spec.train.deterministic:
+        determinism.ask()
     run = RunDir(job.run_dir)
     is_first = int(os.environ.get("RANK", "0")) == 0
     emit = partial(run.emit, attempt=attempt) if is_first else None
@@ -102,7 +104,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
 
     enter(Phase.TRAINING)
     metrics = MetricsWriter(job, attempt, total_steps=plan.total_steps) if is_first else None
-    with out_of_memory.explained(job, lambda: state.step):
+    with out_of_memory.explained(job, lambda: state.step), determinism.explained():
         Training(job, plan, engine, checkpoints, state, hand, share, metrics, emit).run()
 
     enter(Phase.EXPORTING)

@@ -35,6 +35,9 @@ LINGER_S = 60.0
 """How long ranks that have said their last words may take to leave."""
 ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 """Where torch's allocator takes its settings from; the first wins over the others, which people still set."""
+DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring", "FLASH_ATTENTION_DETERMINISTIC": "1"}
+"""What libraries read before the first kernel runs: cuBLAS, NCCL (which else takes a tree or a ring by its own timings), and
+transformers for the flash-attn package."""
 STACKS_S = 3.0
 """How long a rank may take to write its stacks."""
 PATIENCE_MINUTES = 24 * 60
@@ -289,6 +292,9 @@ def rank_environment(job: NodeJob, environment: Mapping[str, str]) -> dict[str, 
     if job.device == "cpu":
         env["DS_ACCELERATOR"] = "cpu"
     else:
+        if job.spec.train.deterministic:
+            for name, value in DETERMINISTIC.items():
+                env.setdefault(name, value)
         # the watch decides what is a hang: it knows what a rank was doing, and shows the stacks
         env.setdefault("DEEPSPEED_TIMEOUT", str(PATIENCE_MINUTES))
         env.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(60 * PATIENCE_MINUTES))

@@ -65,6 +65,8 @@ class OptimizerSettings(SpecModel):
     """Precision of forward and backward; master weights and moments are fp32 either way."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass (non-reentrant) to save memory."""
+    deterministic: bool = False
+    """Take kernels that add up in one order, so that the same GPUs, number of them and software give the same bits: slower, by how much was not measured."""
     zero: Literal[0, 1, 2, 3, "auto"] = "auto"
     """DeepSpeed's ZeRO stage; `auto` takes the least communication that fits the GPU."""
     offload: Literal["none", "optimizer"] = "none"
