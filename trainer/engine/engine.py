@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.data.batch import Batch
-from trainer.engine import gpu, process_group
+from trainer.engine import gpu, numa, process_group
 from trainer.engine import optimizer as optim
 from trainer.model.packed import PackedModel, hf_name
 from trainer.run.exits import NoContact, TrainingFailed
@@ -42,6 +42,8 @@ def initialize_distributed(device: str, give_up: Callable[[NoContact], None]) ->
     if device == "cuda":
         gpu.require(local_rank)
         torch.cuda.set_device(where)
+        card = torch.cuda.get_device_properties(where)
+        numa.bind_beside(f"{card.pci_domain_id:04x}:{card.pci_bus_id:02x}:{card.pci_device_id:02x}.0")
     else:
         _skip_unused_extension()
     process_group.be_patient()
