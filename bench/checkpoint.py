@@ -92,10 +92,8 @@ def worker(options: argparse.Namespace) -> None:
         dist.barrier()
         began = time.perf_counter()
         ids = torch.randint(VOCABULARY, (1, LENGTH))
-        batch = Batch(
-            ids, ids, torch.ones(1, LENGTH), torch.arange(LENGTH)[None],
-            torch.tensor([0, LENGTH], dtype=torch.int32), LENGTH,
-        )  # fmt: skip
+        bounds = torch.tensor([0, LENGTH], dtype=torch.int32)
+        batch = Batch.of(ids, ids, torch.ones(1, LENGTH), torch.arange(LENGTH)[None], bounds)
         engine.forward_backward(batch, world_size * LENGTH)
         engine.apply(1e-5)
         state.step += 1

@@ -94,14 +94,8 @@ def batch_of(step: int, rank: int, world_size: int, index: int) -> Batch:
     generator = torch.Generator().manual_seed(1000 * step + number)
     ids = torch.randint(VOCABULARY, (1, LENGTH), generator=generator)
     labels = (ids * 3 + 1) % VOCABULARY
-    return Batch(
-        ids,
-        labels,
-        torch.ones(1, LENGTH),
-        torch.arange(LENGTH)[None],
-        torch.tensor([0, LENGTH], dtype=torch.int32),
-        LENGTH,
-    )
+    positions, bounds = torch.arange(LENGTH)[None], torch.tensor([0, LENGTH], dtype=torch.int32)
+    return Batch.of(ids, labels, torch.ones(1, LENGTH), positions, bounds)
 
 
 def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device) -> dict[str, Any]:

@@ -1,12 +1,18 @@
 """A chunked loss that is a little wrong trains a little wrong for three days: it must equal the plain one."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.data.batch import IGNORE
+from trainer.data.batch import IGNORE, Batch
+from trainer.engine.engine import configuration
 from trainer.model.loss import LogitTransform, LossHead
+from trainer.model.packed import Balance
+from trainer.run.spec import NodeJob
 
 
 def plain(
@@ -100,3 +106,42 @@ def test_evaluation_computes_no_gradient():
         loss = LossHead(head, 4)(hidden, labels, weights)
     assert not loss.requires_grad
     torch.testing.assert_close(loss, plain(head, hidden, labels, weights).detach())
+
+
+class Asked(TorchDispatchMode):
+    """The operations that make a GPU's host wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.nonzero, torch.ops.aten._local_scalar_dense):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_batch_that_knows_its_labels_is_never_asked_for_them_on_the_gpu() -> None:
+    """Every question to a GPU waits until it has done what was asked of it before: the next micro batch starts late."""
+    torch.manual_seed(0)
+    labels = torch.tensor([[1, IGNORE, 2, IGNORE], [IGNORE, 3, IGNORE, IGNORE]])
+    bounds = torch.tensor([0, 4, 8], dtype=torch.int32)
+    batch = Batch.of(labels, labels, (labels != IGNORE).float(), torch.arange(4).expand(2, 4), bounds)
+    head = LossHead(nn.Linear(8, 16), 2)
+    hidden = torch.randn(1, 8, 8, requires_grad=True)
+    balance = Balance(0.01, lambda logits, experts, chosen: logits[0].sum(), 4, 2)
+    with Asked() as asked:
+        loss = head(hidden, batch.labels_BT, batch.weights_BT, batch.labelled_N)
+        (loss + balance.loss((torch.randn(8, 4),), batch.weights_BT, batch.row_ends)).backward()
+    assert asked.seen == []
+    assert torch.equal(loss, head(hidden, batch.labels_BT, batch.weights_BT))
+
+
+def test_deepspeed_times_no_micro_batch() -> None:
+    """Its throughput timer waits for the GPU twice in each."""
+    spec = {"name": "t", "model": {"base": "/m"}, "data": {"sources": [{"path": "/d"}]}, "train": {"zero": 2}}
+    job = NodeJob.model_validate(
+        {"run_id": "r", "run_dir": "/r", "cache_dir": "/c", "nproc": 2, "device": "cuda", "spec": spec}
+    )
+    config = configuration(job, 2, 4)
+    assert config["timers"] == {"throughput": {"enabled": False}}

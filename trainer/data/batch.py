@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -55,10 +56,37 @@ class Batch:
     """int32; offsets of the conversations (and padding runs) in the flattened B*T tokens, from 0 to B*T inclusive."""
     max_seqlen: int
     """Longest run between two offsets."""
+    labelled_N: torch.Tensor
+    """int64; where labels are in the flattened B*T tokens, in order. Found here, on the CPU: a GPU that is asked for them is
+    waited for in every micro batch."""
+    row_ends: tuple[int, ...]
+    """Of each row, the tokens up to its last label, that included; 0 where it has none."""
+
+    @classmethod
+    def of(
+        cls,
+        ids_BT: torch.Tensor,
+        labels_BT: torch.Tensor,
+        weights_BT: torch.Tensor,
+        positions_BT: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+    ) -> Batch:
+        """With what follows from these, which are on the CPU."""
+        has_label = labels_BT != IGNORE
+        return cls(
+            ids_BT, labels_BT, weights_BT, positions_BT, cu_seqlens, int(cu_seqlens.diff().max()),
+            has_label.reshape(-1).nonzero().squeeze(1),
+            tuple(int(row.nonzero()[-1]) + 1 if row.any() else 0 for row in has_label),
+        )  # fmt: skip
 
     def to(self, device: torch.device | str) -> Batch:
-        move = {"device": device, "non_blocking": True}
-        return Batch(
-            self.ids_BT.to(**move), self.labels_BT.to(**move), self.weights_BT.to(**move),
-            self.positions_BT.to(**move), self.cu_seqlens.to(**move), self.max_seqlen,
-        )  # fmt: skip
+        """On another device; from page-locked memory without waiting for the copies."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """In page-locked memory, from which a GPU copies while it computes."""
+        return self._with_tensors(torch.Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        values = [getattr(self, field.name) for field in fields(self)]
+        return Batch(*(change(value) if isinstance(value, torch.Tensor) else value for value in values))

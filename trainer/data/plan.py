@@ -35,7 +35,6 @@ def num_steps(epochs: float, max_steps: int | None, steps_per_epoch: int) -> int
 
 @dataclass(frozen=True, slots=True)
 class _Epoch:
-    number: int
     sequence_of: np.ndarray
     """Sequence of each rank of the layout."""
     rows: np.ndarray
@@ -54,7 +53,8 @@ class DataPlan:
     epochs: float
     max_steps: int | None
     pad_token: int
-    _epoch: _Epoch | None = field(default=None, repr=False)
+    _epochs: dict[int, _Epoch] = field(default_factory=dict, repr=False)
+    """The one or two that are at work: batches are made ahead, in another thread."""
 
     @classmethod
     def open(cls, job: NodeJob) -> DataPlan:
@@ -192,10 +192,13 @@ class DataPlan:
     def _epoch_at(self, step: int) -> tuple[_Epoch, int]:
         """The epoch that `step` lies in, and the step's number within it."""
         number, within = divmod(step, self.steps_per_epoch)
-        if self._epoch is None or self._epoch.number != number:
+        epoch = self._epochs.get(number)
+        if epoch is None:
             dealt = deal(self._order, self._sorted_lengths, self.seed, number)
-            self._epoch = _Epoch(number, dealt, row_order(self.num_sequences, self.seed, number))
-        return self._epoch, within
+            epoch = _Epoch(dealt, row_order(self.num_sequences, self.seed, number))
+            kept = {other: known for other, known in list(self._epochs.items()) if abs(other - number) == 1}
+            self._epochs = {**kept, number: epoch}
+        return epoch, within
 
     def _rows_in_step(self, step: int) -> int:
         within = step % self.steps_per_epoch
@@ -239,15 +242,7 @@ class DataPlan:
             if at < length:
                 positions[b, at:] = np.arange(length - at)
                 boundaries.append((b + 1) * length)
-        cu_seqlens = np.array(boundaries, np.int32)
-        return Batch(
-            torch.from_numpy(ids),
-            torch.from_numpy(labels),
-            torch.from_numpy(weights),
-            torch.from_numpy(positions),
-            torch.from_numpy(cu_seqlens),
-            int(np.diff(cu_seqlens).max()),
-        )
+        return Batch.of(*map(torch.from_numpy, (ids, labels, weights, positions, np.array(boundaries, np.int32))))
 
     def _unpacked_length(self, rows: list[np.ndarray]) -> int:
         longest = max((int(self.data.lengths(row).max()) for row in rows), default=1)

@@ -103,6 +103,7 @@ def configuration(job: NodeJob, world_size: int, num_micro_batches: int) -> dict
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice in every micro batch
     }
     if train.offload == "optimizer":
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": job.device == "cuda"}
@@ -197,7 +198,9 @@ class Engine:
 
     def _loss_sum(self, batch: Batch) -> torch.Tensor:
         b = batch.to(self.device)
-        return self.deepspeed(b.ids_BT, b.labels_BT, b.weights_BT, b.positions_BT, b.cu_seqlens, b.max_seqlen)
+        return self.deepspeed(
+            b.ids_BT, b.labels_BT, b.weights_BT, b.positions_BT, b.cu_seqlens, b.max_seqlen, b.labelled_N, b.row_ends
+        )
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.deepspeed.module.parameters() if parameter.requires_grad]

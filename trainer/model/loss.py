@@ -68,9 +68,19 @@ class LossHead(nn.Module):
         self.chunk = chunk
         self.transform = transform
 
-    def forward(self, hidden_BTH: torch.Tensor, labels_BT: torch.Tensor, weights_BT: torch.Tensor) -> torch.Tensor:
-        """Sum over labelled positions of weight x cross-entropy: an fp32 scalar, 0 where there is no label."""
-        where_N = (labels_BT.reshape(-1) != IGNORE).nonzero().squeeze(1)
+    def forward(
+        self,
+        hidden_BTH: torch.Tensor,
+        labels_BT: torch.Tensor,
+        weights_BT: torch.Tensor,
+        labelled_N: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Sum over labelled positions of weight x cross-entropy: an fp32 scalar, 0 where there is no label.
+
+        `labelled_N` are the flattened positions that have a label; where they are not given they are looked for, and a GPU
+        is waited for.
+        """
+        where_N = (labels_BT.reshape(-1) != IGNORE).nonzero().squeeze(1) if labelled_N is None else labelled_N
         hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1]).index_select(0, where_N)
         targets_N = labels_BT.reshape(-1).index_select(0, where_N)
         weights_N = weights_BT.reshape(-1).index_select(0, where_N)

@@ -67,16 +67,19 @@ class PackedModel(nn.Module):
         positions_BT: torch.Tensor,
         cu_seqlens: torch.Tensor,
         max_seqlen: int,
+        labelled_N: torch.Tensor | None = None,
+        row_ends: tuple[int, ...] | None = None,
     ) -> torch.Tensor:
-        """Fields of a Batch; returns the fp32 scalar sum of weight x cross-entropy over its labels.
+        """Fields of a Batch; returns the fp32 scalar sum of weight x cross-entropy over its labels. Without the last two they
+        are found on the device, which is waited for. Many parameters: a Batch has them.
 
         In training its gradient is that of this sum plus, for a mixture of experts, the load-balancing loss times the
         sum of the weights; its value is the sum alone, so that losses compare with those of other models.
         """
         output = self.decode(ids_BT, positions_BT, cu_seqlens, max_seqlen)
-        loss = self.head(output.last_hidden_state, labels_BT, weights_BT)
+        loss = self.head(output.last_hidden_state, labels_BT, weights_BT, labelled_N)
         if self.balance is not None and self.training:
-            extra = self.balance.loss(getattr(output, "router_logits", None), weights_BT)
+            extra = self.balance.loss(getattr(output, "router_logits", None), weights_BT, row_ends)
             loss = loss + (extra - extra.detach()).to(loss.dtype)
         return loss
 
@@ -142,7 +145,9 @@ class Balance:
             return None  # a family that may have experts, in a model without
         return cls(float(weight), function, int(experts), int(chosen))
 
-    def loss(self, router_logits: Any, weights_BT: torch.Tensor) -> torch.Tensor:
+    def loss(
+        self, router_logits: Any, weights_BT: torch.Tensor, row_ends: tuple[int, ...] | None = None
+    ) -> torch.Tensor:
         """Sum over rows of the row's loss times its label weights, so that it does not depend on how rows are dealt to ranks
         and micro batches. A row counts up to its last label: padding behind it goes to experts for nothing."""
         if not router_logits:
@@ -150,12 +155,16 @@ class Balance:
         rows, length = weights_BT.shape
         total = torch.zeros((), device=weights_BT.device)
         for row, weights_T in enumerate(weights_BT):
-            labelled = weights_T.nonzero()
-            if len(labelled):
-                end = int(labelled[-1]) + 1
+            end = _end_of(weights_T) if row_ends is None else row_ends[row]
+            if end:
                 logits = tuple(layer.reshape(rows, length, -1)[row, :end] for layer in router_logits)
                 total = total + self.function(logits, self.num_experts, self.num_chosen) * weights_T.sum()
         return self.weight * total
+
+
+def _end_of(weights_T: torch.Tensor) -> int:
+    labelled = weights_T.nonzero()
+    return int(labelled[-1]) + 1 if len(labelled) else 0
 
 
 def decoder_of(model: Any) -> nn.Module:

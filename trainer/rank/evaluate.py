@@ -10,6 +10,7 @@ import torch
 from trainer.data.batch import Share
 from trainer.data.plan import DataPlan
 from trainer.engine.engine import Engine, sum_over_ranks
+from trainer.rank.ahead import Ahead
 from trainer.run.exits import TrainingFailed
 
 
@@ -21,8 +22,8 @@ def validation_loss(engine: Engine, plan: DataPlan, share: Share, alive: Callabl
     """
     loss = torch.zeros((), dtype=torch.float64, device=engine.device)
     weight = torch.zeros((), dtype=torch.float64, device=engine.device)
-    for index in range(plan.eval_num_micro_batches(share)):
-        batch = plan.eval_batch(share, index)
+    places = range(plan.eval_num_micro_batches(share))
+    for batch in Ahead(places, lambda index: plan.eval_batch(share, index), engine.device):
         loss += engine.evaluate(batch).double()
         weight += batch.weights_BT.sum(dtype=torch.float64).to(engine.device)
         alive()

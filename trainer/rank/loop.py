@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from trainer.data.batch import Batch, Share
 from trainer.data.plan import DataPlan
 from trainer.engine import optimizer
 from trainer.engine.engine import Engine, sum_over_ranks
+from trainer.rank.ahead import Ahead
 from trainer.rank.evaluate import validation_loss
 from trainer.rank.metrics import MetricsWriter
 from trainer.run import evaluation_interval
@@ -66,7 +67,7 @@ class Training:
         """One optimizer step over the global batch."""
         began, step = time.perf_counter(), self.state.step
         weight = self.plan.step_weight(step)
-        losses = [self.one_micro_batch(batch, weight) for batch in self.micro_batches(step)]
+        losses = [self.one_micro_batch(next(self.batches), weight) for _ in range(self.num_micro_batches)]
         (loss_sum,) = sum_over_ranks(torch.stack(losses).sum(), device=self.engine.device)
         loss = loss_sum / weight if weight else 0.0
         if not math.isfinite(loss):
@@ -94,9 +95,16 @@ class Training:
         self.hand.heartbeat.alive()
         return loss
 
-    def micro_batches(self, step: int) -> Any:
-        for index in range(self.plan.num_micro_batches(self.share)):
-            yield self.plan.batch(step, self.share, index)
+    @property
+    def num_micro_batches(self) -> int:
+        return self.plan.num_micro_batches(self.share)
+
+    @cached_property
+    def batches(self) -> Ahead:
+        """This rank's micro batches from `state.step` on, to the end of the plan."""
+        steps = range(self.state.step, self.plan.total_steps)
+        places = ((step, index) for step in steps for index in range(self.num_micro_batches))
+        return Ahead(places, lambda place: self.plan.batch(place[0], self.share, place[1]), self.engine.device)
 
     def is_evaluation_due(self) -> bool:
         settings, plan = self.job.spec.train, self.plan
