@@ -21,9 +21,10 @@ ENV PATH=/opt/dolphin/venv/bin:$PATH \
 # What the trainer imports, as pyproject.toml says: a file of its own, so that other changes of pyproject.toml rebuild nothing.
 FROM base AS requirements
 ARG EXTRAS="train track"
+ARG VARIANT=cuda
 COPY pyproject.toml /
 RUN python3 -c "import tomllib; p = tomllib.load(open('/pyproject.toml', 'rb'))['project']; \
-print(*(d for e in '$EXTRAS'.split() for d in p['optional-dependencies'][e]), \
+print(*(d for e in ('$EXTRAS' + (' gpu' if '$VARIANT' == 'cuda' else '')).split() for d in p['optional-dependencies'][e]), \
 *(d for d in p['dependencies'] if d.startswith(('pydantic', 'pyyaml', 'psutil'))), sep='\n')" > /requirements.txt
 
 # torch alone: the largest layer, and the one that changes least.

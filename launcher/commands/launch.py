@@ -100,6 +100,7 @@ class Start:
         ranks = place.nproc * job.resources.num_nodes
         zero = settled_zero(job, self.plan, ranks=ranks, device=place.device)
         train = settle(job, place, run_id=run_id, zero=zero, step_seconds=planned_step_s(self.plan))
+        train = train.model_copy(update={"work": self.plan.machine.work if self.plan else None})
         return with_memory(job, self.plan, place.device) if self.backend.abilities.chooses_machine else job, train
 
 

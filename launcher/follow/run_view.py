@@ -34,7 +34,10 @@ class RunView:
     model: str | None = None
     sample: dict[str, Any] | None = None
     story: list[str] = field(default_factory=list)
+    gauges: dict[str, float] = field(default_factory=dict)
+    """Of the last step, what else was measured, by its name in metrics.jsonl."""
     _recent_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
+    _recent_waits: deque[tuple[float, ...]] = field(default_factory=lambda: deque(maxlen=_RECENT_STEPS))
 
     @property
     def seconds_left(self) -> float | None:
@@ -60,8 +63,19 @@ class RunView:
         self.step = step
         self.loss = float(line["loss"])  # may be nan: the run says so itself
         self.tokens_per_second = line.get("tokens_per_second")
+        self.gauges = {name: float(line[name]) for name in _GAUGES if isinstance(line.get(name), int | float)}
         if isinstance(line.get("seconds"), int | float):
             self._recent_seconds.append(float(line["seconds"]))
+            self._recent_waits.append(tuple(self.gauges.get(name, 0.0) for name in _WAITS))
+
+    @property
+    def shares_waited(self) -> tuple[float, float] | None:
+        """Of the last steps' seconds, for data and for saves; None where the trainer does not say."""
+        total = sum(self._recent_seconds)
+        if not total or not set(_WAITS) <= set(self.gauges):
+            return None
+        data_s, save_s = (sum(waits) for waits in zip(*self._recent_waits, strict=True))
+        return data_s / total, save_s / total
 
     def add_event(self, event: Mapping[str, Any]) -> str | None:
         """Take an event in; returns its line for a person, None for one that is not worth a line. A field of another kind
@@ -79,6 +93,7 @@ class RunView:
                 self.attempt = max(self.attempt, int(get("attempt") or 1))
                 self.phase = None
                 self._recent_seconds.clear()
+                self._recent_waits.clear()
                 return f"attempt {get('attempt')}: started on {_ranks(get('nproc'), get('device'))}"
             case EventKind.PHASE:
                 self.phase = get("phase")
@@ -132,7 +147,14 @@ _COUNTS = frozenset(
         "trained_parameters",
     ]
 )
-_AMOUNTS = frozenset(["size_bytes", "seconds", "blocked_seconds", "lost_seconds", "tokens_per_second", "epoch"])
+_WAITS = ("data_wait_s", "save_stall_s")
+_GAUGES = (
+    "trained_tokens_per_second", *_WAITS, "tflops", "mfu", "gpu_memory_bytes", "gpu_reserved_bytes", "gpu_power_w",
+    "gpu_temperature_c",
+)  # fmt: skip
+_AMOUNTS = frozenset(
+    ["size_bytes", "seconds", "blocked_seconds", "lost_seconds", "tokens_per_second", "epoch", *_GAUGES]
+)
 _LOSSES = frozenset(("loss", "eval_loss"))
 _TEXTS = frozenset(["event", "phase", "device", "checkpoint", "reason", "model", "store"])
 

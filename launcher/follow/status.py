@@ -16,7 +16,7 @@ from launcher.follow.screen import numbers
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import EndReason, RunState, is_over
-from launcher.units import seconds
+from launcher.units import count, seconds, size
 
 _SUBMIT_ERRORS = {EndReason.NO_CAPACITY: RunState.NO_CAPACITY}
 
@@ -86,6 +86,7 @@ def as_json(seen: Observation) -> dict[str, Any]:
         "loss": view.loss,
         "eval_loss": view.eval_loss,
         "tokens_per_second": view.tokens_per_second,
+        "gauges": view.gauges,
         "seconds_left": None if is_over(status.state) else view.seconds_left,
         "saved_step": view.saved_step,
         "attempts": view.attempt,
@@ -112,6 +113,7 @@ def as_rows(seen: Observation) -> list[tuple[str, str]]:
         rows.append(("phase", view.phase))
     if view.step is not None or view.total_steps is not None:
         rows.append(("progress", numbers(view, with_time_left=not over)))
+    rows += [row for row in (("speed", speed_text(view)), ("first GPU", gpu_text(view))) if row[1] and not over]
     if view.eval_loss is not None:
         rows.append(("validation loss", f"{view.eval_loss:.4f} at step {max(view.evaluations)}"))
     if view.saved_step is not None:
@@ -131,6 +133,34 @@ def as_rows(seen: Observation) -> list[tuple[str, str]]:
     if model:
         rows.append(("model", model))
     return rows
+
+
+def speed_text(view: RunView) -> str:
+    """`8.1k trained tokens/s · 412 TFLOP/s a rank · 41% MFU · waits 0.1% for data, 0.0% for saves`, as far as known."""
+    gauges, parts = view.gauges, []
+    if "trained_tokens_per_second" in gauges:
+        parts.append(f"{count(gauges['trained_tokens_per_second'])} trained tokens/s")
+    if "tflops" in gauges:
+        parts.append(f"{gauges['tflops']:.3g} TFLOP/s a rank")
+    if "mfu" in gauges:
+        parts.append(f"{gauges['mfu']:.0%} MFU")
+    waited = view.shares_waited
+    if waited is not None:
+        parts.append(f"waits {waited[0]:.1%} for data, {waited[1]:.1%} for saves")
+    return " · ".join(parts)
+
+
+def gpu_text(view: RunView) -> str:
+    """`61.2 GB at its peak, 63.0 GB reserved · 412 W · 61 °C`, as far as known."""
+    gauges, parts = view.gauges, []
+    if "gpu_memory_bytes" in gauges:
+        reserved = f", {size(gauges['gpu_reserved_bytes'])} reserved" if "gpu_reserved_bytes" in gauges else ""
+        parts.append(f"{size(gauges['gpu_memory_bytes'])} at its peak{reserved}")
+    if "gpu_power_w" in gauges:
+        parts.append(f"{gauges['gpu_power_w']:.0f} W")
+    if "gpu_temperature_c" in gauges:
+        parts.append(f"{gauges['gpu_temperature_c']:.0f} °C")
+    return " · ".join(parts)
 
 
 def with_detail(status: BackendStatus) -> str:

@@ -24,12 +24,13 @@ from launcher.plan.gpu_memory import Workload, runs_as
 from launcher.plan.gpus import find_card
 from launcher.plan.history import PastRun, attention_span, measured_speed_on_cpu, measured_utilisation
 from launcher.plan.host_memory import host_memory, node_gib
-from launcher.plan.throughput import StepFlops
+from launcher.plan.throughput import StepFlops, work_of
 from launcher.plan.zero_stage import SAFETY, Choice, Pace, StageOption, choices, choose_zero, flops_of, workload
 from launcher.units import GB, GIB, MIB, gigabytes
 from trainer.run.evaluation_interval import evaluation_interval
 from trainer.run.optimizer_state import OPTIMIZER_STATES
 from trainer.run.save_interval import expected_interval_s, preemptions_per_day
+from trainer.run.work import Work
 
 _spot_hours = functools.lru_cache(maxsize=256)(preemption.with_preemptions)
 """Many offers are of one machine."""
@@ -94,6 +95,7 @@ class Machine:
     host: dict[str, int]
     """Bytes of host memory on one node, by part."""
     flops: StepFlops
+    work: Work
     step_s: float | None
     speed_source: str
     save_s: float
@@ -256,7 +258,7 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
         choices=choices(model, load, memory_bytes, pace, num_nodes) if chosen.fits is False else (),
         without_offload=_without_offload(model, load, memory_bytes, pace),
         host=host_memory(model, load, chosen.stage, num_nodes),
-        flops=flops_of(model, load, labelled, span), step_s=step_s, speed_source=source, save_s=blocked,
+        flops=flops_of(model, load, labelled, span), work=work_of(model, load.gradient_checkpointing, card), step_s=step_s, speed_source=source, save_s=blocked,
         save_interval_s=expected_interval_s(
             job.checkpoint, step_s=step_s, steps_per_epoch=plan_steps(job, data, ranks).per_epoch, blocked_s=blocked,
             whole_s=whole, rate_per_day=subject.preemptions_per_day,

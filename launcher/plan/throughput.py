@@ -11,6 +11,7 @@ from launcher.models.architecture import TrainedModel, count
 from launcher.plan.gpus import Card
 from launcher.units import GB
 from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState
+from trainer.run.work import Work
 
 LINK_EFFICIENCY = {True: 0.75, False: 0.5}
 """Share of a link's rate that NCCL's rings reach: NVLink (True; nccl-tests report 230 of 300 GB/s on 8 x A100, 360 of
@@ -86,6 +87,25 @@ def step_flops(
             recomputation += sum(cost.values())
             attention += pairs
     return StepFlops(forward, recomputation, by_input, by_weight, attention)
+
+
+def work_of(model: TrainedModel, gradient_checkpointing: bool, card: Card | None) -> Work:
+    """`step_flops`, which is linear in tokens, labels and pairs, by its coefficients."""
+
+    def total(tokens: float, labelled: float, span: float, again: bool) -> float:
+        return step_flops(
+            model, tokens=tokens, labelled=labelled, attention_span=span, gradient_checkpointing=again
+        ).total
+
+    def of(again: bool) -> tuple[float, float]:
+        token = total(1, 0, 0, again)
+        return token, total(1, 0, 1, again) - token
+
+    (token, pair), (token_once, pair_once) = of(gradient_checkpointing), of(False)
+    return Work(
+        token_flops=token, label_flops=total(0, 1, 0, False), pair_flops=pair, repeated_token_flops=token - token_once,
+        repeated_pair_flops=pair - pair_once, peak_tflops=card.bf16_tflops if card else None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

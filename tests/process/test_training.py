@@ -52,8 +52,10 @@ def test_two_ranks_of_zero_3_and_one_rank_of_zero_0_have_the_same_losses(root, a
 def test_every_step_has_its_line_of_metrics(finished):
     steps = [line for line in finished.read_metrics() if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 21))
-    keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "attempt", "time"}
+    keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "seconds", "attempt", "time"}
+    keys |= {"tokens_per_second", "trained_tokens_per_second", "data_wait_s", "save_stall_s"}
     assert all(set(line) == keys for line in steps)
+    assert all(0 <= line["data_wait_s"] <= line["seconds"] and line["save_stall_s"] >= 0 for line in steps)
     assert all(line["tokens"] > 0 and math.isfinite(line["grad_norm"]) for line in steps)
     evaluations = [line for line in finished.read_metrics() if "eval_loss" in line]
     assert [line["step"] for line in evaluations] == [0, 10, 20]

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trainer.rank import metrics, trackers
+from trainer.rank.gauges import Gauges, StepCost
 from trainer.rank.metrics import Background, MetricsWriter
 from trainer.run.exits import BadInput
 from trainer.run.log_lines import step_line
@@ -20,7 +22,18 @@ from trainer.run.run_folder import RunDir
 from trainer.run.settings.track import TrackSpec
 from trainer.run.spec import NodeJob
 
-STEP_KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds", "attempt", "time"]
+STEP_KEYS = [
+    "step", "epoch", "loss", "lr", "grad_norm", "tokens", "seconds", "tokens_per_second", "trained_tokens_per_second",
+    "data_wait_s", "save_stall_s", "attempt", "time",
+]  # fmt: skip
+CPU = torch.device("cpu")
+
+
+COST = StepCost(tokens=1624, trained_tokens=600, pairs=40_000, seconds=2.0, data_wait_s=0.1, save_stall_s=0.4)
+
+
+def writer_of(job: NodeJob, attempt: int, *, total_steps: int) -> MetricsWriter:
+    return MetricsWriter(job, attempt, Gauges(job, CPU), total_steps=total_steps)
 
 
 def node_job(run_dir: Path, **track: Any) -> NodeJob:
@@ -36,11 +49,11 @@ def node_job(run_dir: Path, **track: Any) -> NodeJob:
 
 
 def write(writer: MetricsWriter, step: int, loss: float = 0.5, lr: float = 5e-6) -> None:
-    writer.step(step=step, epoch=step / 4, loss=loss, lr=lr, grad_norm=0.93, tokens=1624, seconds=2.0)
+    writer.step(step=step, epoch=step / 4, loss=loss, lr=lr, grad_norm=0.93, cost=COST)
 
 
 def test_a_loss_reads_back_to_the_same_bits_with_exactly_the_promised_keys(tmp_path: Path) -> None:
-    writer, losses = MetricsWriter(node_job(tmp_path), 3, total_steps=50), [random.random() * 12 for _ in range(50)]
+    writer, losses = writer_of(node_job(tmp_path), 3, total_steps=50), [random.random() * 12 for _ in range(50)]
     for step, loss in enumerate(losses, 1):
         write(writer, step, loss, lr=loss * 1e-6)
     writer.evaluation(step=50, epoch=1.0, eval_loss=losses[0])
@@ -57,7 +70,7 @@ def test_a_loss_reads_back_to_the_same_bits_with_exactly_the_promised_keys(tmp_p
 
 def test_a_line_torn_by_a_kill_does_not_swallow_the_next_one(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.7}\n{"step": 2, "lo')
-    writer = MetricsWriter(node_job(tmp_path), 2, total_steps=9)
+    writer = writer_of(node_job(tmp_path), 2, total_steps=9)
     write(writer, 2)
     writer.close()
     assert [line["step"] for line in RunDir(tmp_path).read_metrics()] == [1, 2]
@@ -71,7 +84,7 @@ def test_the_line_for_a_person() -> None:
 def test_the_log_has_a_line_every_log_every_steps_and_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    writer = MetricsWriter(node_job(tmp_path), 1, total_steps=5)
+    writer = writer_of(node_job(tmp_path), 1, total_steps=5)
     for step in range(1, 6):
         write(writer, step)
     writer.close()
@@ -114,7 +127,7 @@ def test_a_tracker_that_fails_is_said_once_and_never_ends_training(
 ) -> None:
     tracker = Misbehaving(fails_at)
     monkeypatch.setattr(metrics, "requested_trackers", lambda job: [tracker])
-    writer = MetricsWriter(node_job(tmp_path), 1, total_steps=6)
+    writer = writer_of(node_job(tmp_path), 1, total_steps=6)
     for step in range(1, 7):
         write(writer, step)
     writer.close()

@@ -54,6 +54,8 @@ class CheckpointManager:
     """How long the last save took, from the call until it was published."""
     last_blocked_seconds: float | None = None
     """How long the last save held training up."""
+    stalled_s = 0.0
+    """Seconds that saves have held the training thread up, since it set this to 0."""
 
     def __init__(
         self,
@@ -273,7 +275,9 @@ class CheckpointManager:
             self._begin(state, begun)
         if wait:
             self.finish()
-        return time.monotonic() - begun
+        seconds = time.monotonic() - begun
+        self.stalled_s += seconds
+        return seconds
 
     def check(self) -> None:
         """Raise TrainingFailed where the save in the background failed, StoreGone where only the store did. Every step."""
@@ -325,7 +329,9 @@ class CheckpointManager:
     def _let_copy_end(self) -> None:
         """The optimizer is about to change what a save in flight copies: wait until it has its copy."""
         if self._copy is not None:
+            began = time.monotonic()
             self._copy.wait()
+            self.stalled_s += time.monotonic() - began
 
     def _start(
         self,

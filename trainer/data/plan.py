@@ -127,6 +127,11 @@ class DataPlan:
     def step_trained_tokens(self, step: int) -> int:
         return int(self.data.trained[self._step_sequences(step)].sum())
 
+    def step_pairs(self, step: int) -> int:
+        """Pairs of a token and one before it in its conversation: what attention is computed for."""
+        lengths = self.data.lengths(self._step_sequences(step)).astype(np.int64)
+        return int((lengths * (lengths - 1) // 2).sum())
+
     def num_micro_batches(self, share: Share) -> int:
         """Micro batches of every step on every rank."""
         return share.num_micro_batches(self.global_batch)

@@ -23,6 +23,7 @@ from trainer.engine import optimizer
 from trainer.engine.engine import Engine, sum_over_ranks
 from trainer.rank.ahead import Ahead
 from trainer.rank.evaluate import validation_loss
+from trainer.rank.gauges import StepCost
 from trainer.rank.metrics import MetricsWriter
 from trainer.run import evaluation_interval
 from trainer.run.exits import Preempted, TrainingFailed
@@ -74,9 +75,8 @@ class Training:
             raise TrainingFailed(self.name_the_culprits(step, losses, loss))
         rate = optimizer.learning_rate(self.job.spec.train, step, self.plan.total_steps)
         norm = self.engine.apply(rate)
-        tokens = self.plan.step_tokens(step)
         self.state.step += 1
-        self.state.tokens += tokens
+        self.state.tokens += self.plan.step_tokens(step)
         self.state.trained_tokens += self.plan.step_trained_tokens(step)
         self.hand.heartbeat.step(self.state.step)
         if self.metrics is not None:
@@ -86,14 +86,26 @@ class Training:
                 loss=loss,
                 lr=rate,
                 grad_norm=norm,
-                tokens=tokens,
-                seconds=time.perf_counter() - began,
+                cost=self.cost(step, time.perf_counter() - began),
             )
 
     def one_micro_batch(self, batch: Batch, weight: float) -> torch.Tensor:
         loss = self.engine.forward_backward(batch, weight)
         self.hand.heartbeat.alive()
         return loss
+
+    def cost(self, step: int, seconds: float) -> StepCost:
+        """Of the step that took so long; what was waited for is counted anew from here."""
+        cost = StepCost(
+            tokens=self.plan.step_tokens(step),
+            trained_tokens=self.plan.step_trained_tokens(step),
+            pairs=self.plan.step_pairs(step),
+            seconds=seconds,
+            data_wait_s=self.batches.waited_s,
+            save_stall_s=self.checkpoints.stalled_s,
+        )
+        self.batches.waited_s = self.checkpoints.stalled_s = 0.0
+        return cost
 
     @property
     def num_micro_batches(self) -> int:

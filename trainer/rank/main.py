@@ -44,6 +44,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.engine.engine import Engine, initialize_distributed
     from trainer.export import card, model_folder, weights
     from trainer.model import build, freeze
+    from trainer.rank.gauges import Gauges
     from trainer.rank.loop import Training
     from trainer.rank.metrics import MetricsWriter
 
@@ -103,7 +104,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     state.attempt = attempt
 
     enter(Phase.TRAINING)
-    metrics = MetricsWriter(job, attempt, total_steps=plan.total_steps) if is_first else None
+    metrics = MetricsWriter(job, attempt, Gauges(job, device), total_steps=plan.total_steps) if is_first else None
     with out_of_memory.explained(job, lambda: state.step), determinism.explained():
         Training(job, plan, engine, checkpoints, state, hand, share, metrics, emit).run()
 

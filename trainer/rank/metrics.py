@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from trainer.engine import threads
+from trainer.rank.gauges import Gauges, StepCost
 from trainer.rank.trackers import JsonlTracker, Tracker, requested_trackers
 from trainer.run.log_lines import evaluation_line, step_line
 from trainer.run.run_folder import RunDir
@@ -27,8 +28,8 @@ PACE_STEPS = 50
 class MetricsWriter:
     """What rank 0 tells of the training. Raises BadInput where a tracker that was asked for is not installed."""
 
-    def __init__(self, job: NodeJob, attempt: int, *, total_steps: int) -> None:
-        self._attempt, self._total_steps = attempt, total_steps
+    def __init__(self, job: NodeJob, attempt: int, gauges: Gauges, *, total_steps: int) -> None:
+        self._attempt, self._total_steps, self._gauges = attempt, total_steps, gauges
         self._log_every = job.spec.train.log_every
         self._pace: deque[float] = deque(maxlen=PACE_STEPS + 1)
         self._jsonl = JsonlTracker(RunDir(job.run_dir).metrics)
@@ -37,29 +38,27 @@ class MetricsWriter:
         self._closed = False
         atexit.register(self.close, "stopped")  # a rank that leaves by an error still closes its trackers
 
-    def step(
-        self, *, step: int, epoch: float, loss: float, lr: float, grad_norm: float, tokens: int, seconds: float
-    ) -> None:
-        """Step `step` is applied. `tokens` are those of this step over all ranks, padding left out; `seconds` is its
-        duration; `grad_norm` is the one before clipping. Many parameters: each is a column of metrics.jsonl."""
-        speed = tokens / seconds if seconds > 0 else 0.0
+    def step(self, *, step: int, epoch: float, loss: float, lr: float, grad_norm: float, cost: StepCost) -> None:
+        """Step `step` is applied. `grad_norm` is the one before clipping."""
+        gauges = self._gauges.read(cost)
         values = {
             "epoch": float(epoch),
             "loss": float(loss),
             "lr": float(lr),
             "grad_norm": float(grad_norm),
-            "tokens": int(tokens),
-            "tokens_per_second": speed,
-            "seconds": float(seconds),
+            "tokens": int(cost.tokens),
+            "seconds": float(cost.seconds),
+            **gauges,
             "attempt": self._attempt,
         }
         self._record(step, values)
         now = time.monotonic()
         if not self._pace:
-            self._pace.append(now - seconds)
+            self._pace.append(now - cost.seconds)
         self._pace.append(now)
         if step % self._log_every == 0 or step == self._total_steps:
             pace_s = (self._pace[-1] - self._pace[0]) / (len(self._pace) - 1)
+            speed = gauges["tokens_per_second"]
             print(step_line(step, self._total_steps, loss, lr, grad_norm, speed, pace_s), flush=True)
 
     def evaluation(self, *, step: int, epoch: float, eval_loss: float) -> None:

@@ -20,6 +20,7 @@ from trainer.run.settings.data import DataSpec
 from trainer.run.settings.model import ModelSpec
 from trainer.run.settings.track import TrackSpec
 from trainer.run.settings.train import OptimizerSettings
+from trainer.run.work import Work
 
 
 class TrainSpec(SpecModel):
@@ -57,6 +58,8 @@ class NodeJob(SpecModel):
     until steps were seen."""
     spec: TrainSpec
     """The specification, with `train.global_batch` and `train.zero` settled."""
+    work: Work | None = None
+    """What it computes, counted by the launcher; None where the model's shape is not known there."""
 
     @property
     def world_size(self) -> int:
