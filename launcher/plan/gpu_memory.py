@@ -30,6 +30,8 @@ CUDA_CONTEXT = 512 * MIB
 """Driver context, kernels and cuBLAS workspace of a PyTorch process: 400 to 600 MiB in nvidia-smi before any tensor."""
 NCCL_BUFFERS = 512 * MIB
 """Channels of one communicator on a node of 8: 4 MiB times channels, peers and protocols (NCCL_BUFFSIZE), 300 to 600 MiB."""
+COMMUNICATORS = 2
+"""DeepSpeed clones the world group for its data-parallel traffic; both carry collectives."""
 FRAGMENTATION = 0.06
 """Share of what comes and goes within a step that the caching allocator holds beyond it; with expandable segments, which
 the trainer sets, reserved over allocated memory is usually 3 to 8% more."""
@@ -95,7 +97,7 @@ def memory(model: TrainedModel, load: Workload, stage: Stage, on_gpu: bool = Tru
     parts = {name: int(moments[moment].get(name, 0)) for name in PARTS}
     if on_gpu:
         coming_and_going = ("gradients", "activations", "logits and loss", "buffers")
-        parts["CUDA and NCCL"] = CUDA_CONTEXT + (NCCL_BUFFERS if load.ranks > 1 else 0)
+        parts["CUDA and NCCL"] = CUDA_CONTEXT + (COMMUNICATORS * NCCL_BUFFERS if load.ranks > 1 else 0)
         parts["fragmentation"] = int(FRAGMENTATION * sum(parts[name] for name in coming_and_going))
     return Memory(stage, parts, moment)
 
@@ -161,8 +163,8 @@ def _state(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, float
 def _gradients(model: TrainedModel, load: Workload, stage: Stage) -> tuple[float, float]:
     """(while micro batches accumulate, while the optimizer steps).
 
-    Stage 1 accumulates whole gradients in the parameters' own precision; stages 2 and 3 their partition, in fp32. The
-    step of stage 1 has its partition twice, as it was and in fp32. That of stage 2 checks the largest gradient for
+    Stage 1 accumulates whole gradients in fp32; stages 2 and 3 their partition. One micro batch is not added to anything
+    at stage 1: its step has its partition twice, as it was and in fp32. That of stage 2 checks the largest gradient for
     overflow with two temporary copies. That of stage 3 copies its partition. Offloaded, gradients leave as soon as they are
     complete; stage 2 accumulates them on the GPU all the same where it does so in more than their own precision.
     """
@@ -170,10 +172,12 @@ def _gradients(model: TrainedModel, load: Workload, stage: Stage) -> tuple[float
     is_accumulating = load.micro_batches > 1
     if load.offloads:
         in_step = 4 * T * share if stage == 2 and e == 2 else 0
-        accumulated = e * T if stage == 1 else in_step
+        accumulated = 4 * T if stage == 1 else in_step
         return (accumulated if is_accumulating else 0), in_step
     if stage == 0:
         return (e * T if is_accumulating else 0), e * T
+    if stage == 1 and _sums_whole(load, stage):
+        return 4 * T, 4 * T
     if stage == 1:
         return (e * T if is_accumulating else 0), (e + 4) * T * share
     partition = 4 * T * share
@@ -182,8 +186,16 @@ def _gradients(model: TrainedModel, load: Workload, stage: Stage) -> tuple[float
     return partition, 2 * partition
 
 
+def _sums_whole(load: Workload, stage: Stage) -> bool:
+    """Whether stage 1 runs as DeepSpeed's `BF16_Optimizer`: whole gradients in fp32 from start to end, reduced after the last
+    micro batch from where they are, without buckets."""
+    return stage == 1 and load.precision == "bf16" and load.micro_batches > 1 and not load.offloads
+
+
 def _first_gradients(model: TrainedModel, load: Workload, stage: Stage) -> float:
     """Gradients early in the backward pass of a step that has one micro batch only: there is nothing yet to add them to."""
+    if _sums_whole(load, stage):
+        return 4 * model.num_trained + load.element_bytes * model.largest_trained
     if stage in (0, 1) and not load.has_overlap:
         return load.element_bytes * model.num_trained
     if load.offloads and (stage != 2 or load.precision == "fp32"):
@@ -193,7 +205,9 @@ def _first_gradients(model: TrainedModel, load: Workload, stage: Stage) -> float
 
 def _last_gradients(model: TrainedModel, load: Workload, stage: Stage) -> float:
     """Gradients when the lowest layer's are computed. Stages 0 and 1 keep those of other ranks' partitions till the step."""
-    return load.element_bytes * model.num_trained if stage in (0, 1) else _first_gradients(model, load, stage)
+    if stage in (0, 1) and not _sums_whole(load, stage):
+        return load.element_bytes * model.num_trained
+    return _first_gradients(model, load, stage)
 
 
 def _buffers(model: TrainedModel, load: Workload, stage: Stage) -> tuple[float, float]:
@@ -203,6 +217,8 @@ def _buffers(model: TrainedModel, load: Workload, stage: Stage) -> tuple[float, 
     bucket from the start, and the parameters that it gathered.
     """
     bucket = load.element_bytes * load.reduce_bucket
+    if _sums_whole(load, stage):
+        return 0, 0
     if stage == 0:
         return 0, load.element_bytes * min(load.reduce_bucket, model.num_trained)
     if stage == 3:

@@ -1,6 +1,6 @@
 """What GPUs can do: peak arithmetic, memory and the links between them. Facts from the makers' data sheets; no formulas.
 
-`memory_mib` is what the card shows to a program (nvidia-smi, or the cloud's own list), which is less than its name says.
+`memory_mib` is what torch sees of a card, which is less than nvidia-smi and the clouds' lists say, and than its name.
 """
 
 from __future__ import annotations
@@ -35,28 +35,29 @@ class Card:
 
 
 CARDS: tuple[Card, ...] = (
-    # name, bf16 TFLOP/s, MiB shown, GB/s, link GB/s, NVLink, assumed utilisation
-    Card("L4", 121.0, 22_888, 300.0, PCIE_4, False, 0.40),
-    Card("A10", 125.0, 23_028, 600.0, PCIE_4, False, 0.45),
-    Card("A10G", 70.0, 22_888, 600.0, PCIE_4, False, 0.45),
-    Card("RTX3090", 71.0, 24_268, 936.0, PCIE_4, False, 0.55),
-    Card("RTX4090", 165.2, 24_217, 1008.0, PCIE_4, False, 0.50),
-    Card("RTX5090", 209.5, 32_607, 1792.0, PCIE_5, False, 0.50),
-    Card("RTXA6000", 154.8, 48_685, 768.0, PCIE_4, False, 0.50),
-    Card("RTX6000-Ada", 364.2, 48_685, 960.0, PCIE_4, False, 0.40),
-    Card("A40", 149.7, 45_634, 696.0, PCIE_4, False, 0.50),
-    Card("L40", 181.0, 45_776, 864.0, PCIE_4, False, 0.45),
-    Card("L40S", 362.0, 45_776, 864.0, PCIE_4, False, 0.40),
-    Card("A100", 312.0, 40_536, 1555.0, 300.0, True, 0.50),
-    Card("A100-80GB", 312.0, 81_154, 2039.0, 300.0, True, 0.50),
-    Card("H100-PCIe", 756.0, 81_079, 2000.0, PCIE_5, False, 0.40),
-    Card("H100", 989.0, 81_079, 3350.0, 450.0, True, 0.40),
-    Card("H200", 989.0, 143_156, 4800.0, 450.0, True, 0.40),
-    Card("GH200", 989.0, 97_281, 4000.0, PCIE_5, False, 0.40),
-    Card("B200", 2250.0, 182_642, 8000.0, 900.0, True, 0.35),
+    # name, bf16 TFLOP/s, MiB in torch, GB/s, link GB/s, NVLink, assumed utilisation
+    Card("L4", 121.0, 22_558, 300.0, PCIE_4, False, 0.40),
+    Card("A10", 125.0, 22_517, 600.0, PCIE_4, False, 0.45),
+    Card("A10G", 70.0, 22_502, 600.0, PCIE_4, False, 0.45),
+    Card("RTX3090", 71.0, 24_115, 936.0, PCIE_4, False, 0.55),
+    Card("RTX4090", 165.2, 24_084, 1008.0, PCIE_4, False, 0.50),
+    Card("RTX5090", 209.5, 32_112, 1792.0, PCIE_5, False, 0.50),
+    Card("RTXA6000", 154.8, 48_537, 768.0, PCIE_4, False, 0.50),
+    Card("RTX6000-Ada", 364.2, 48_507, 960.0, PCIE_4, False, 0.40),
+    Card("A40", 149.7, 45_403, 696.0, PCIE_4, False, 0.50),
+    Card("L40", 181.0, 45_403, 864.0, PCIE_4, False, 0.45),
+    Card("L40S", 362.0, 45_403, 864.0, PCIE_4, False, 0.40),
+    Card("A100", 312.0, 40_335, 1555.0, 300.0, True, 0.50),
+    Card("A100-80GB", 312.0, 81_037, 2039.0, 300.0, True, 0.50),
+    Card("H100-PCIe", 756.0, 81_008, 2000.0, PCIE_5, False, 0.40),
+    Card("H100", 989.0, 81_008, 3350.0, 450.0, True, 0.40),
+    Card("H200", 989.0, 143_063, 4800.0, 450.0, True, 0.40),
+    Card("GH200", 989.0, 96_768, 4000.0, PCIE_5, False, 0.40),
+    Card("B200", 2250.0, 182_620, 8000.0, 900.0, True, 0.35),
 )
 """Sources: NVIDIA's data sheets of each card (dense figures, that is half of those 'with sparsity'; for GeForce cards the
-rate with fp32 accumulation), and the memory that the clouds' instance lists and nvidia-smi show."""
+rate with fp32 accumulation); the memory is the "total capacity" in torch's own out-of-memory messages, the lowest that was
+reported of a card."""
 
 ALIASES = {
     "A100-40GB": "A100", "A100-SXM4-40GB": "A100", "A100-80GB-SXM": "A100-80GB", "A100-SXM4-80GB": "A100-80GB",

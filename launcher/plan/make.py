@@ -88,6 +88,10 @@ class Machine:
     memory_bytes: int | None
     options: tuple[StageOption, ...]
     chosen: StageOption
+    best: StageOption
+    """What `zero: auto` takes."""
+    micro_batches: int
+    """Per step and GPU."""
     choices: tuple[Choice, ...]
     """Where the chosen stage does not fit: what would."""
     without_offload: StageOption | None
@@ -234,10 +238,11 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
     load = workload(job, ranks, accelerator is not None)
     labelled, span = data.labelled_share if data else 1.0, attention_span(job, data)
     measured = measured_utilisation(history, job, model.architecture, card) if card else None
-    shown_mib = memory_mib or (card.memory_mib if card else None)
+    shown_mib = min((size for size in (memory_mib, card.memory_mib if card else None) if size), default=None)
     memory_bytes = shown_mib * MIB if shown_mib else None
     pace = Pace(card, measured and measured[0], labelled, span, load.offloads) if card else None
-    chosen, options = choose_zero(model, load, memory_bytes, pace)
+    best, options = choose_zero(model, load, memory_bytes, pace)
+    chosen = best
     if job.train.zero != "auto":
         stated = runs_as(job.train.zero, job.train.precision)
         chosen = next((option for option in options if option.stage == stated), chosen)
@@ -255,6 +260,7 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
     num_nodes = job.resources.num_nodes
     return Machine(
         accelerator=accelerator, count=ranks, memory_bytes=memory_bytes, options=options, chosen=chosen,
+        best=best, micro_batches=load.micro_batches,
         choices=choices(model, load, memory_bytes, pace, num_nodes) if chosen.fits is False else (),
         without_offload=_without_offload(model, load, memory_bytes, pace),
         host=host_memory(model, load, chosen.stage, num_nodes),
@@ -365,13 +371,7 @@ def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine,
         notes.append("nothing is known of the data: `dolphin data job.yaml` prepares it, or state --sequences N")
     elif data is not None and data.basis == "estimate":
         notes.append(f"steps are an estimate from {data.source}; `dolphin data job.yaml` counts them")
-    fitting = [option for option in machine.options if option.fits]
-    fewest = min(fitting, key=lambda option: option.traffic.total_bytes, default=machine.chosen)
-    if machine.chosen.traffic.total_bytes - fewest.traffic.total_bytes >= GB:  # less is not worth a person's minute
-        notes.append(
-            f"zero: auto would take stage {fewest.stage}, which fits and sends {fewest.traffic.total_bytes / GB:.0f} GB a "
-            f"step instead of {machine.chosen.traffic.total_bytes / GB:.0f}"
-        )
+    notes += _stage_notes(job, machine)
     alone = machine.without_offload
     if alone is not None:
         times = machine.chosen.time, alone.time
@@ -384,6 +384,35 @@ def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine,
     if machine.accelerator is not None and machine.step_s is None:
         notes.append(f"{machine.accelerator} is not in the table of cards: no hours and no price of a run")
     return notes
+
+
+def _stage_notes(job: JobSpec, machine: Machine) -> list[str]:
+    """Why the stage is what it is, where it is not the one that sends least; or which one `auto` would take."""
+    chosen, best = machine.chosen, machine.best
+    if best.stage != chosen.stage:
+        if not best.fits or chosen.fits is False:
+            return []
+        return [f"zero: auto would take stage {best.stage}: {_compared(best, chosen)}"]
+    lower = [option for option in machine.options if option.stage < chosen.stage]
+    if not lower or chosen.fits is not True or job.train.zero != "auto":
+        return []
+    other = max(lower, key=lambda option: option.stage)
+    why = f"ZeRO-{chosen.stage} rather than {other.stage}: {_compared(chosen, other)}"
+    if any(option.stage == 1 for option in lower) and job.train.precision == "bf16" and machine.micro_batches > 1:
+        why += f"; stage 1 sums its {machine.micro_batches} micro batches in fp32, whole on every GPU"
+    return [why]
+
+
+def _compared(one: StageOption, other: StageOption) -> str:
+    """What speaks for the first, in numbers."""
+    told = [f"{gigabytes(one.spare_bytes or 0)} to spare instead of {gigabytes(other.spare_bytes or 0)}"]
+    if other.fits is False:
+        told = [f"stage {other.stage} does not fit"]
+    if one.time is not None and other.time is not None:
+        told.append(f"{one.time.total_s:.1f} s a step instead of {other.time.total_s:.1f}")
+    sent = one.traffic.total_bytes / GB, other.traffic.total_bytes / GB
+    told.append(f"{sent[0]:.0f} GB sent instead of {sent[1]:.0f}")
+    return ", ".join(told)
 
 
 def _plain(value: Any) -> Any:

@@ -130,7 +130,7 @@ def step_traffic(
     """Bytes on the wire per GPU and step, as DeepSpeed 0.19 sends them with rings ((W - 1) / W of the data each way).
 
     Stage 0 and 1: the trained gradients once a step (all-reduce: twice the data), and for stage 1 the updated
-    parameters. Stage 2: the gradients after every micro batch, as a partition cannot wait. Stage 3: every parameter
+    parameters; in bf16 with several micro batches the sum of stage 1 is fp32, and sent when the last is done. Stage 2: the gradients after every micro batch, as a partition cannot wait. Stage 3: every parameter
     before its forward and again before its backward, and a reduce-scatter of the gradients, in every micro batch.
     """
     if ranks == 1:
@@ -138,6 +138,8 @@ def step_traffic(
     share = (ranks - 1) / ranks * bytes_per_element
     if stage == 0:
         return Traffic(2 * trained * share, 0.0, 2 / 3 / micro_batches)
+    if stage == 1 and micro_batches > 1 and bytes_per_element == 2:
+        return Traffic(0.0, 2 * trained * share * GRADIENT_BYTES / bytes_per_element + trained * share, 0.0)
     if stage == 1:
         return Traffic(2 * trained * share, trained * share, 2 / 3 / micro_batches)
     if stage == 2:

@@ -59,6 +59,7 @@ CASES = {
     "29M, stage 3 in fp32": _case(THIRTY_MILLION, 3, precision="fp32"),
     "29M, stage 1, one micro batch": _case(THIRTY_MILLION, 1, micro_batches=1),
     "29M, stage 1, offloaded, one micro batch": _case(THIRTY_MILLION, 1, micro_batches=1, offload="optimizer"),
+    "29M, stage 1, offloaded": _case(THIRTY_MILLION, 1, offload="optimizer"),
     "29M, stage 2, half frozen, nothing recomputed, offloaded": _case(
         THIRTY_MILLION, 2, patterns=HALF, gradient_checkpointing=False, offload="optimizer"
     ),
@@ -132,6 +133,8 @@ def test_what_lasts_between_steps_is_planned_exactly(name: str, measured: dict[s
         lasting += step["gradients"] / 2 + load.element_bytes * case["reduce_bucket"]
         assert 0.98 * lasting < measured[name]["rest"] < lasting + step["buffers"]  # some parameters stay gathered
         return
+    if case["stage"] == 1 and case["micro_batches"] > 1 and not load.offloads:  # the whole sum of gradients in fp32
+        lasting += step["gradients"]
     if load.offloads:  # the passage of the largest gradient
         lasting += load.element_bytes * max(count(architecture.shapes[name]) for name in model.trained)
     assert measured[name]["rest"] == pytest.approx(lasting, rel=0.02)

@@ -108,7 +108,7 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
     engine = Engine(
         job, model_of(run["seed"], run["precision"], run.get("hidden", 64)), GLOBAL_BATCH // world_size, device
     )
-    result: dict[str, Any] = {"losses": {}, "error": None, "resumed_at": None}
+    result: dict[str, Any] = {"losses": {}, "norms": {}, "error": None, "resumed_at": None}
     try:
         manager = CheckpointManager(
             job, engine.deepspeed, Course(run.get("plan_key", "plan"), 1000, 10), share=Share(rank, world_size, 1),
@@ -124,8 +124,9 @@ def train(run: dict[str, Any], rank: int, world_size: int, device: torch.device)
                 for index in range(GLOBAL_BATCH // world_size)
             ]
             (loss,) = sum_over_ranks(torch.stack(losses).sum(), device=device)
-            engine.apply(LEARNING_RATE)
+            norm = engine.apply(LEARNING_RATE)
             state.step += 1
+            result["norms"][state.step] = norm
             result["losses"][state.step] = (loss / (GLOBAL_BATCH * LENGTH)).hex()
             if state.step in run.get("save_at", []):
                 manager.save(state, wait=run.get("wait", False))

@@ -100,7 +100,9 @@ def test_one_gpu_sends_nothing_and_higher_stages_send_more() -> None:
     sizes = {"parameters": 1000, "trained": 500, "micro_batches": 4, "bytes_per_element": 2}
     assert step_traffic(stage=3, ranks=1, **sizes).total_bytes == 0
     sent = [step_traffic(stage=stage, ranks=8, **sizes).total_bytes for stage in range(4)]
-    assert sent == [7 / 8 * 2 * n for n in (1000, 1500, 4 * 1000 + 500, 4 * 2500)]
+    assert sent == [7 / 8 * 2 * n for n in (1000, 2 * 1000 + 500, 4 * 1000 + 500, 4 * 2500)], "stage 1 sums in fp32"
+    alone = step_traffic(stage=1, ranks=8, **{**sizes, "micro_batches": 1})
+    assert alone.total_bytes == 7 / 8 * 2 * 1500, "there is nothing to sum"
 
 
 def test_an_optimizer_on_the_host_costs_the_bus_and_the_host() -> None:

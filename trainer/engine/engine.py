@@ -111,9 +111,13 @@ def configuration(job: NodeJob, world_size: int, num_micro_batches: int) -> dict
         config["zero_force_ds_cpu_optimizer"] = False
     if train.precision == "bf16":
         config["bf16"] = {"enabled": True}
-        if zero_stage(job) >= 2:
+        if zero_stage(job) >= 2 or num_micro_batches > 1:
             # sixteen micro batches added up in bf16 lose three of its eight bits
             config["data_types"] = {"grad_accum_dtype": "fp32"}
+        if zero_stage(job) == 1 and num_micro_batches > 1:
+            # or the sum would be rounded to bf16 on its way to the other ranks, even where there are none
+            config["communication_data_type"] = "fp32"
+            config["bf16"]["immediate_grad_update"] = True
     return config
 
 

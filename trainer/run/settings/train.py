@@ -68,7 +68,7 @@ class OptimizerSettings(SpecModel):
     deterministic: bool = False
     """Take kernels that add up in one order, so that the same GPUs, number of them and software give the same bits: slower, by how much was not measured."""
     zero: Literal[0, 1, 2, 3, "auto"] = "auto"
-    """DeepSpeed's ZeRO stage; `auto` takes the least communication that fits the GPU."""
+    """DeepSpeed's ZeRO stage; `auto` takes the fastest that fits the GPU with room. Changes no result."""
     offload: Literal["none", "optimizer"] = "none"
     """`optimizer` keeps master weights and Adam's moments in host memory and updates them there: slower, for a state that GPUs cannot hold."""
     unfrozen: tuple[str, ...] | UnfrozenSpec | None = None
