@@ -17,7 +17,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= train,docker,track,dev
+EXTRAS ?= train,lora,docker,track,dev
 TORCH_INDEX ?=
 TESTS ?= tests/unit tests/contract tests/process tests/lab tests/gpu
 PYTEST_ARGS ?=

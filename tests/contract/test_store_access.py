@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fault_proxy import FaultProxy
-from trainer.run.stores import aws, object_store
+from trainer.run.stores import aws
 from trainer.run.stores.base import StoreRefused
 from trainer.run.stores.opening import open_store
 

@@ -133,7 +133,14 @@ def test_the_starting_file_loads_and_shows_every_setting(tmp_path: Path, capsys:
     assert init_command(str(path)) == 0
     load_job(path)
     text = path.read_text()
-    hidden = ("special_tokens.", "wandb.", "mlflow.", "unfrozen.", "every.")  # groups that are shown on one line
+    hidden = (
+        "special_tokens.",
+        "wandb.",
+        "mlflow.",
+        "unfrozen.",
+        "every.",
+        "adapter.",
+    )  # groups that are shown on one line
     for key in all_keys(JobSpec):
         if not any(part in f"{key}." and f"{key}.".partition(part)[2] for part in hidden):
             assert re.search(rf"^\s*(# |- )?{key.rpartition('.')[2]}:", text, re.MULTILINE), key

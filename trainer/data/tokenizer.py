@@ -53,6 +53,18 @@ def load_tokenizer(model: ModelSpec) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def added_token_ids(model: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Tokens that the job adds to the vocabulary and that texts are made of: all but the padding."""
+    stated = {*model.added_tokens, *(value for value in model.special_tokens.model_dump().values() if value)}
+    if not stated:
+        return ()
+    before = _load(
+        model.tokenizer or model.base, model.revision if model.tokenizer is None else None, model.trust_remote_code
+    )
+    known, now = before.get_vocab(), tokenizer.get_vocab()
+    return tuple(sorted(now[token] for token in stated - known.keys() if now[token] != tokenizer.pad_token_id))
+
+
 def resolve_template(setting: str, own: str | dict[str, str] | None, name: str) -> str | dict[str, str]:
     """The chat template's text for `model.chat_template`; `own` is what the tokenizer brings, which may be several: then
     `default` is one of them, and `tool_use` is taken where a conversation has tools."""

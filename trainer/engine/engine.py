@@ -234,6 +234,17 @@ class Engine:
             for name, buffer in _persistent_buffers(self.deepspeed.module):
                 yield (hf_name(name),), buffer.detach().to("cpu", copy=True)
 
+    def gathered_trainable(self) -> dict[str, torch.Tensor]:
+        """Every trained parameter under its transformers name, whole, on the CPU, in the training precision. All ranks call
+        it; rank 0 gets the tensors, the others an empty dict."""
+        state: dict[str, torch.Tensor] = {}
+        for name, parameter in self.deepspeed.module.named_parameters():
+            if parameter.requires_grad:
+                with self._gathered(parameter):
+                    if dist.get_rank() == 0:
+                        state[hf_name(name)] = parameter.detach().to("cpu", copy=True)
+        return state
+
     def _gathered(self, parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
         if self.job.spec.train.zero == 3:
             found: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter])

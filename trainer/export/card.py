@@ -21,6 +21,7 @@ from trainer.engine import optimizer
 from trainer.export import example
 from trainer.model.freeze import FreezeReport
 from trainer.run.run_folder import RunDir
+from trainer.run.settings.adapter import AdapterSpec
 from trainer.run.spec import NodeJob
 
 PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
@@ -30,11 +31,12 @@ TEMPLATE = """\
 base_model: {{ quoted(base) }}
 {% if datasets %}datasets:
 {% for name in datasets %}- {{ quoted(name) }}
-{% endfor %}{% endif %}library_name: transformers
+{% endfor %}{% endif %}library_name: {{ "peft" if adapter and not adapter.merged else "transformers" }}
 pipeline_tag: text-generation
 tags:
 - dolphin
----
+{% if adapter %}- {{ adapter.type }}
+{% endif %}---
 
 # {{ name }}
 
@@ -52,6 +54,10 @@ A conversation of the training data as the model read it:
 {% endif %}
 The tokenizer in this folder holds the template: `tokenizer.apply_chat_template(messages, add_generation_prompt=True)`.
 {% if example and example.end %}An answer ends with `{{ example.end }}`.
+{% endif %}
+{% if adapter %}## Adapter
+
+{{ adapter.text }}
 {% endif %}
 ## Base model and data
 
@@ -94,9 +100,15 @@ The tokenizer in this folder holds the template: `tokenizer.apply_chat_template(
 
 
 def render(
-    job: NodeJob, tokenizer: PreTrainedTokenizerBase, plan: DataPlan, report: FreezeReport, world_size: int
+    job: NodeJob,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: DataPlan,
+    report: FreezeReport,
+    world_size: int,
+    adapter: str | None = None,
 ) -> str:
-    """The card's text. Reads the run's metrics.jsonl for the table of results."""
+    """The card's text. Reads the run's metrics.jsonl for the table of results. `adapter` tells how an adapter is made and
+    loaded."""
     spec = job.spec
     shown = example.of_run(job.run_dir, tokenizer)
     results = training_results(RunDir(job.run_dir))
@@ -107,7 +119,14 @@ def render(
         "fence_around": example.fence_around,
         "base": shorten(spec.model.base),
         "revision": spec.model.revision,
-        "verb": "fine-tuned" if spec.model.init == "pretrained" else "trained from fresh weights",
+        "verb": _verb(job),
+        "adapter": None
+        if spec.train.adapter is None
+        else {
+            "type": spec.train.adapter.type,
+            "merged": spec.export.merged,
+            "text": adapter,
+        },
         "datasets": [s.path.removeprefix("hf://") for s in spec.data.sources if s.path.startswith("hf://")],
         "conversations": plan.num_conversations,
         "tokens": plan.tokens_per_epoch,
@@ -126,6 +145,12 @@ def render(
         "versions": [(package, importlib.metadata.version(package)) for package in PACKAGES],
     }
     return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(TEMPLATE).render(facts)
+
+
+def _verb(job: NodeJob) -> str:
+    if job.spec.train.adapter is not None:
+        return f"fine-tuned with {'QLoRA' if job.spec.train.adapter.type == 'qlora' else 'LoRA'} adapters"
+    return "fine-tuned" if job.spec.model.init == "pretrained" else "trained from fresh weights"
 
 
 def training_results(run: RunDir) -> list[dict[str, Any]]:
@@ -148,6 +173,7 @@ def hyperparameters(job: NodeJob, plan: DataPlan, world_size: int) -> list[tuple
         ("learning rate", t.learning_rate),
         ("schedule", f"{t.schedule}, {optimizer.warmup_steps(t, plan.total_steps)} steps of warm-up"),
         ("optimizer", optimizer.described(t)),
+        *(_of_adapter(t.adapter) if t.adapter is not None else []),
         ("weight decay", t.weight_decay),
         ("gradient clipping", t.max_grad_norm or "none"),
         ("epochs", f"{plan.epoch_of(plan.total_steps):.2f}"),
@@ -159,6 +185,22 @@ def hyperparameters(job: NodeJob, plan: DataPlan, world_size: int) -> list[tuple
         ("ZeRO stage", t.zero),
         ("gradient checkpointing", "yes" if t.gradient_checkpointing else "no"),
         ("seed", t.seed),
+    ]
+
+
+def _of_adapter(adapter: AdapterSpec) -> list[tuple[str, Any]]:
+    target = adapter.target if isinstance(adapter.target, str) else ", ".join(adapter.target)
+    extras = [name for name in ("rslora", "dora", "trainable_tokens") if getattr(adapter, name)]
+    return [
+        (
+            "adapter",
+            f"{adapter.type}, rank {adapter.rank}, alpha {adapter.alpha}, dropout {adapter.dropout:g}, on {target}",
+        ),
+        *(
+            [("adapter, besides", ", ".join([*extras, *adapter.modules_to_save]))]
+            if extras or adapter.modules_to_save
+            else []
+        ),
     ]
 
 

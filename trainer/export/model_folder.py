@@ -67,14 +67,19 @@ def write(
     text = guarded("the model card", describe)
     if text is not None:
         (partial / "README.md").write_text(text, encoding="utf-8", errors="replace")
+    publish(partial, run.model)
+    return run.model
+
+
+def publish(partial: Path, folder: Path) -> None:
+    """Give a written folder its name, every byte of it on the disk first."""
     for path in partial.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-    shutil.rmtree(run.model, ignore_errors=True)
-    os.replace(partial, run.model)
-    return run.model
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
 
 
 def sample_of(folder: Path, run: RunDir) -> dict[str, str] | None:

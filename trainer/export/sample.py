@@ -106,6 +106,15 @@ def generate(model_folder: Path, prompt: list[int]) -> str:
     return found
 
 
+def held_out_rows(run_dir: Path, count: int = 4, length: int = 256) -> list[list[int]]:
+    """Token ids of the first held-out sequences, each cut to `length`; of the training data where nothing is held out."""
+    from trainer.data.prepared import Prepared
+
+    prepared = Prepared.open(run_dir)
+    chosen = prepared.validation[:count] if len(prepared.validation) else prepared.train[:count]
+    return [[int(i) for i in prepared.token_ids(int(sequence))[:length]] for sequence in chosen]
+
+
 def choose_held_out(run_dir: Path) -> HeldOut | None:
     """The first held-out conversation with a short prompt and more than a word of answer; None where there is none."""
     import numpy as np

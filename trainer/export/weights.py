@@ -27,7 +27,7 @@ def dtype_chooser(model: Any, base: Mapping[str, StoredTensor]) -> Callable[[str
     precision holds that one tensor in fp32. Buffers and whole numbers stay as they are; the caller asks for parameters."""
     strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     kept = [re.compile(rf"(^|\.){re.escape(name)}($|\.)") for name in strict]
-    exceptions = {name for name, tensor in base.items() if tensor.dtype == "F32"} if _is_half(base) else set()
+    exceptions = {name for name, tensor in base.items() if tensor.dtype == "F32"} if is_half(base) else set()
 
     def choose(name: str, tensor: torch.Tensor) -> torch.dtype:
         if not tensor.is_floating_point():
@@ -42,7 +42,7 @@ def dtype_chooser(model: Any, base: Mapping[str, StoredTensor]) -> Callable[[str
 def restore_unchanged(weights: dict[str, torch.Tensor], base: Mapping[str, StoredTensor]) -> None:
     """Where a base in half precision holds a tensor in fp32, training rounded it to bf16: one that has not changed since
     is exported with the base's own digits."""
-    if not _is_half(base):
+    if not is_half(base):
         return
     from safetensors import safe_open
 
@@ -78,7 +78,7 @@ def compare(folder: Path, model: Any, base: Mapping[str, StoredTensor]) -> list[
     warnings = []
     if lost or new:
         warnings = _explain_names(folder, written, lost, new)
-    if _is_half(base):
+    if is_half(base):
         narrowed = sorted(
             name for name in written.keys() & base.keys() if base[name].dtype == "F32" and written[name].dtype != "F32"
         )
@@ -117,7 +117,7 @@ def _refuse_other_shapes(written: Mapping[str, StoredTensor], base: Mapping[str,
             )
 
 
-def _is_half(base: Mapping[str, StoredTensor]) -> bool:
+def is_half(base: Mapping[str, StoredTensor]) -> bool:
     """Whether most of the base's numbers are bf16."""
     sizes = Counter[str]()
     for tensor in base.values():

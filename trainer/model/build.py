@@ -16,7 +16,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from trainer.model import attention, self_test
+from trainer.model import adapter, attention, self_test
 from trainer.model.packed import Way
 from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
@@ -29,8 +29,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], None] = lambda: None) -> nn.Module:
     """The base model on the CPU in the training precision, its vocabulary grown to the tokenizer's, ready to freeze.
 
-    Its attribute `way` says how it has to be called for a batch: what the self-test found. `alive` is called after the
-    self-test and after the weights. Raises BadInput for a base that is
+    Its attribute `way` says how it has to be called for a batch: what the self-test found; `has_grown` whether its vocabulary is
+    larger than the base's. `alive` is called after the self-test and after the weights. Raises BadInput for a base that is
     not there, lacks weights, or cannot be trained on such batches.
     """
     spec, train, packing = job.spec.model, job.spec.train, job.spec.data.packing
@@ -49,18 +49,29 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=kind, **options)
             model = model.to(dtype)
         else:
+            quantised = adapter.quantisation(train.adapter, dtype)
+            if quantised is not None:
+                options |= {"quantization_config": quantised, "device_map": {"": _loading_device(job)}}
             model = _load(spec, config=config, dtype=dtype, attn_implementation=kind, **options)
+            adapter.keep_quantised_layout(model)
         alive()
         if verdict is None:
             verdict = self_test.of_model(model, spec.attention, job.device, train.precision, packing)
             model.set_attn_implementation(held(verdict, packing).attention)
+        rows = model.get_input_embeddings().weight.shape[0]
         grow_vocabulary(model, len(tokenizer))
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.way = verdict.way
+    model.has_grown = len(tokenizer) > rows
     say(verdict.line())
     model.config.use_cache = False
     return model
+
+
+def _loading_device(job: NodeJob) -> str:
+    """Where 4-bit weights are made: on this rank's GPU, which is faster, but not where ZeRO-3 is to cut them first."""
+    return f"cuda:{torch.cuda.current_device()}" if job.device == "cuda" and job.spec.train.zero != 3 else "cpu"
 
 
 def read_config(spec: ModelSpec) -> Any:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from trainer.data.batch import IGNORE
+from trainer.model import token_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class LossHead(nn.Module):
         super().__init__()
         self.weight = linear.weight
         self.bias = linear.bias
+        token_rows.move(linear, self)
         self.chunk = chunk
         self.transform = transform
 
@@ -86,12 +88,21 @@ class LossHead(nn.Module):
         weights_N = weights_BT.reshape(-1).index_select(0, where_N)
         with_gradient = torch.is_grad_enabled()
         return _ChunkedCrossEntropy.apply(
-            hidden_NH, self.weight, self.bias, targets_N, weights_N, self.chunk, self.transform, with_gradient
+            hidden_NH,
+            token_rows.effective(self.weight, self),
+            self.bias,
+            targets_N,
+            weights_N,
+            self.chunk,
+            self.transform,
+            with_gradient,
         )
 
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """All of them, in fp32: for a comparison, not for training."""
-        return self.transform.apply_(nn.functional.linear(hidden_NH, self.weight, self.bias).float())
+        return self.transform.apply_(
+            nn.functional.linear(hidden_NH, token_rows.effective(self.weight, self), self.bias).float()
+        )
 
 
 CPU_CACHE_ENTRIES = 1 << 21

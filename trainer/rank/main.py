@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from trainer.run.exits import ExitCode, leave
 from trainer.run.run_folder import EventKind, Phase, RunDir
@@ -42,7 +44,8 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.data.tokenizer import load_tokenizer
     from trainer.engine import determinism, out_of_memory
     from trainer.engine.engine import Engine, initialize_distributed
-    from trainer.export import card, model_folder, weights
+    from trainer.export import adapter_folder, card, model_folder, weights
+    from trainer.model import adapter as adapters
     from trainer.model import build, freeze
     from trainer.rank.gauges import Gauges
     from trainer.rank.loop import Training
@@ -71,7 +74,8 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     plan = DataPlan.open(job)
     tokenizer = load_tokenizer(job.spec.model)
     base = build.build(job, tokenizer, hand.heartbeat.alive)
-    report = freeze.apply(base, resolved_patterns(job))
+    adapter = adapters.of_job(base, job, tokenizer)
+    report = freeze.apply(base, resolved_patterns(job)) if adapter is None else adapters.report(base, adapter)
     if emit is not None:
         print(f"{report}; {plan.total_steps} steps of {job.global_batch} x {job.spec.data.sequence_length} tokens")
         emit(
@@ -110,12 +114,18 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
 
     enter(Phase.EXPORTING)
     with hand.heartbeat.busy("exporting"):
-        dtype_of = weights.dtype_chooser(engine.model, model_folder.base_tensors(job))
-        tensors = engine.gathered(dtype_of, hand.heartbeat.alive)
+        describe = partial(card.render, job, tokenizer, plan, report, world_size)
+        end_tokens = plan.data.meta["end_tokens"]
+        tensors: Iterator[Any] = iter(())
+        if adapter is None:
+            dtype_of = weights.dtype_chooser(engine.model, model_folder.base_tensors(job))
+            tensors = engine.gathered(dtype_of, hand.heartbeat.alive)
+            write = partial(model_folder.write, job, engine.model, tokenizer, tensors)
+        else:
+            trained = engine.gathered_trainable()
+            write = partial(adapter_folder.write, job, engine.model, adapter, tokenizer, trained)
         if is_first:
-            end_tokens = plan.data.meta["end_tokens"]
-            describe = partial(card.render, job, tokenizer, plan, report, world_size)
-            folder = model_folder.write(job, engine.model, tokenizer, tensors, end_tokens, describe)
+            folder = write(end_tokens, describe)
             answer = model_folder.sample_of(folder, run)
             run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), sample=answer)
         for _ in tensors:  # the other ranks hold their parts out; rank 0 has taken all

@@ -6,6 +6,7 @@ with their lines.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from trainer.run.settings.checkpoint import SaveEvery
@@ -56,6 +57,7 @@ def problems(spec: TrainSpec) -> list[Problem]:
             "train.evaluate_every",
             "contradicts data.validation_fraction 0: there is nothing to evaluate on; set a fraction or `never`",
         )
+    found += _of_adapter(spec)
     every = spec.checkpoint.every
     if isinstance(every, SaveEvery) and every == SaveEvery():
         report("checkpoint.every", "names no interval: set steps, minutes or epochs, or write `every: auto`")
@@ -67,4 +69,33 @@ def problems(spec: TrainSpec) -> list[Problem]:
                     "contradicts `samples` of the same source: both set its size; remove one",
                 )
             )
+    return found
+
+
+def _of_adapter(spec: TrainSpec) -> list[Problem]:
+    """What contradicts `train.adapter`."""
+    adapter, found = spec.train.adapter, list[Problem]()
+
+    def report(where: str, message: str) -> None:
+        found.append(Problem(tuple(where.split(".")), message))
+
+    if adapter is None:
+        if spec.export.merged:
+            report("export.merged", "needs train.adapter: a model whose own weights are trained has nothing to merge")
+        return found
+    if spec.train.unfrozen is not None:
+        report("train.unfrozen", "contradicts train.adapter, which freezes the base; remove one (adapter.modules_to_save trains modules whole)")  # fmt: skip
+    if spec.model.init == "random":
+        report("train.adapter", "contradicts model.init random: adapters need a base that can do something; remove one")
+    if adapter.type == "qlora" and adapter.init != "default":
+        report("train.adapter.init", f"{adapter.init} changes the weights that qlora holds in 4 bits; use default, or type lora")  # fmt: skip
+    if adapter.dora and adapter.init != "default":
+        report("train.adapter.init", f"{adapter.init} contradicts dora, which keeps the base's magnitudes; use default, or dora: false")  # fmt: skip
+    if adapter.target != "all-linear" and isinstance(adapter.target, str):
+        try:
+            re.compile(adapter.target)
+        except re.error as error:
+            report("train.adapter.target", f"{adapter.target!r} is no regular expression: {error.msg}")
+        if adapter.layers is not None:
+            report("train.adapter.layers", "contradicts a target that is a regular expression, which can name layers itself; remove one")  # fmt: skip
     return found

@@ -17,6 +17,7 @@ from trainer.run.run_folder import CHECKPOINTS_FOLDER
 from trainer.run.settings.base import PositiveInt, SpecModel
 from trainer.run.settings.checkpoint import CheckpointSpec
 from trainer.run.settings.data import DataSpec
+from trainer.run.settings.export import ExportSpec
 from trainer.run.settings.model import ModelSpec
 from trainer.run.settings.track import TrackSpec
 from trainer.run.settings.train import OptimizerSettings
@@ -36,6 +37,8 @@ class TrainSpec(SpecModel):
     """When and where the state is saved."""
     track: TrackSpec = TrackSpec()
     """Where metrics go besides metrics.jsonl."""
+    export: ExportSpec = ExportSpec()
+    """What a finished run leaves besides the trained weights."""
 
 
 class NodeJob(SpecModel):

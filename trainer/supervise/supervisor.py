@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         secret_file.take(os.environ)
         job = read_job(arguments.train_json)
-        require_packages(job.spec.track)
+        require_packages(job.spec.track, job.spec.train.adapter)
         nodes = Nodes.from_environment(os.environ)
         supervisor = Supervisor(job, arguments.train_json.resolve(), nodes, arguments.main, arguments.prepare)
     except (BadInput, TrainingFailed) as error:

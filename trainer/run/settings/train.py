@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from trainer.run.settings.adapter import AdapterSpec
 from trainer.run.settings.base import Fraction, PositiveInt, SpecModel
 
 
@@ -73,6 +74,8 @@ class OptimizerSettings(SpecModel):
     """`optimizer` keeps master weights and Adam's moments in host memory and updates them there: slower, for a state that GPUs cannot hold."""
     unfrozen: tuple[str, ...] | UnfrozenSpec | None = None
     """Regular expressions (re.search) over parameter names: what they hit is trained, the rest is frozen. None trains all."""
+    adapter: AdapterSpec | None = None
+    """Train small adapters beside the frozen base (LoRA, QLoRA) instead of its own weights."""
     loss_chunk: PositiveInt = 2048
     """Labelled tokens whose logits are held at once in the loss."""
     evaluate_every: Annotated[int, Field(ge=1)] | Literal["epoch", "never"] | EvaluateEvery = "epoch"

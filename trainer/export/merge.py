@@ -1,0 +1,271 @@
+"""Merging: one model of a base and an adapter, shard by shard from the base's own files.
+
+Owns the merged folder and its comparison with base and adapter. Host memory holds one shard of the base, and the adapter; peft
+does the arithmetic of each layer. Run by hand: `python -m trainer.export.merge ADAPTER TARGET`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from trainer.export import base_files, older_tools, weights
+from trainer.model import build
+from trainer.model.adapter import WRAPPED
+from trainer.run.exits import BadInput, TrainingFailed
+from trainer.run.settings.model import ModelSpec
+from trainer.run.weights_index import StoredTensor
+
+TOLERANCE = 0.15
+"""Largest difference of a logit, in standard deviations of the logits: merged weights are rounded to bf16's 8 bits once more."""
+INDEX = "model.safetensors.index.json"
+COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
+"""Beginnings of the files that adapter and merged model share."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="trainer.export.merge", description="Make one model of an adapter and its base."
+    )
+    parser.add_argument("adapter", type=Path, help="the adapter folder")
+    parser.add_argument("target", type=Path, help="the folder to write; must not exist")
+    options = parser.parse_args()
+    try:
+        print(f"{options.target}: {told(merge(options.adapter, options.target, None))}")
+    except (BadInput, TrainingFailed) as error:
+        raise SystemExit(f"dolphin: {error}") from None
+
+
+def merge(adapter: Path, target: Path, rows: list[list[int]] | None) -> float:
+    """Write the merged model in bf16 to `target`; returns the largest difference of a logit between it and base + adapter on
+    `rows` of token ids (texts of its own where None), in standard deviations of the logits.
+
+    Raises BadInput where base or adapter cannot be read or `target` exists, TrainingFailed where the two differ by more than
+    rounding; nothing is left at `target` then.
+    """
+    if target.exists():
+        raise BadInput(f"{target} exists; name a folder that does not")
+    settings = _settings(adapter)
+    spec = ModelSpec(base=settings["base_model_name_or_path"], revision=settings.get("revision"))
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    partial = target.with_name(f".{target.name}.merging")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        stored = base_files.tensors_of(spec.base, spec.revision)
+        if not _merge_files(_Changes(tensors, settings, _vocabulary(adapter), _config(spec)), stored, partial):
+            _merge_whole(adapter, spec, partial)
+        _write_rest(adapter, spec, partial)
+        difference = _difference(adapter, spec, partial, rows)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if difference > TOLERANCE:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise TrainingFailed(
+            f"the merged model's logits differ from those of base and adapter by {difference:.2g} standard deviations; it is not "
+            "kept. The adapter is whole"
+        )
+    os.replace(partial, target)
+    return difference
+
+
+def told(difference: float) -> str:
+    return f"merged in bf16: its logits differ from those of base and adapter by at most {difference:.1g} of their standard deviation"
+
+
+class _Changes:
+    """What an adapter does to each tensor of a base."""
+
+    def __init__(
+        self, tensors: dict[str, torch.Tensor], settings: dict[str, Any], vocabulary: int, config: Any
+    ) -> None:
+        self.tensors = tensors
+        self.settings = settings
+        self.vocabulary = vocabulary
+        self.embeddings, self.is_tied = _embeddings(config)
+        names = [name.removeprefix(WRAPPED) for name in tensors]
+        self.layers = {name.partition(".lora_A.")[0] for name in names if ".lora_A." in name}
+        self.rows = {n.partition(".token_adapter.")[0]: tensors[WRAPPED + n] for n in names if ".token_adapter." in n}
+        self.whole = {n for n in names if ".lora_" not in n and ".token_adapter." not in n}
+
+    @property
+    def touched(self) -> set[str]:
+        """Names that a base's files must have."""
+        return {f"{name}.weight" for name in self.layers | self.rows.keys()} | self.whole
+
+    def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The merged tensor, in fp32 where it was changed."""
+        module = name.removesuffix(".weight")
+        if name in self.whole:
+            return self.tensors[WRAPPED + name].float()
+        if module in self.layers:
+            return self._layer(module, tensor)
+        if name in self.embeddings and tensor.shape[0] < self.vocabulary:
+            mean = tensor.float().mean(0).to(tensor.dtype)  # as trainer.model.build grows a vocabulary
+            tensor = torch.cat([tensor, mean.expand(self.vocabulary - tensor.shape[0], -1)])
+        if module in self.rows:
+            ids = self.settings["trainable_token_indices"][module.rpartition(".")[2]]
+            return tensor.float().index_copy(0, torch.tensor(ids), self.rows[module].float())
+        return tensor
+
+    def _layer(self, module: str, tensor: torch.Tensor) -> torch.Tensor:
+        """One layer's weight with its adapter in it, computed by peft in fp32."""
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+
+        holder = nn.Module()
+        holder.layer = nn.Linear(tensor.shape[1], tensor.shape[0], bias=False)
+        holder.layer.weight.data = tensor.float()
+        config = LoraConfig(
+            r=self.settings["r"], lora_alpha=self.settings["lora_alpha"], use_rslora=self.settings["use_rslora"],
+            use_dora=self.settings["use_dora"], target_modules=["layer"], inference_mode=True,
+        )  # fmt: skip
+        adapted: Any = get_peft_model(holder, config)
+        start = f"{WRAPPED}{module}."
+        own = {
+            f"{WRAPPED}layer.{name.removeprefix(start)}": value.float()
+            for name, value in self.tensors.items()
+            if name.startswith(start)
+        }
+        found: Any = set_peft_model_state_dict(adapted, own)
+        if found.unexpected_keys:
+            raise BadInput(f"the adapter holds {found.unexpected_keys[0]}, which no merge knows")
+        merged: torch.Tensor = adapted.merge_and_unload(safe_merge=True).layer.weight.detach()
+        return merged
+
+
+def _merge_files(changes: _Changes, stored: dict[str, StoredTensor], folder: Path) -> bool:
+    """File by file of the base. False, with nothing written, where its files hold what is changed under other names."""
+    twice = (
+        changes.embeddings if changes.is_tied else frozenset()
+    )  # the files of a base with tied embeddings have one of both
+    if not stored or not changes.touched - twice <= stored.keys():
+        return False
+    keeps = weights.is_half(stored)
+    files = sorted({tensor.file for tensor in stored.values()})
+    index: dict[str, str] = {}
+    total = 0
+    for number, path in enumerate(files, 1):
+        name = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+        shard = {}
+        with safe_open(path, "pt") as handle:
+            for key in handle.keys():  # noqa: SIM118 - not a dict
+                tensor = changes.apply(key, handle.get_tensor(key))
+                if tensor.is_floating_point() and not (keeps and stored[key].dtype == "F32"):
+                    tensor = tensor.to(torch.bfloat16)
+                shard[key] = tensor.contiguous()
+                index[key] = name
+                total += tensor.numel() * tensor.element_size()
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    if len(files) > 1:
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2, sort_keys=True)
+        (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+    return True
+
+
+def _merge_whole(adapter: Path, spec: ModelSpec, folder: Path) -> None:
+    """The whole model in memory: for families whose files name or fuse weights otherwise than their modules."""
+    model = _adapted(adapter, spec).merge_and_unload(safe_merge=True)
+    model.save_pretrained(folder)
+
+
+def _write_rest(adapter: Path, spec: ModelSpec, folder: Path) -> None:
+    """Configuration, tokenizer and stop tokens."""
+    for path in adapter.iterdir():
+        if path.name.startswith(COPIED):
+            shutil.copy2(path, folder / path.name)
+    config = _config(spec)
+    config.get_text_config(decoder=True).vocab_size = max(
+        config.get_text_config(decoder=True).vocab_size, _vocabulary(adapter)
+    )
+    generation = adapter / "generation_config.json"
+    if generation.is_file():
+        stops = json.loads(generation.read_text(encoding="utf-8"))
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, key, stops.get(key))
+    config.dtype = torch.bfloat16
+    older_tools.write_config(config, folder, spec)
+
+
+def _difference(adapter: Path, spec: ModelSpec, merged: Path, rows: list[list[int]] | None) -> float:
+    """Largest difference of a logit, in standard deviations of all logits: one model in memory at a time."""
+    from transformers import AutoModelForCausalLM
+
+    inputs = rows or _texts(adapter)
+    model = _adapted(adapter, spec)
+    reference = _logits(model, inputs)
+    del model
+    gc.collect()
+    found = _logits(AutoModelForCausalLM.from_pretrained(merged, dtype=torch.bfloat16), inputs)
+    spread = torch.cat([logits.reshape(-1) for logits in reference]).std()
+    largest = max((a - b).abs().max() for a, b in zip(reference, found, strict=True))
+    return float(largest / spread)
+
+
+def _logits(model: Any, rows: list[list[int]]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [model.eval()(torch.tensor([row])).logits[0].float() for row in rows]
+
+
+def _texts(adapter: Path) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    return [tokenizer(text).input_ids for text in older_tools.PROBES]
+
+
+def _adapted(adapter: Path, spec: ModelSpec) -> Any:
+    """Base and adapter as one module in bf16, its vocabulary grown."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(spec.base, revision=spec.revision, dtype=torch.bfloat16)
+    build.grow_vocabulary(model, _vocabulary(adapter))
+    return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
+
+
+def _vocabulary(adapter: Path) -> int:
+    from transformers import AutoTokenizer
+
+    return len(AutoTokenizer.from_pretrained(adapter))
+
+
+def _embeddings(config: Any) -> tuple[frozenset[str], bool]:
+    """Names of the embeddings' weights, and whether the two are one."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    ends = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
+    names = {id(part): name for name, part in model.named_modules()}
+    return frozenset(f"{names[id(part)]}.weight" for part in ends), len({id(part.weight) for part in ends}) < len(ends)
+
+
+def _config(spec: ModelSpec) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(spec.base, revision=spec.revision)
+
+
+def _settings(adapter: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{adapter} is no adapter folder: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("base_model_name_or_path"), str):
+        raise BadInput(f"{adapter / 'adapter_config.json'} names no base model")
+    return found
+
+
+if __name__ == "__main__":
+    main()

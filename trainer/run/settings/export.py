@@ -1,0 +1,10 @@
+"""`export:` of a job: what a finished run leaves besides the trained weights."""
+
+from __future__ import annotations
+
+from trainer.run.settings.base import SpecModel
+
+
+class ExportSpec(SpecModel):
+    merged: bool = False
+    """Of an adapter: leave base and adapter as one model in bf16, with the adapter's own folder in it as adapter/."""
