@@ -251,6 +251,17 @@ def adopt(
 
 
 @app.command()
+def merge(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run id or its beginning, or an adapter's folder.")],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write; it must not exist.")],
+) -> int:
+    """Make one model of an adapter and its base."""
+    from launcher.commands.merge import merge_command
+
+    return merge_command(source, target)
+
+
+@app.command()
 def forget(run: OneRun) -> int:
     """Take a run that is over out of the list; its results are kept."""
     from launcher.commands import runs

@@ -120,6 +120,12 @@ MAPPED: list[tuple[str, str, dict[str, Any]]] = [
     ("long-drop", "excess_length_strategy: truncate\ndataset_exact_deduplication: true\ndataset_processes: 4", {"data.over_long": "truncate", "data.deduplicate": "exact", "data.workers": 4}),
     ("name", "output_dir: ./outputs/My Model.v2", {"name": "my-model-v2"}),
     ("name-of-base", "output_dir: ./outputs/out", {"name": "qwen3-0-6b-base"}),
+    ("lora", "adapter: lora\nload_in_8bit: true\nlora_r: 16\nlora_alpha: 32\nlora_dropout: 0.05\nlora_target_linear: true\nlora_mlp_kernel: true", {"train.adapter": {"type": "lora", "rank": 16, "alpha": 32, "dropout": 0.05, "target": "all-linear"}}),
+    ("qlora", "adapter: qlora\nload_in_4bit: true\nlora_r: 8\nlora_alpha: 16\nlora_target_modules: [q_proj, v_proj]\nlora_modules_to_save: [embed_tokens, lm_head]\npeft_use_dora: true\npeft_use_rslora: true", {"train.adapter": {"type": "qlora", "rank": 8, "alpha": 16, "target": ["q_proj", "v_proj"], "modules_to_save": ["embed_tokens", "lm_head"], "dora": True, "rslora": True}}),
+    ("lora-in-4-bits", "adapter: lora\nload_in_4bit: true\nlora_r: 8\nlora_target_modules: 'model.layers.[0-9]+.mlp.*'\npeft_init_lora_weights: true\nbnb_config_kwargs: {bnb_4bit_use_double_quant: true}", {"train.adapter.type": "qlora", "train.adapter.target": "model.layers.[0-9]+.mlp.*", "train.adapter.init": "default"}),
+    ("tokens-of-old", "tokens: {bos_token: <s>, eos_token: </s>}", {"model.special_tokens": {"bos_token": "<s>", "eos_token": "</s>"}}),
+    ("tokens-in-groups", "tokens: [{content: <a>}, <b>]", {"model.added_tokens": ["<a>", "<b>"]}),
+    ("bookkeeping", "use_swanlab: true\nplugins: [axolotl.integrations.swanlab.SwanLabPlugin, axolotl.integrations.kernels.KernelsPlugin]\nuse_scattermoe: true\nearly_stopping_patience: 3\ncontext_parallel_size: 1", {}),
     ("degree-one", "sequence_parallel_degree: 1\ntensor_parallel_size: 1\nrl:\nadapter:", {}),
 ]  # fmt: skip
 
@@ -136,8 +142,13 @@ def test_a_configuration_becomes_a_valid_job(changes: str, expected: dict[str, A
 
 REFUSED: list[tuple[str, str, str, str]] = [
     # (what it is, what it changes, place of the error, words of it)
-    ("lora", "adapter: lora\nlora_r: 16\nlora_target_linear: true", "adapter", "all parameters, or Spectrum's choice"),
-    ("qlora", "adapter: qlora\nload_in_4bit: true", "adapter", "all parameters"),
+    ("llama-adapter", "adapter: llama-adapter", "adapter", "write lora or qlora"),
+    ("lora-of-nothing", "adapter: lora\nlora_r: 16", "lora_target_modules", "name the layers to adapt"),
+    ("lora-without-rank", "adapter: lora\nlora_target_linear: true", "lora_r", "state the rank"),
+    ("loftq", "adapter: lora\nlora_r: 8\nlora_target_linear: true\npeft_init_lora_weights: loftq", "peft_init_lora_weights", "pissa or olora"),
+    ("experts", "adapter: lora\nlora_r: 8\nlora_target_linear: true\nlora_target_parameters: [mlp.experts.gate_up_proj]", "lora_target_parameters", "linear layers"),
+    ("lora-plus", "adapter: lora\nlora_r: 8\nlora_target_linear: true\nloraplus_lr_ratio: 16", "loraplus_lr_ratio", "one learning rate"),
+    ("other-quantisation", "adapter: qlora\nlora_r: 8\nlora_target_linear: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", "bnb_config_kwargs", "NF4"),
     ("dpo", "rl: dpo", "rl", "preference"),
     ("fp16", "bf16: false\nfp16: true", "fp16", "bf16 or fp32"),
     ("lion", "optimizer: lion_8bit", "optimizer", "AdamW is"),
@@ -166,9 +177,9 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ("neftune", "neftune_noise_alpha: 5", "neftune_noise_alpha", "not done"),
     ("sequence-parallel", "sequence_parallel_degree: 4", "sequence_parallel_degree", "not split over GPUs"),
     ("test-sets", "test_datasets: [{path: a/b}]", "test_datasets", "val_set_size"),
-    ("early-stopping", "early_stopping_patience: 3", "early_stopping_patience", "last step"),
+    ("best-model", "load_best_model_at_end: true", "load_best_model_at_end", "last step"),
     ("both-warmups", "warmup_steps: 10\nwarmup_ratio: 0.1", "warmup_ratio", "contradicts warmup_steps"),
-    ("quantized-base", "load_in_8bit: true", "load_in_8bit", "all parameters"),
+    ("quantized-base", "load_in_8bit: true", "load_in_8bit", "adapter: qlora"),
     ("no-data", "datasets:", "datasets", "is missing"),
 ]  # fmt: skip
 
@@ -269,7 +280,7 @@ class TestThroughLoadJob:
         from launcher.commands.init import init_command
 
         path = tmp_path / "axolotl.yml"
-        path.write_text(BASE + "adapter: lora\n")
+        path.write_text(BASE + "adapter: ia3\n")
         assert init_command(str(tmp_path / "job.yaml"), str(path)) == 2
         assert f"{path}:6: adapter: " in capsys.readouterr().err
         assert not (tmp_path / "job.yaml").exists()
@@ -291,6 +302,33 @@ def test_the_reference_configuration_is_the_reference_job(tmp_path: Path) -> Non
     assert converted == written
 
 
+def test_the_reference_configurations_commented_adapter_is_one_of_ours(tmp_path: Path) -> None:
+    folder = os.environ.get("DOLPHIN_REFERENCE")
+    if not folder:
+        pytest.skip("DOLPHIN_REFERENCE names no folder with the reference configuration")
+    text = (Path(folder) / "dolphin-2.9.4-llama3.1-8b.axolotl.yml").read_text()
+    for key in (
+        "load_in_4bit",
+        "adapter",
+        "lora_r",
+        "lora_alpha",
+        "lora_modules_to_save",
+        "lora_dropout",
+        "lora_target_linear",
+    ):
+        assert f"# {key}:" in text
+        text = text.replace(f"# {key}:", f"{key}:")
+    (tmp_path / "axolotl.yml").write_text(text)
+    conversion = convert(tmp_path / "axolotl.yml")
+    assert not [
+        finding for finding in conversion.errors if str(finding.where[0]).startswith(("adapter", "lora", "load"))
+    ]
+    assert conversion.job["train"]["adapter"] == {
+        "type": "qlora", "rank": 128, "alpha": 16, "dropout": 0.05, "target": "all-linear",
+        "modules_to_save": ["embed_tokens", "lm_head"],
+    }  # fmt: skip
+
+
 def test_the_table_of_keys_is_the_one_that_is_carried_out() -> None:
     from launcher.commands.convert import key_tables
     from launcher.jobfile.axolotl import keys
@@ -300,7 +338,7 @@ def test_the_table_of_keys_is_the_one_that_is_carried_out() -> None:
     )
     tables = (keys.MAPPED, keys.NO_EFFECT, keys.ERRORS)
     assert sum(map(len, tables)) == len({key for table in tables for key in table}), "a key stands in two tables"
-    readers = ("convert", "datasets", "model", "sharding", "training")
+    readers = ("adapter", "convert", "datasets", "model", "sharding", "training")
     sources = "".join((ROOT / "launcher" / "jobfile" / "axolotl" / f"{name}.py").read_text() for name in readers)
     unused = [key for key in (*keys.MAPPED, *keys.DATASET_MAPPED) if f'"{key}"' not in sources]
     assert [key for key in unused if not key.startswith("wandb_")] == [], "listed as mapped, but nothing reads it"

@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import nn
 from trainer.export import base_files, older_tools, weights
 from trainer.model import build
 from trainer.model.adapter import WRAPPED
-from trainer.run.exits import BadInput, TrainingFailed
+from trainer.run.exits import BadInput, ExitCode, TrainingFailed
 from trainer.run.settings.model import ModelSpec
 from trainer.run.weights_index import StoredTensor
 
@@ -41,9 +42,10 @@ def main() -> None:
     parser.add_argument("target", type=Path, help="the folder to write; must not exist")
     options = parser.parse_args()
     try:
-        print(f"{options.target}: {told(merge(options.adapter, options.target, None))}")
+        print(f"{options.target}: {told(merge(options.adapter, options.target, None))}", file=sys.stderr)
     except (BadInput, TrainingFailed) as error:
-        raise SystemExit(f"dolphin: {error}") from None
+        print(f"dolphin: {error}", file=sys.stderr)
+        sys.exit(ExitCode.BAD_INPUT if isinstance(error, BadInput) else ExitCode.FAILED)
 
 
 def merge(adapter: Path, target: Path, rows: list[list[int]] | None) -> float:

@@ -53,10 +53,16 @@ def quantisation(spec: AdapterSpec | None, dtype: torch.dtype) -> Any:
         return None
     from transformers import BitsAndBytesConfig
 
+    _quiet()
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
     )  # fmt: skip
+
+
+def _quiet() -> None:
+    """bitsandbytes warns of kernels that it would look for on the hub, which no run needs."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def keep_quantised_layout(model: nn.Module) -> None:
@@ -72,7 +78,7 @@ def of_job(model: Any, job: NodeJob, tokenizer: Any) -> Adapter | None:
     spec = job.spec.train.adapter
     if spec is None:
         return None
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels that it looks for on the hub
+    _quiet()
     adapter = inject(model, spec, added_token_ids(job.spec.model, tokenizer), job.spec.train.seed)
     adapter.has_grown = model.has_grown
     return adapter

@@ -15,10 +15,10 @@ from launcher.config.problems import LocatedProblem, SpecErrors, key_name
 from launcher.config.text import read_text
 from launcher.config.yaml_lines import Where, read_yaml
 from launcher.jobfile.axolotl.account import Conversion, Mapped
+from launcher.jobfile.axolotl.adapter import convert_adapter
 from launcher.jobfile.axolotl.datasets import read_datasets
-from launcher.jobfile.axolotl.keys import ADAPTERS_OWN, BESIDE, ERRORS, MAPPED, NO_EFFECT
+from launcher.jobfile.axolotl.keys import BESIDE, ERRORS, MAPPED, NO_EFFECT
 from launcher.jobfile.axolotl.model import (
-    convert_adapter,
     convert_model,
     convert_name,
     convert_template,
@@ -94,7 +94,6 @@ class _Converter:
 
     def _account(self) -> None:
         """Keys that are not mapped: no effect, or an error."""
-        adapter = self.config.get("adapter")
         for key, value in self.config.items():
             key = str(key)
             if key in MAPPED:
@@ -102,8 +101,7 @@ class _Converter:
             if value in (None, "") and (key in NO_EFFECT or key in ERRORS):
                 self.out.skip(key, "has no value")
             elif key in NO_EFFECT:
-                belongs = adapter and NO_EFFECT[key] == ADAPTERS_OWN
-                self.out.skip(key, "it belongs to the adapter" if belongs else NO_EFFECT[key])
+                self.out.skip(key, NO_EFFECT[key])
             elif key in ERRORS and (value in EMPTY or (value == 1 and key.endswith(("_degree", "_size")))):
                 self.out.skip(key, "is off, as here")
             elif key in ERRORS:

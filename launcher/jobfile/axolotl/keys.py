@@ -92,9 +92,22 @@ MAPPED: dict[str, str] = {
     "mlflow_experiment_name": "track.mlflow.experiment",
     "use_tensorboard": "track.tensorboard",
     "hf_use_auth_token": "the secret HF_TOKEN",
-    "adapter": "empty: all parameters are trained, as here; lora, qlora and others are an error",
-    "load_in_8bit": "false, as here; true is an error",
-    "load_in_4bit": "false, as here; true is an error",
+    # adapters
+    "adapter": "train.adapter.type: lora, qlora; empty, all parameters are trained; others are an error",
+    "load_in_8bit": "with an adapter, nothing: the base stays in bf16; without, an error",
+    "load_in_4bit": "train.adapter.type: qlora; without an adapter, an error",
+    "lora_r": "train.adapter.rank",
+    "lora_alpha": "train.adapter.alpha",
+    "lora_dropout": "train.adapter.dropout",
+    "lora_target_linear": "train.adapter.target: all-linear",
+    "lora_target_modules": "train.adapter.target",
+    "lora_modules_to_save": "train.adapter.modules_to_save",
+    "peft_use_dora": "train.adapter.dora",
+    "peft_use_rslora": "train.adapter.rslora",
+    "peft_layers_to_transform": "train.adapter.layers",
+    "peft_init_lora_weights": "train.adapter.init: pissa, olora; others but the default are an error",
+    "bnb_config_kwargs": "NF4 with double quantisation, as here; others are an error",
+    "peft_trainable_token_indices": "train.adapter.trainable_tokens",
     "fp16": "false, as here; true is an error unless bf16 is on too",
     "float16": "false, as here; true is an error unless bf16 is on too",
 }  # fmt: skip
@@ -104,8 +117,6 @@ MAPPED: dict[str, str] = {
 def _same(why: str, keys: str) -> dict[str, str]:
     return dict.fromkeys(keys.split(), why)
 
-
-ADAPTERS_OWN = "it belongs to an adapter, and there is none"
 
 NO_EFFECT: dict[str, str] = {
     **_same("the classes follow from the model's config.json", "model_type type_of_model tokenizer_type base_model_config cls_model_config is_falcon_derived_model is_llama_derived_model is_mistral_derived_model is_qwen_derived_model base_model_ignore_patterns"),
@@ -119,7 +130,7 @@ NO_EFFECT: dict[str, str] = {
     **_same("processes and devices follow from `resources`", "device device_map world_size local_rank ddp ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers ddp_find_unused_parameters max_memory gpu_memory_limit low_cpu_mem_usage experimental_skip_move_to_device dp_shard_size dp_replicate_size use_ray ray_run_name ray_num_workers resources_per_worker num_workers cloud"),
     **_same("`dolphin plan` finds the micro batch that fits", "auto_find_batch_size"),
     **_same("evaluation packs as training does and counts tokens, so its batch size changes nothing", "eval_batch_size"),
-    **_same("fused kernels change speed, not the result; dolphin has its own chunked loss", "flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp flash_optimum flex_attn_compile_kwargs unsloth_cross_entropy_loss unsloth_rms_norm unsloth_rope liger_rope liger_rms_norm liger_layer_norm liger_swiglu liger_glu_activation liger_cross_entropy liger_fused_linear_cross_entropy liger_rms_norm_gated cut_cross_entropy chunked_cross_entropy chunked_cross_entropy_num_chunks use_kernels tiled_mlp tiled_mlp_num_shards tiled_mlp_use_original_mlp"),
+    **_same("fused kernels change speed, not the result; dolphin has its own chunked loss", "flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp flash_optimum flex_attn_compile_kwargs unsloth_cross_entropy_loss unsloth_rms_norm unsloth_rope liger_rope liger_rms_norm liger_layer_norm liger_swiglu liger_glu_activation liger_cross_entropy liger_fused_linear_cross_entropy liger_rms_norm_gated fused_attn_kernel cut_cross_entropy chunked_cross_entropy chunked_cross_entropy_num_chunks use_kernels tiled_mlp tiled_mlp_num_shards tiled_mlp_use_original_mlp"),
     **_same("torch.compile changes speed, not the result; it is not used", "torch_compile torch_compile_backend torch_compile_mode deepcompile"),
     **_same("TF32 is not used: the products are bf16", "tf32"),
     **_same("gradient checkpointing is always the non-reentrant one", "gradient_checkpointing_kwargs activation_offloading"),
@@ -136,15 +147,26 @@ NO_EFFECT: dict[str, str] = {
     **_same("the model is left in the run's folder: `dolphin fetch RUN DIR`, then `hf upload`", "hub_model_id hub_strategy hub_revision hub_private_repo hub_always_push"),
     **_same("metrics alone are reported, not gradients or files", "wandb_watch wandb_log_model mlflow_run_name hf_mlflow_log_artifacts"),
     **_same("dolphin serves no page", "gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature"),
-    **_same("profiling and debugging have their own commands", "debug profiler_steps profiler_steps_start gc_steps axolotl_config_path otel_metrics_enabled otel_metrics_host otel_metrics_port"),
+    **_same("profiling and debugging have their own commands", "debug profiler_steps profiler_steps_start gc_steps axolotl_config_path use_otel_metrics otel_metrics_enabled otel_metrics_host otel_metrics_port"),
     **_same("the embeddings grow by exactly the added tokens", "resize_token_embeddings_to_32x mean_resizing_embeddings embeddings_skip_upcast"),
-    **_same(ADAPTERS_OWN, "lora_model_dir lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear lora_target_parameters lora_fan_in_fan_out lora_modules_to_save lora_on_cpu lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel loraplus_lr_ratio loraplus_lr_embedding peft peft_use_dora peft_use_rslora peft_layers_to_transform peft_layers_pattern peft_layer_replication peft_init_lora_weights peft_trainable_token_indices peft_ensure_weight_tying peft_autocast_adapter_dtype qlora_sharded_model_loading bnb_config_kwargs merge_lora merge_method relora relora_steps relora_warmup_steps relora_cpu_offload relora_prune_ratio relora_prune_method jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o gptq_groupsize gptq_model_v1"),
+    **_same("how an adapter is computed, not what it computes", "lora_on_cpu lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o peft_autocast_adapter_dtype peft_ensure_weight_tying qlora_sharded_model_loading lora_fan_in_fan_out peft_layers_pattern"),
+    **_same("`dolphin merge RUN`, or export.merged, makes one model of base and adapter", "merge_lora merge_method"),
+    **_same("experts that are no linear layers stay in the training precision: exact, and more memory (`dolphin plan` counts it)", "quantize_moe_experts"),
+    **_same("how experts are computed, not what they compute", "use_scattermoe use_sonicmoe"),
+    **_same("the run goes to its last step; status and metrics.jsonl show the validation loss by step", "early_stopping_patience"),
+    **_same("dolphin reports to Weights & Biases, MLflow or TensorBoard", "use_swanlab swanlab_project swanlab_experiment_name swanlab_description swanlab_mode swanlab_log_completions swanlab_completion_log_interval swanlab_completion_max_buffer swanlab_workspace swanlab_run_id swanlab_api_key"),
+    **_same("GPTQ is not used", "gptq_groupsize gptq_model_v1"),
 }  # fmt: skip
 """Key -> why it has no effect here."""
 
 ERRORS: dict[str, str] = {
+    **_same("an adapter begins anew; to go on from one, merge it and name the merged folder as base_model", "lora_model_dir"),
+    **_same("adapters stand beside linear layers; remove it", "lora_target_parameters peft_layer_replication"),
+    **_same("one learning rate is used for both matrices of an adapter; remove it", "loraplus_lr_ratio loraplus_lr_embedding"),
+    **_same("adapters are not restarted while they train; remove it", "relora relora_steps relora_warmup_steps relora_cpu_offload relora_prune_ratio relora_prune_method jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps"),
+    **_same("peft is set up by train.adapter; remove it", "peft"),
     **_same("dolphin fine-tunes on conversations; preference and reward training is not done here", "rl trl reward_model process_reward_model num_labels dpo_beta dpo_use_weighting dpo_use_logits_to_keep dpo_generate_during_eval dpo_norm_loss dpo_label_smoothing rl_beta orpo_alpha rpo_alpha simpo_gamma cpo_alpha kto_desirable_weight kto_undesirable_weight vllm max_prompt_len ebft center_rewards_coefficient precompute_ref_log_probs dpo_use_liger_kernel dpo_padding_free dpo_loss_type dpo_loss_weights"),
-    **_same("quantized training is not done; remove it", "gptq qat quantization quantize_moe_experts fp8 fp8_enable_fsdp_float8_all_gather model_quantization_config model_quantization_config_kwargs"),
+    **_same("quantized training is not done; remove it", "gptq qat quantization fp8 fp8_enable_fsdp_float8_all_gather model_quantization_config model_quantization_config_kwargs"),
     **_same("it changes what the loss or the attention computes; remove it", "scaling_softmax scaling_softmax_factor scaling_softmax_bias liger_use_token_scaling use_eaft trainer_cls"),
     **_same("take a share of each dataset instead (datasets[].shards)", "dataset_shard_num dataset_shard_idx"),
     **_same("write what it does into a chat template of your own", "chat_template_kwargs"),
@@ -154,7 +176,7 @@ ERRORS: dict[str, str] = {
     **_same("the optimizer is AdamW with the settings of `train`; remove it", "optim_args optim_target_modules torchdistx_path adam_epsilon2 adam_beta3 lisa_n_layers lisa_step_interval lisa_layers_attribute"),
     **_same("a sequence is not split over GPUs; remove it", "sequence_parallel_degree context_parallel_size tensor_parallel_size expert_parallel_size pipeline_parallel_size heads_k_stride ring_attn_func s2_attention"),
     **_same("a separate validation set is not read; remove it and set val_set_size", "test_datasets"),
-    **_same("the run ends at its last step with the last weights; remove it", "early_stopping_patience load_best_model_at_end"),
+    **_same("the run ends at its last step with the last weights; remove it", "load_best_model_at_end"),
     **_same("a run of another trainer cannot be continued; to start from its model, name the folder as base_model", "resume_from_checkpoint"),
     **_same("the order is made from the seed; remove it", "curriculum_sampling"),
     **_same("dolphin reports to Weights & Biases, MLflow or TensorBoard; use one of them", "use_comet comet_api_key comet_workspace comet_project_name comet_experiment_key comet_mode comet_online comet_experiment_config use_trackio trackio_project_name trackio_run_name trackio_space_id"),
@@ -171,6 +193,7 @@ BESIDE: dict[str, str] = {
     **_same("another key of the configuration decides it", "eval_strategy evaluation_strategy save_strategy saves_per_epoch chat_template batch_size fsdp fsdp_config fsdp_version"),
     **_same("nothing is reported to Weights & Biases: there is no project, or it is off", "wandb_project wandb_entity wandb_name wandb_run_id wandb_mode use_wandb"),
     **_same("nothing is reported to MLflow: there is no server, or it is off", "mlflow_tracking_uri mlflow_experiment_name use_mlflow"),
+    **_same("it belongs to an adapter, and there is none", "lora_r lora_alpha lora_dropout lora_target_linear lora_target_modules lora_modules_to_save peft_use_dora peft_use_rslora peft_layers_to_transform peft_init_lora_weights peft_trainable_token_indices bnb_config_kwargs"),
     **_same("Spectrum's plugin is not listed", "spectrum_top_fraction spectrum_model_name"),
     **_same("bf16 is on and decides", "fp16 float16 float32"),
 }  # fmt: skip

@@ -24,22 +24,6 @@ def convert_name(out: Conversion, stated: dict[str, Any]) -> None:
         out.assume("name", name, "after the base model")
 
 
-def convert_adapter(out: Conversion, stated: dict[str, Any]) -> None:
-    """Adapters and quantized bases are not trained here: not in silence, as the result would be another model."""
-    instead = (
-        "dolphin trains all parameters, or Spectrum's choice of them: remove it, and to need less memory "
-        "train a part (train.unfrozen: {spectrum: {snr: MODEL, top: 25%}})"
-    )
-    adapter = stated.get("adapter")
-    if adapter:
-        out.fail("adapter", f"{adapter} is not done; {instead}")
-    for key in ("load_in_8bit", "load_in_4bit"):
-        if stated.get(key) and adapter:
-            out.skip(key, "it belongs to the adapter")
-        elif stated.get(key):
-            out.fail(key, f"a quantized base is not trained; {instead}")
-
-
 def convert_model(out: Conversion, stated: dict[str, Any]) -> None:
     if "base_model" not in stated:
         out.fail("base_model", "is missing; name the base model")
@@ -54,8 +38,9 @@ def convert_model(out: Conversion, stated: dict[str, Any]) -> None:
             out.put(f"model.{setting}", stated[key], key)
     if stated.get("reinit_weights"):
         out.put("model.init", "random", "reinit_weights")
-    tokens = stated.get("special_tokens") or {}
-    added = list(stated.get("tokens") or [])
+    tokens, added = stated.get("special_tokens") or {}, _tokens(out, stated)
+    if isinstance(stated.get("tokens"), dict) and isinstance(tokens, dict):  # the older form of special_tokens
+        tokens = {**stated["tokens"], **tokens}
     if isinstance(tokens, dict):
         known = {
             name: text
@@ -65,11 +50,26 @@ def convert_model(out: Conversion, stated: dict[str, Any]) -> None:
         for name in tokens.keys() - known.keys() - {"additional_special_tokens"}:
             out.fail("special_tokens", f"{name} is not set here; write the token under tokens")
         if known:
-            out.put("model.special_tokens", known, "special_tokens")
+            out.put("model.special_tokens", known, "special_tokens" if "special_tokens" in stated else "tokens")
         added += tokens.get("additional_special_tokens") or []
     if added:
         out.put("model.added_tokens", added, "tokens" if "tokens" in stated else "special_tokens")
     _attention(out, stated)
+
+
+def _tokens(out: Conversion, stated: dict[str, Any]) -> list[str]:
+    """`tokens`: a word, words, or groups with the word as `content`."""
+    tokens = stated.get("tokens") or []
+    if isinstance(tokens, dict):
+        return []
+    words = [
+        item.get("content") if isinstance(item, dict) else item
+        for item in ([tokens] if isinstance(tokens, str) else tokens)
+    ]
+    if not all(isinstance(word, str) for word in words):
+        out.fail("tokens", "must be a list of words", "model.added_tokens")
+        return []
+    return words
 
 
 def _attention(out: Conversion, stated: dict[str, Any]) -> None:
@@ -139,8 +139,11 @@ def convert_unfrozen(out: Conversion, stated: dict[str, Any]) -> None:
         name = str(plugin).rpartition(".")[2]
         if name == "SpectrumPlugin":
             spectrum = True
-        elif name in ("LigerPlugin", "CutCrossEntropyPlugin"):
-            out.skip("plugins", f"{name}: fused kernels change speed, not the result; dolphin has its own chunked loss")
+        elif name in ("LigerPlugin", "CutCrossEntropyPlugin", "KernelsPlugin", "SwanLabPlugin"):
+            out.skip(
+                "plugins",
+                f"{name}: it changes speed or bookkeeping, not the result; dolphin has its own chunked loss and trackers",
+            )
         else:
             out.fail("plugins", f"{plugin} cannot be loaded here; remove it")
     if spectrum:

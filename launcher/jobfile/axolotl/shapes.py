@@ -11,16 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 SHAPES: dict[str, str] = {
-    **dict.fromkeys(("tokens", "unfrozen_parameters", "plugins", "roles_to_train"), "a list of words"),
-    **dict.fromkeys(("special_tokens", "lr_scheduler_kwargs", "message_property_mappings"), "a group of plain values"),
+    **dict.fromkeys(("unfrozen_parameters", "plugins", "roles_to_train"), "a list of words"),
+    **dict.fromkeys(("special_tokens", "bnb_config_kwargs", "lr_scheduler_kwargs", "message_property_mappings"), "a group of plain values"),
     "fsdp_config": "a group of plain values",
     "roles": "a group of lists of words",
-    **dict.fromkeys(("datasets", "pretraining_dataset", "deepspeed", "type"), "anything"),
-    **dict.fromkeys(("fsdp", "data_files"), "a word or a list of words"),
+    **dict.fromkeys(("datasets", "tokens", "pretraining_dataset", "deepspeed", "type", "peft_layers_to_transform", "peft_trainable_token_indices"), "anything"),
+    **dict.fromkeys(("fsdp", "data_files", "lora_target_modules", "lora_modules_to_save"), "a word or a list of words"),
     **dict.fromkeys(
         (
             "batch_size", "shards", "shards_idx", "repeats", "save_steps", "saves_per_epoch", "eval_steps", "evals_per_epoch",
-            "spectrum_top_fraction", "num_epochs", "val_set_size", "logging_steps", "save_total_limit", "micro_batch_size",
+            "spectrum_top_fraction", "num_epochs", "val_set_size", "logging_steps", "save_total_limit", "micro_batch_size", "lora_r",
+            "lora_alpha", "lora_dropout",
         ),
         "a number",
     ),

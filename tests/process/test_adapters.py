@@ -1,0 +1,83 @@
+"""Adapter runs in real processes: every sharding gives the same losses, a killed run ends with the same bits, and what is left
+loads where it must."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("peft")
+pytest.importorskip("bitsandbytes")
+
+from tests.support import tiny_job
+from trainer.run.run_folder import RunDir
+
+LORA = {"type": "lora", "rank": 4, "alpha": 8}
+QLORA = {"type": "qlora", "rank": 4, "alpha": 8, "dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose sides are whole blocks of 4-bit codes."""
+    folder = tmp_path_factory.mktemp("adapters")
+    tiny_job.write_model(folder / "base", hidden=64)
+    return folder
+
+
+def job(root: Path, name: str, adapter: dict, **train: object) -> RunDir:
+    settings = {"unfrozen": None, "adapter": adapter, "max_steps": 6, **train}
+    every = {"every": {"steps": 2}, "max_restarts": 0}
+    return tiny_job.write_job(root, name, nproc=2, train=settings, checkpoint=every, export={"merged": True})
+
+
+def test_lora_gives_the_same_losses_under_every_sharding(root: Path) -> None:
+    runs = {zero: tiny_job.train(job(root, f"zero-{zero}", LORA, zero=zero)) for zero in (0, 2, 3)}
+    expected = tiny_job.losses(runs[0])
+    assert len(expected) == 6
+    assert expected[-1] < expected[0]
+    for zero, run in runs.items():
+        assert tiny_job.losses(run) == pytest.approx(expected, rel=1e-5), zero
+        config = json.loads((run.model / "adapter" / "adapter_config.json").read_text())
+        assert (config["r"], config["base_model_name_or_path"]) == (4, str(root / "base"))
+        assert "adapter | lora, rank 4, alpha 8" in (run.model / "README.md").read_text()
+
+
+def test_a_killed_qlora_run_ends_with_the_same_bits(root: Path) -> None:
+    whole = tiny_job.train(job(root, "whole", QLORA, zero=2, evaluate_every=2))
+    killed = job(root, "killed", QLORA, zero=2, evaluate_every=2)
+    tiny_job.train(killed, expect=1, DOLPHIN_FAULT="mid-shard@4/1")
+    tiny_job.train(killed)
+    assert len([e for e in killed.read_events() if e["event"] == "resumed"]) == 1
+    assert tiny_job.losses(killed) == tiny_job.losses(whole)
+    assert adapter_bytes(killed) == adapter_bytes(whole)
+    size = sum(p.stat().st_size for p in (killed.path / "checkpoints").rglob("*.safetensors"))
+    assert size < 1.2 * 2 * 3 * 4 * sum(t.numel() for t in tensors(whole).values()), (
+        "a checkpoint holds the adapter alone"
+    )
+
+
+def test_the_merged_model_answers_as_base_and_adapter(root: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = tiny_job.train(job(root, "rows", LORA | {"trainable_tokens": True}, zero=3, precision="bf16"))
+    merged = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
+    both = PeftModel.from_pretrained(base, run.model / "adapter")
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        expected, found = both(ids).logits, merged(ids).logits
+    assert (expected - found).abs().max() < 0.05 * expected.std()
+
+
+def tensors(run: RunDir) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run.model / "adapter" / "adapter_model.safetensors")
+
+
+def adapter_bytes(run: RunDir) -> bytes:
+    return (run.model / "adapter" / "adapter_model.safetensors").read_bytes()
