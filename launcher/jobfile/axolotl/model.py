@@ -62,14 +62,11 @@ def _tokens(out: Conversion, stated: dict[str, Any]) -> list[str]:
     tokens = stated.get("tokens") or []
     if isinstance(tokens, dict):
         return []
-    words = [
-        item.get("content") if isinstance(item, dict) else item
-        for item in ([tokens] if isinstance(tokens, str) else tokens)
-    ]
+    listed = tokens if isinstance(tokens, list) else [tokens]
+    words = [item.get("content") if isinstance(item, dict) else item for item in listed]
     if not all(isinstance(word, str) for word in words):
         out.fail("tokens", "must be a list of words", "model.added_tokens")
-        return []
-    return words
+    return [word for word in words if isinstance(word, str)]
 
 
 def _attention(out: Conversion, stated: dict[str, Any]) -> None:
