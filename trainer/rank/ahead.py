@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
 import torch
 
 from trainer.data.batch import Batch
+from trainer.engine import threads
 
 Place = TypeVar("Place")
 
@@ -28,7 +29,7 @@ class Ahead:
     def __init__(self, places: Iterable[Place], make: Callable[[Place], Batch], device: torch.device) -> None:
         self._work: Iterator[Callable[[], Batch]] = (partial(make, place) for place in places)
         self._device = device
-        self._thread = ThreadPoolExecutor(1, "batches", initializer=self._begin)
+        self._thread = threads.pool(1, "batches")
         self._next: Future[Batch] | None = None
         self._submit()
 
@@ -48,11 +49,6 @@ class Ahead:
     def _submit(self) -> None:
         work = next(self._work, None)
         self._next = None if work is None else self._thread.submit(self._made, work)
-
-    def _begin(self) -> None:
-        """A new thread's GPU is the first one, whatever the rank's: page-locking would open a context there."""
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
 
     def _made(self, work: Callable[[], Batch]) -> Batch:
         batch = work()
