@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from launcher.backends.sky.bucket_copy import copy_prefix
 from launcher.backends.sky.log.mirror import Mirror, frames_in
 from launcher.backends.sky.node import bucket as sky_bucket
 from launcher.backends.sky.node import instance, relay
+from launcher.backends.sky.task import template_text
 from tests.support import object_stores
 from tests.support.dolphin_cli import FAKE_TRAINER, wait_until
 from tests.support.fault_proxy import FaultProxy
@@ -263,3 +265,37 @@ def test_what_home_asks_reaches_the_trainer_through_the_bucket_and_a_second_node
         assert "another node writes this run now; stopping here" in said
         assert "run/outcome.json" not in store.list("run")
         assert json.loads(store.get("run/lease.json")) == other
+
+
+def test_a_node_that_is_about_to_be_torn_down_is_left_when_everything_is_saved(tmp_path: Path) -> None:
+    """`down` of a run in a bucket saved nothing: SkyPilot tore the node down under a trainer that knew of nothing."""
+    template, home, run_dir = yaml.safe_load(template_text()), tmp_path / "node", tmp_path / "run dir"
+    home.mkdir()
+
+    def hook() -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-c", template["hook"]]
+        return subprocess.run(command, env={**os.environ, "HOME": str(home)}, capture_output=True, text=True, timeout=15, check=False)  # fmt: skip
+
+    assert hook().returncode == 0, "nothing ever ran here"
+    ship(home, run_dir, tmp_path / "bucket")
+    relay_json = home / "dolphin-inputs" / "relay.json"
+    relay_json.write_text(json.dumps(json.loads(relay_json.read_text()), indent=2))
+    (home / ".dolphin-node").write_text(
+        f"export DOLPHIN_CONTAINER=none DOLPHIN_PYTHON={sys.executable} PYTHONPATH={FAKE_TRAINER}:{ROOT}\n"
+    )
+    environment = {
+        **os.environ, "HOME": str(home), "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NODE_IPS": "127.0.0.1",
+        "FAKE": json.dumps({"steps": 4000, "pause_s": 0.05}),
+    }  # fmt: skip
+    node = subprocess.Popen(["bash", "-c", template["run"]], env=environment, cwd=home, stdout=subprocess.DEVNULL)
+    wait_until(lambda: len(list(read_lines(run_dir / "metrics.jsonl"))) > 3)
+    reaper = threading.Thread(target=node.wait)  # as SkyPilot's daemon does; a zombie still has its name
+    reaper.start()
+    assert hook().returncode == 0
+    assert json.loads((tmp_path / "bucket" / "run" / "outcome.json").read_text())["exit_code"] == 75
+    reaper.join()
+    assert node.returncode == 75
+    (home / ".dolphin-running").write_text(f"{os.getpid()} {run_dir}\n")
+    (run_dir / "STOP").unlink(missing_ok=True)
+    assert hook().returncode == 0
+    assert not (run_dir / "STOP").exists(), "another program has that number by now"

@@ -229,6 +229,15 @@ def test_a_bucket_is_no_folder_of_the_node() -> None:
     assert task_of(shared)["envs"]["DOLPHIN_VENVS"] == "/shared/me", "a recovery would install everything again"
 
 
+def test_a_node_with_a_bucket_is_asked_for_a_save_before_it_is_torn_down(tmp_path: Path) -> None:
+    (hook,) = task_of(job_of())["config"]["hooks"]
+    assert hook["events"] == ["down", "preemption"]
+    assert "/STOP" in hook["run"]
+    job = job_of()
+    shared = job.model_copy(update={"checkpoint": job.checkpoint.model_copy(update={"store": "/shared/me/"})})
+    assert "config" not in task_of(shared), "there home asks through the folder itself"
+
+
 def test_the_node_installs_what_the_trainer_needs_and_not_the_launcher_s_tools() -> None:
     names = requirements()
     assert "torch" in names

@@ -46,6 +46,8 @@ STAGED = "inputs"
 """In the run's folder: the files of this machine that travel, as hard links or copies, one folder an input."""
 IDLE_MINUTES = 15
 """Autostop: a node whose run is over and that nobody tore down costs at most this long."""
+SAVING_S = 300
+"""How long SkyPilot waits, before it tears a node down, for a trainer that saves into a bucket."""
 OWN_ENVIRONMENT = ("DOLPHIN_PYTHON", "DOLPHIN_TORCH_INDEX")
 """Variables of a job's `env` by which it brings the trainer's environment to the node itself."""
 _ALIASES = {"k8s": "kubernetes"}
@@ -134,6 +136,9 @@ def build_task(
         "setup": template["setup"],
         "run": template["run"],
     }
+    if job.checkpoint.store is not None and URL.match(job.checkpoint.store):
+        events = {"events": ["down", "preemption"], "timeout": SAVING_S, "run": template["hook"]}
+        task["config"] = {"hooks": [events]}
     if secrets:
         task["secrets"] = dict(secrets)
         envs[redaction.NAMES] = ",".join(sorted(secrets))

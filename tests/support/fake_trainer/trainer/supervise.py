@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.run import secret_file
-from trainer.run.run_folder import EventKind, Phase, append_line, write_atomic
+from trainer.run.run_folder import STOP_FILE, EventKind, Phase, append_line, write_atomic
 from trainer.run.spec import NodeJob
 
 
@@ -76,7 +76,7 @@ def main() -> int:
         print(f"step {step} of {steps}", flush=True)
         append_line(run / "metrics.jsonl", {"step": step, "epoch": 0.0, "loss": 9.0 - step / steps, "lr": 0.1,
                     "grad_norm": 1.0, "tokens": 10, "tokens_per_second": 100.0, "seconds": 0.1, "attempt": attempt})  # fmt: skip
-        if stop:
+        if stop or (run / STOP_FILE).exists():
             saved.parent.mkdir(exist_ok=True)
             saved.write_text(str(step))
             emit(
