@@ -113,6 +113,7 @@ EXAMPLES: dict[str, str] = {
     "resources.regions": "[us-east-1, eu-south-2]",
     "resources.image": "registry.internal/me/dolphin:1",
     "resources.disk_gb": "1024",
+    "resources.disk_tier": "best",
     "resources.memory_gb": "256",
     "resources.max_hourly_cost": "15",
     "resources.max_upload_gb": "60",

@@ -44,6 +44,8 @@ class ResourcesSpec(SpecModel):
     """How the image runs: as the node itself (`image`), in docker on the node (`docker`), not at all (`none`); `auto` chooses."""
     disk_gb: PositiveInt = 512
     """Disk of a node in GiB, which SkyPilot and the clouds call GB."""
+    disk_tier: Literal["low", "medium", "high", "best"] = "high"
+    """How fast a node's disk is, where the cloud sells kinds of it (AWS, Azure, GCP, Nebius, OCI), in SkyPilot's words; `best` of AWS costs about 1.8 USD an hour more."""
     memory_gb: PositiveInt | None = None
     """Host memory of a node in GiB, which SkyPilot and the clouds call GB, at least. Where not given, a launch on GPUs asks for what the plan needs."""
     max_hourly_cost: Annotated[float, Field(gt=0)] | None = None

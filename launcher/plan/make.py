@@ -17,7 +17,7 @@ from launcher.backends.base import Offer, Upkeep
 from launcher.jobfile.settle import global_batch_of
 from launcher.jobfile.spec import JobSpec
 from launcher.models.architecture import TrainedModel
-from launcher.plan import preemption
+from launcher.plan import preemption, spot_notice
 from launcher.plan.costs import Cost, cost_of
 from launcher.plan.data_facts import DataFacts, held_out_sequences
 from launcher.plan.gpu_memory import Workload, runs_as
@@ -199,7 +199,7 @@ def make_plan(
         ),
         checkpoint_bytes=subject.checkpoint_bytes,
         preemptions_per_day=subject.preemptions_per_day, deadline_h=deadline_h,
-        notes=tuple(_notes(job, data, steps, ordered[0], rows)),
+        notes=tuple(_notes(subject, steps, ordered[0], rows)),
     )  # fmt: skip
 
 
@@ -363,8 +363,8 @@ def _evaluations(job: JobSpec, per_epoch: int | None, total: int | None) -> tupl
     return tuple(sorted(found | {total} | ({0} if job.train.evaluate_at_start else set())))
 
 
-def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine, rows: Sequence[Row]) -> list[str]:
-    notes = []
+def _notes(subject: Subject, steps: Steps, machine: Machine, rows: Sequence[Row]) -> list[str]:
+    job, data, notes = subject.job, subject.data, []
     if job.resources.num_nodes > 1:
         notes.append("the network between nodes is not known: time is counted as if all GPUs were in one")
     if data is None and steps.total is None:
@@ -383,6 +383,9 @@ def _notes(job: JobSpec, data: DataFacts | None, steps: Steps, machine: Machine,
         )
     if machine.accelerator is not None and machine.step_s is None:
         notes.append(f"{machine.accelerator} is not in the table of cards: no hours and no price of a run")
+    if rows:
+        told = spot_notice.note(rows[0].offer, job, subject.checkpoint_bytes, machine.save_interval_s)
+        notes += [told] if told is not None else []
     return notes
 
 

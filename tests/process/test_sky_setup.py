@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import os
 import subprocess
 import sys
@@ -15,8 +16,38 @@ import pytest
 import yaml
 
 from launcher.backends.sky.task import template_text
+from trainer.supervise import spot_notices
 
-SETUP = yaml.safe_load(template_text())["setup"]
+SETUP, RUN = (yaml.safe_load(template_text())[part] for part in ("setup", "run"))
+
+
+def run_variables(folder: Path, cloud: str, **environment: str) -> dict[str, str]:
+    """What `run` hands to the relay on a node of this cloud."""
+    inputs = folder / "dolphin-inputs"
+    inputs.mkdir(exist_ok=True)
+    (inputs / "relay.json").write_text("{}")
+    (inputs / "relay.py").write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    (folder / ".dolphin-node").write_text("export DOLPHIN_CONTAINER=none\n")
+    info = json.dumps({"cluster_name": "demo-1", "cloud": cloud, "region": "r", "zone": None})
+    settings = {"HOME": str(folder), "PATH": os.environ["PATH"], "SKYPILOT_CLUSTER_INFO": info, **environment}
+    done = subprocess.run(["bash", "-c", RUN], env=settings, capture_output=True, text=True, timeout=60, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def test_a_node_of_a_cloud_that_gives_notice_listens_for_it(tmp_path: Path) -> None:
+    """Eighteen steps were lost at a reclaim that had been announced two minutes before: nobody had asked."""
+    own = "http://169.254.169.254"
+    assert run_variables(tmp_path, "AWS")["DOLPHIN_AWS_METADATA"] == own
+    assert run_variables(tmp_path, "GCP")["DOLPHIN_GCP_METADATA"] == own
+    told = run_variables(tmp_path, "AWS", AWS_EC2_METADATA_SERVICE_ENDPOINT="http://127.0.10.1:80")
+    assert told["DOLPHIN_AWS_METADATA"] == "http://127.0.10.1:80"
+    for cloud, wish in (("Slurm", ""), ("AWS", "off")):
+        heard = run_variables(tmp_path, cloud, DOLPHIN_NOTICES=wish)
+        assert not [name for name in heard if name.endswith("_METADATA")]
+    listening = {name: value for name, value in told.items() if name.startswith("DOLPHIN_")}
+    (service,) = spot_notices.services(listening)
+    assert isinstance(service, spot_notices.AwsService)
 
 
 def node(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

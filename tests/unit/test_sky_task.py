@@ -13,6 +13,7 @@ from launcher.backends.base import Offer
 from launcher.backends.sky.offers import priced
 from launcher.backends.sky.ship import pack
 from launcher.backends.sky.task import (
+    DISK_TIERS,
     NO_DOCKER_IMAGE,
     NO_SPOT,
     Place,
@@ -86,6 +87,7 @@ def test_skypilot_s_own_parser_takes_the_task(infra: str | list[str]) -> None:
 @needs_skypilot
 def test_the_tables_of_what_clouds_refuse_are_skypilot_s() -> None:
     from sky.clouds.cloud import CloudImplementationFeatures as Feature
+    from sky.utils.resources_utils import DiskTier
 
     import sky
     from sky import clouds
@@ -97,6 +99,7 @@ def test_the_tables_of_what_clouds_refuse_are_skypilot_s() -> None:
         refused = refused or cloud._unsupported_features_for_resources(sky.Resources())
         assert (Feature.SPOT_INSTANCE in refused) == (name in NO_SPOT), name
         assert (Feature.DOCKER_IMAGE in refused) == (name in NO_DOCKER_IMAGE), name
+        assert (DiskTier.HIGH in cloud._SUPPORTED_DISK_TIERS) == (name in DISK_TIERS), name
 
 
 def test_the_cheapest_place_is_tried_first_and_an_unknown_price_last() -> None:
@@ -131,6 +134,14 @@ def test_with_a_cap_only_regions_below_it_are_asked_for() -> None:
     ]  # fmt: skip
     free = job_of(infra="aws")
     assert [place.infra for place in priced(free, places_of(free, []), offers)] == ["aws", "aws"]
+
+
+@pytest.mark.parametrize("infra", CLOUDS)
+def test_a_disk_that_a_save_fits_onto_in_time_is_asked_for_where_disks_are_sold_by_speed(infra: str) -> None:
+    """SkyPilot's own choice on AWS writes the reference job's save in 250 s, and a spot notice is 120 s."""
+    for entry in entries(task_of(job_of(infra=infra))):
+        assert entry.get("disk_tier") == ("high" if infra in DISK_TIERS else None)
+    assert entries(task_of(job_of(infra="aws", disk_tier="best")))[0]["disk_tier"] == "best"
 
 
 def test_spot_only_where_nobody_sells_spot_is_an_error_and_not_a_silent_on_demand_node() -> None:

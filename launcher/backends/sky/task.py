@@ -35,6 +35,8 @@ NO_DOCKER_IMAGE = frozenset({
 })  # fmt: skip
 """Clouds of SkyPilot 0.14.1 where `image_id: docker:...` is refused (Slurm takes it where it has pyxis: `container: image`)."""
 NO_AUTOSTOP = frozenset({"hyperbolic", "primeintellect", "slurm", "verda", "yotta"})
+DISK_TIERS = frozenset({"aws", "azure", "gcp", "nebius", "oci"})
+"""Clouds of SkyPilot 0.14.1 that sell disks of several speeds; the others refuse to be asked for one."""
 NO_DISK_SIZE = frozenset({"kubernetes", "slurm", "ssh"})
 INPUTS = "~/dolphin-inputs"
 DATA = "~/dolphin-data"
@@ -183,6 +185,8 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str], subm
             "DOLPHIN_NUM_NODES",
             "DOLPHIN_NODE_RANK",
             "DOLPHIN_MASTER_ADDR",
+            "DOLPHIN_AWS_METADATA",
+            "DOLPHIN_GCP_METADATA",
         }
     )
     mounts = [path for path in (store, train.cache_dir, DATA) if path]
@@ -284,6 +288,8 @@ def _entry(job: JobSpec, place: Place, image: str | None) -> dict[str, Any]:
         entry["image_id"] = f"docker:{image}"
     if place.cloud not in NO_DISK_SIZE:
         entry["disk_size"] = r.disk_gb
+    if place.cloud in DISK_TIERS:
+        entry["disk_tier"] = r.disk_tier
     if place.cloud not in NO_AUTOSTOP:
         entry["autostop"] = {"idle_minutes": IDLE_MINUTES, "down": True}
     return entry
