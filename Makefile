@@ -1,6 +1,7 @@
 # make demo   install into .venv and run the quickstart job to its end
 # make test   install into .venv and run every check: ruff, mypy, vulture, pytest
 # make nightly  train, export and load again every causal family of the installed transformers, small; writes docs/models.md
+# make gpu    on a machine with GPUs: install what it needs, run tests/gpu and bench/gpu.py, write bench/gpu.md (GPU_ARGS="--budget-minutes 50")
 # make lint   ruff, mypy and vulture alone
 # make venv   install alone
 # make wheel  build dist/*.whl, install it alone into build/wheel and try every command
@@ -19,6 +20,7 @@ PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= train,lora,docker,track,dev
 TORCH_INDEX ?=
+GPU_ARGS ?=
 TESTS ?= tests/unit tests/contract tests/process tests/lab tests/gpu
 PYTEST_ARGS ?=
 
@@ -29,7 +31,7 @@ INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cks
 QUICKSTART := examples/quickstart
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help demo test nightly lint venv wheel constraints clean tools
+.PHONY: help demo test nightly gpu lint venv wheel constraints clean tools
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -43,6 +45,18 @@ test: lint
 
 nightly: venv
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/nightly
+
+# Every extra but SkyPilot's, as far as each can be installed here; TRL beside the inputs, without a torch of its own. Tests that fail do not
+# keep the measurements from being taken. DOLPHIN_REQUIRE=gpu: a test that skips for want of a GPU has failed.
+gpu: venv
+	@nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader || { echo "make: nvidia-smi shows no GPU here: install NVIDIA's driver" >&2; exit 1; }
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "make: torch cannot use the GPU: reinstall without TORCH_INDEX, or update the driver" >&2; exit 1; }
+	@for extra in $$($(BIN)/python -c 'import tomllib; print(*(set(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]) - {"sky"}))'); do \
+	  $(PIP) install --quiet -c constraints.txt -e ".[$$extra]" || echo "make: [$$extra] cannot be installed here; going on without it"; done
+	@test -d build/bench/trl || $(PIP) install --quiet --no-deps --target build/bench/trl trl accelerate || echo "make: no TRL; its cell says so"
+	@mkdir -p build/bench
+	@DOLPHIN_REQUIRE=gpu $(BIN)/python -m pytest $(PYTEST_ARGS) --junitxml=build/bench/tests.xml tests/gpu; tests=$$?; \
+	  $(BIN)/python -m bench.gpu --tests build/bench/tests.xml $(GPU_ARGS) && exit $$tests
 
 lint: venv
 	@$(BIN)/ruff check --quiet .
