@@ -56,24 +56,26 @@ RUN touch /build/before && sleep 1 \
     && mkdir /added \
     && find /opt/dolphin/venv -cnewer /build/before ! -type d -print0 | tar -c --null -T - 2>/dev/null | tar -x -C /added
 
-# flash-attn, a layer of its own: a wheel where there is one for this torch and CUDA; built with FLASH_ATTN=build (nvcc
-# and an hour; MAX_JOBS bounds its memory); else left out, and the trainer takes torch's varlen attention or SDPA.
+# Kernels of attention beside torch's own, a layer of their own: none, unless FLASH_ATTN says where they come from. PyPI has no
+# wheel of flash-attn, so it is `build` (nvcc and an hour; MAX_JOBS bounds its memory), or wheels for this torch, CUDA and Python that
+# you have: URLs, or files of wheels/ (FLASH_ATTN=wheels/flash_attn_3-3.0.0-cp39-abi3-linux_x86_64.whl), of flash-attn or FlashAttention 3.
 FROM stack AS flash
 ARG PIP_INDEX_URL=
 ARG PIP_EXTRA_INDEX_URL=
 ARG PIP_NO_INDEX=
 ARG PIP_FIND_LINKS=/build/wheels
 ARG VARIANT=cuda
-ARG FLASH_ATTN=wheel
+ARG FLASH_ATTN=none
 ARG FLASH_ATTN_VERSION="==2.8.*"
 ARG MAX_JOBS=4
 RUN mkdir -p /flash \
-    && if [ "$VARIANT" = cuda ] && [ "$FLASH_ATTN" != none ]; then \
-         pip install --no-deps --target /flash --only-binary :all: "flash-attn$FLASH_ATTN_VERSION" \
-         || if [ "$FLASH_ATTN" = build ]; then \
-              pip install wheel && MAX_JOBS=$MAX_JOBS pip install --no-deps --no-build-isolation --target /flash "flash-attn$FLASH_ATTN_VERSION"; \
-            else echo "no wheel of flash-attn for this torch: left out"; fi; \
-       fi
+    && case "$VARIANT:$FLASH_ATTN" in \
+         cpu:*|*:none|*:) ;; \
+         *:build) pip install wheel \
+                  && MAX_JOBS=$MAX_JOBS pip install --no-deps --no-build-isolation --target /flash "flash-attn$FLASH_ATTN_VERSION" ;; \
+         *.whl) pip install --no-deps --target /flash $FLASH_ATTN ;; \
+         *) echo "FLASH_ATTN=$FLASH_ATTN: write none, build, or the URL or file of a wheel" >&2; exit 1 ;; \
+       esac
 
 FROM base AS code
 COPY trainer /opt/dolphin/app/trainer

@@ -37,6 +37,7 @@ from launcher.runs import ledger
 from launcher.runs.errors import BadUsage, LauncherError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import EXIT_CODES, EndReason, RunState, is_over
+from trainer.run import attention_kernel
 from trainer.run.exits import BadInput
 from trainer.run.result import LENGTH_SETTINGS, result_settings
 from trainer.run.run_folder import write_atomic
@@ -263,7 +264,8 @@ def _refuse_active(record: RunRecord, status: BackendStatus) -> None:
 
 def _show_plan(start: Start, train: NodeJob, notes: Sequence[str]) -> None:
     job = start.job
-    rules = rules_of(job, train.device)
+    kernel = attention_kernel.expected(job.model, train.device, job.train.precision, job.resources.gpu_name)
+    rules = [*rules_of(job, train.device), kernel]
     if start.plan is not None:
         summarise(start.plan)
     else:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from launcher.backends.base import Offer
 from launcher.jobfile.load import load_job
@@ -15,6 +16,7 @@ from launcher.plan.of_job import offers_for, plan_of
 from launcher.plan.unfrozen import with_resolved_unfrozen
 from launcher.runs.errors import BackendError, BadUsage
 from launcher.units import parse_seconds
+from trainer.run import attention_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,9 @@ class PlanOptions:
 def plan_command(path: str | Path, options: PlanOptions = PlanOptions()) -> int:
     """Show the plan of a job (standard error), or print it as JSON (standard output). Starts and pays nothing."""
     job = with_resolved_unfrozen(load_job(path, options.overrides))
-    rules = rules_of(job, "cuda" if job.resources.gpu_name else "cpu")
+    device: Literal["cuda", "cpu"] = "cuda" if job.resources.gpu_name else "cpu"
+    kernel = attention_kernel.expected(job.model, device, job.train.precision, job.resources.gpu_name)
+    rules = [*rules_of(job, device), kernel]
     deadline_h = None if options.deadline is None else deadline_hours(options.deadline)
     offers: list[Offer] = []
     caveats: list[str] = []

@@ -77,7 +77,7 @@ def model_of(seed: int, precision: str, hidden: int = 64) -> torch.nn.Module:
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(0)
-    kind = attention.choose("auto", DEVICE, precision)  # type: ignore[arg-type]
+    kind = attention.usable("auto", DEVICE, precision)[0]
     model = LlamaForCausalLM._from_config(config, attn_implementation=kind)
     model.model.embed_tokens.requires_grad_(False)
     model.model.layers[0].self_attn.requires_grad_(False)

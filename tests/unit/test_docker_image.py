@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from launcher.backends import release
 from launcher.backends.docker import engine, image
 from launcher.runs.errors import BackendError, BadUsage
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -96,3 +102,36 @@ def test_a_tag_is_no_port():
     assert image._repository_and_tag("host:5000/a/b") == ("host:5000/a/b", "latest")
     assert image._repository_and_tag("host:5000/a/b:1") == ("host:5000/a/b", "1")
     assert image._repository_and_tag("a@sha256:00") == ("a@sha256:00", None)
+
+
+def flash_stage(tmp_path, **arguments):
+    """Run the shell of the image's flash stage with a pip that only says how it was called."""
+    stage = (ROOT / "Dockerfile").read_text().split("FROM stack AS flash")[1].split("FROM ")[0]
+    shell = stage.split("RUN ")[1].replace("/flash", str(tmp_path / "flash"))
+    (tmp_path / "pip").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "pip").chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}{os.pathsep}{os.defpath}",
+        "FLASH_ATTN_VERSION": "==2.8.*",
+        "VARIANT": "cuda",
+        **arguments,
+    }
+    return subprocess.run(["sh", "-c", shell], env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"FLASH_ATTN": "none"}, {"FLASH_ATTN": ""}, {"FLASH_ATTN": "build", "VARIANT": "cpu"}]
+)
+def test_an_image_without_other_kernels_asks_no_index_for_them(tmp_path, arguments):
+    done = flash_stage(tmp_path, **arguments)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert (tmp_path / "flash").is_dir(), "a later stage copies it"
+
+
+def test_kernels_are_built_or_handed_in_and_nothing_else_is_tried(tmp_path):
+    assert "--no-build-isolation" in flash_stage(tmp_path, FLASH_ATTN="build").stdout
+    wheels = "https://example.org/a/flash_attn-2.8.3-cp312.whl wheels/flash_attn_3-3.0.0.whl"
+    assert flash_stage(tmp_path, FLASH_ATTN=wheels).stdout.strip().endswith(wheels)
+    refused = flash_stage(tmp_path, FLASH_ATTN="wheel")
+    assert refused.returncode == 1
+    assert "write none, build, or the URL or file of a wheel" in refused.stderr

@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import re
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import jinja2
@@ -93,22 +93,28 @@ The tokenizer in this folder holds the template: `tokenizer.apply_chat_template(
 
 ## Framework versions
 
+- attention: {{ kernel }}
 {% for package, version in versions -%}
 - {{ package }} {{ version }}
 {% endfor -%}
 """
 
 
+class Made(NamedTuple):
+    """How the model was trained, as only the process that did it knows."""
+
+    report: FreezeReport
+    world_size: int
+    kernel: str
+    """What `build.kernel_of` says."""
+
+
 def render(
-    job: NodeJob,
-    tokenizer: PreTrainedTokenizerBase,
-    plan: DataPlan,
-    report: FreezeReport,
-    world_size: int,
-    adapter: str | None = None,
+    job: NodeJob, tokenizer: PreTrainedTokenizerBase, plan: DataPlan, made: Made, adapter: str | None = None
 ) -> str:
     """The card's text. Reads the run's metrics.jsonl for the table of results. `adapter` tells how an adapter is made and
     loaded."""
+    report, world_size, kernel = made
     spec = job.spec
     shown = example.of_run(job.run_dir, tokenizer)
     results = training_results(RunDir(job.run_dir))
@@ -139,6 +145,7 @@ def render(
         "sequence_length": spec.data.sequence_length,
         "packing": spec.data.packing,
         "sources": sources,
+        "kernel": kernel,
         "hyperparameters": hyperparameters(job, plan, world_size),
         "results": results,
         "configuration": configuration(job),

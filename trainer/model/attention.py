@@ -7,15 +7,16 @@ Legend: N tokens of the micro batch, H heads, K key-value heads, D head dimensio
 
 from __future__ import annotations
 
-import importlib.metadata
 import itertools
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
+from trainer.run import trainable
 from trainer.run.exits import BadInput
 
 VARLEN = "dolphin_varlen"
@@ -28,21 +29,68 @@ QUERY_BLOCK = 1024
 """Query tokens whose scores are held at once where attention needs the scores themselves (soft-capping, sinks)."""
 
 
-def choose(requested: str, device: Literal["cuda", "cpu"], precision: Literal["bf16", "fp32"]) -> str:
-    """Name of the implementation for transformers: flash-attn, else torch's varlen, else SDPA a conversation at a time.
+IN_WORDS = {
+    "flash_attention_3": "FlashAttention 3", "flash_attention_2": "flash-attn", VARLEN: "torch's varlen flash attention",
+    SEGMENTED: "SDPA, one conversation at a time", "sdpa": "SDPA", "eager": "attention written out",
+}  # fmt: skip
+PREFERENCE = ("flash_attention_3", "flash_attention_2", VARLEN, SEGMENTED)
+"""What `auto` tries, the fastest first."""
+HALF = ("flash_attention_3", "flash_attention_2", VARLEN)
+"""Kernels for bf16 on a GPU alone."""
+HOPPER = 9
+"""Compute capability of the GPUs that FlashAttention 3 is written for."""
+
+
+def usable(requested: str, device: str, precision: str, dropout: float = 0.0) -> tuple[str, ...]:
+    """Implementations for transformers that can run here, the preferred one first; one alone where it was asked for by name.
+    `dropout` is that of attention in training.
 
     Raises BadInput for a request that this device, precision or installation cannot serve.
     """
-    half_on_gpu = device == "cuda" and precision == "bf16"
     if requested == "auto":
-        if half_on_gpu and _has_flash_attn():
-            return "flash_attention_2"
-        return VARLEN if half_on_gpu and _has_varlen() else SEGMENTED
-    if requested == "flash_attention_2" and not (half_on_gpu and _has_flash_attn()):
-        raise BadInput("model.attention flash_attention_2 needs a GPU, bf16 and the flash-attn package; write `auto`")
-    if requested == "varlen" and not (half_on_gpu and _has_varlen()):
-        raise BadInput("model.attention varlen needs a GPU and bf16; write `auto`")
-    return {"varlen": VARLEN, "sdpa": SEGMENTED}.get(requested, requested)
+        return tuple(kind for kind in PREFERENCE if not lack(kind, device, precision, dropout))
+    kind = {"varlen": VARLEN, "sdpa": SEGMENTED}.get(requested, requested)
+    missing = lack(kind, device, precision, dropout)
+    if missing:
+        raise BadInput(f"model.attention {requested}: {IN_WORDS[kind]} {missing}; write `auto`")
+    return (kind,)
+
+
+def lack(kind: str, device: str, precision: str, dropout: float = 0.0) -> str:
+    """Why a kernel cannot be used here; empty where it can."""
+    if kind not in HALF:
+        return ""
+    if device != "cuda" or precision != "bf16":
+        return "needs a GPU and bf16"
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    if kind == "flash_attention_3":
+        if capability[0] != HOPPER:
+            return "is for Hopper GPUs"
+        if dropout:
+            return "has no dropout"
+        return "" if is_flash_attn_3_available() else "is not installed"
+    if capability < (8, 0):
+        return "needs an Ampere GPU or a newer one"
+    if kind == "flash_attention_2":
+        return "" if is_flash_attn_2_available() else "is not installed"
+    return ""
+
+
+def described(kind: str, requested: str, device: str, precision: str, dropout: float = 0.0) -> str:
+    """Which kernel runs and why not one that `auto` would take before it, for the log and the card."""
+    before = PREFERENCE[: PREFERENCE.index(kind)] if kind in PREFERENCE and requested == "auto" else ()
+    reasons = {other: lack(other, device, precision, dropout) or "does not serve this model" for other in before}
+    told = [f"{IN_WORDS[other]} {reason}" for other, reason in reasons.items()]
+    if len(set(reasons.values())) == 1 and len(told) > 1:
+        told = [f"flash attention {next(iter(reasons.values()))}"]
+    why = "; ".join(told) if told else ("as asked" if requested != "auto" else "the fastest here")
+    return f"{IN_WORDS.get(kind, kind)} ({why})"
+
+
+def dropout_of(config: Any) -> float:
+    """Dropout of attention in training, under the key that the family has for it."""
+    text = config.get_text_config(decoder=True)
+    return float(next((value for key in trainable.DROPOUTS if (value := getattr(text, key, None))), 0.0))
 
 
 def varlen_attention(
@@ -176,19 +224,6 @@ def _refuse(kwargs: dict[str, Any]) -> None:
     for name in UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise BadInput(f"this model's attention uses {name}, which packed attention does not have")
-
-
-def _has_flash_attn() -> bool:
-    try:
-        importlib.metadata.version("flash-attn")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _has_varlen() -> bool:
-    found: bool = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
-    return found
 
 
 AttentionInterface.register(VARLEN, varlen_attention)

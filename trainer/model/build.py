@@ -42,7 +42,7 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
         if verdict is not None:
             kind = held(verdict, packing).attention
         else:
-            kind = attention.choose(spec.attention, job.device, train.precision)
+            kind = attention.usable(spec.attention, job.device, train.precision, attention.dropout_of(config))[0]
         alive()
         torch.manual_seed(train.seed)
         if spec.init == "random":
@@ -65,6 +65,7 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
     model.way = verdict.way
     model.has_grown = len(tokenizer) > rows
     say(verdict.line())
+    say(f"attention: {kernel_of(job, model)}")
     model.config.use_cache = False
     return model
 
@@ -72,6 +73,14 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
 def _loading_device(job: NodeJob) -> str:
     """Where 4-bit weights are made: on this rank's GPU, which is faster, but not where ZeRO-3 is to cut them first."""
     return f"cuda:{torch.cuda.current_device()}" if job.device == "cuda" and job.spec.train.zero != 3 else "cpu"
+
+
+def kernel_of(job: NodeJob, model: Any) -> str:
+    """Which kernel of attention the model runs with, and why."""
+    dropout = attention.dropout_of(model.config)
+    return attention.described(
+        model.way.attention, job.spec.model.attention, job.device, job.spec.train.precision, dropout
+    )
 
 
 def read_config(spec: ModelSpec) -> Any:

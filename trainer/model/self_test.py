@@ -101,22 +101,24 @@ def of_config(
     model = twin.make(config, **options)
     if model is None:
         return None
-    return _verdict(model, _ways(requested, device, precision, packing), torch.device(device), is_of_twin=True)
+    return _verdict(
+        model, _ways(model.config, requested, device, precision, packing), torch.device(device), is_of_twin=True
+    )
 
 
 def of_model(model: nn.Module, requested: str, device: str, precision: str, packing: bool) -> Verdict:
     """On the model itself, where it is and as it is."""
     where = next(model.parameters()).device
-    verdict = _verdict(model, _ways(requested, device, precision, packing), where, is_of_twin=False)
+    verdict = _verdict(model, _ways(model.config, requested, device, precision, packing), where, is_of_twin=False)
     assert verdict is not None
     return verdict
 
 
-def _ways(requested: str, device: str, precision: str, packing: bool) -> list[Way]:
+def _ways(config: Any, requested: str, device: str, precision: str, packing: bool) -> list[Way]:
     """Ways to try, the fastest first. A kernel that was asked for by name has no substitute."""
-    first = attention.choose(requested, device, precision)  # type: ignore[arg-type]
-    kinds = [first] if requested not in ("auto", "sdpa") else [first, "sdpa", "eager"]
-    ways = [Way(first), Way(first, sequence_index=True)]
+    first = list(attention.usable(requested, device, precision, attention.dropout_of(config)))
+    kinds = first if requested not in ("auto", "sdpa") else [*first, "sdpa", "eager"]
+    ways = [Way(kind, sequence_index=index) for kind in first for index in (False, True)]
     ways += [Way(kind, boundaries=False) for kind in kinds if kind not in _OURS]
     if not packing:
         ways += [Way(kind, boundaries=False, rows=True) for kind in kinds if kind not in _OURS]
@@ -148,18 +150,17 @@ def _verdict(model: Any, ways: list[Way], device: torch.device, *, is_of_twin: b
         head = model.get_output_embeddings()
         for way in ways:
             # half precision is what kernels of a GPU are made for
-            kind = torch.bfloat16 if device.type == "cuda" and way.attention in _HALF else dtype
+            kind = torch.bfloat16 if device.type == "cuda" and way.attention in attention.HALF else dtype
             trials.append(_trial(model, way, sets, alone, spread, device, kind))
             model.set_output_embeddings(head)
             if trials[-1].difference <= TOLERANCE.get(kind, 0.15):
                 break
     model.train(was_training)
-    used = torch.bfloat16 if device.type == "cuda" and trials[-1].way.attention in _HALF else dtype
+    used = torch.bfloat16 if device.type == "cuda" and trials[-1].way.attention in attention.HALF else dtype
     return Verdict(family, tuple(trials), TOLERANCE.get(used, 0.15), is_of_twin)
 
 
 _OURS = (attention.SEGMENTED, attention.VARLEN)
-_HALF = ("flash_attention_2", attention.VARLEN)
 
 
 def _trial(

@@ -114,7 +114,8 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
 
     enter(Phase.EXPORTING)
     with hand.heartbeat.busy("exporting"):
-        describe = partial(card.render, job, tokenizer, plan, report, world_size)
+        made = card.Made(report, world_size, build.kernel_of(job, engine.model))
+        describe = partial(card.render, job, tokenizer, plan, made)
         end_tokens = plan.data.meta["end_tokens"]
         tensors: Iterator[Any] = iter(())
         if adapter is None:

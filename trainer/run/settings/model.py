@@ -37,8 +37,8 @@ class ModelSpec(SpecModel):
     """Special tokens to set; one that the vocabulary lacks is added to it."""
     added_tokens: tuple[str, ...] = ()
     """Tokens to add to the vocabulary; the embeddings grow to hold them."""
-    attention: Literal["auto", "flash_attention_2", "varlen", "sdpa", "eager"] = "auto"
-    """`auto`: flash-attn where it is installed, else torch's variable-length attention, else SDPA."""
+    attention: Literal["auto", "flash_attention_3", "flash_attention_2", "varlen", "sdpa", "eager"] = "auto"
+    """`auto`: FlashAttention 3 on Hopper and flash-attn on others where the node has them, else torch's variable-length flash attention, else SDPA."""
     attention_dropout: Fraction | None = None
     """Dropout of the attention weights in training; the base's own where not given."""
     router_loss: Annotated[float, Field(ge=0)] | None = None
