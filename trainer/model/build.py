@@ -16,7 +16,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from trainer.model import adapter, attention, self_test
+from trainer.model import adapter, attention, kernels, self_test
 from trainer.model.packed import Way
 from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
@@ -44,6 +44,7 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
         else:
             kind = attention.usable(spec.attention, job.device, train.precision, attention.dropout_of(config))[0]
         alive()
+        fused = kernels.choose(train.kernels, config, job.device, **options)
         torch.manual_seed(train.seed)
         if spec.init == "random":
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=kind, **options)
@@ -60,12 +61,16 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
             model.set_attn_implementation(held(verdict, packing).attention)
         rows = model.get_input_embeddings().weight.shape[0]
         grow_vocabulary(model, len(tokenizer))
+        if fused.is_on:
+            kernels.apply(model, job.device)
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.way = verdict.way
     model.has_grown = len(tokenizer) > rows
     say(verdict.line())
     say(f"attention: {kernel_of(job, model)}")
+    if job.device == "cuda":
+        say(fused.line())
     model.config.use_cache = False
     return model
 

@@ -15,7 +15,7 @@ RESULT_NEUTRAL = {
     "name", "track", "checkpoint", "export",
     "data.workers", "train.log_every", "train.evaluate_every", "train.evaluate_at_start", "train.zero", "train.offload",
     "train.loss_chunk", "train.micro_batch", "train.accumulation", "train.gradient_checkpointing", "train.deterministic",
-    "model.attention",
+    "train.kernels", "model.attention",
 }  # fmt: skip
 """Settings that a resumed run may change: they alter cost or bookkeeping, not which update is computed from which data.
 `train.deterministic` is one: it decides the rounding of a sum, and whether it is the same next time."""

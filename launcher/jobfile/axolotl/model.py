@@ -139,7 +139,7 @@ def convert_unfrozen(out: Conversion, stated: dict[str, Any]) -> None:
         elif name in ("LigerPlugin", "CutCrossEntropyPlugin", "KernelsPlugin", "SwanLabPlugin"):
             out.skip(
                 "plugins",
-                f"{name}: it changes speed or bookkeeping, not the result; dolphin has its own chunked loss and trackers",
+                f"{name}: it changes speed or bookkeeping, not the result; train.kernels takes fused kernels by itself, loss and trackers are dolphin's own",
             )
         else:
             out.fail("plugins", f"{plugin} cannot be loaded here; remove it")

@@ -64,6 +64,8 @@ class OptimizerSettings(SpecModel):
     """The schedule ends at this share of the peak learning rate."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of forward and backward; master weights and moments are fp32 either way."""
+    kernels: Literal["auto"] | bool = "auto"
+    """Fused kernels for norms, gated activations and rotary embeddings (liger-kernel): `auto` takes them on a GPU where they are installed, know the model's family and give its values and gradients; `true` ends a run that cannot have them."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass (non-reentrant) to save memory."""
     deterministic: bool = False
