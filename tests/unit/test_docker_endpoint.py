@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from launcher.backends import confinement
 from launcher.backends.checks import Health
-from launcher.backends.docker import container, doctor, engine, trial
+from launcher.backends.docker import doctor, engine, trial
 from launcher.backends.docker.endpoint import DEFAULT_HOST, endpoint, local_socket
 from launcher.runs.errors import BackendError
 
@@ -106,7 +107,7 @@ def test_launch_asks_the_context_s_engine_and_says_what_named_it(home: Path) -> 
     ],
 )
 def test_the_process_is_this_user_whatever_the_engine_maps(options: list[str], settings: dict[str, str]) -> None:
-    assert container.user_of(options, 1000, 1001) == settings
+    assert confinement.user_of(options, "1000:1001") == settings
 
 
 def test_an_engine_s_options_are_read_as_it_writes_them() -> None:

@@ -20,7 +20,7 @@ from tests.support.rooms import floors_of, imports, imports_when_run, modules_of
 ROOT = Path(__file__).parents[2]
 FLOORS = {
     "launcher": "config models runs streams units < jobfile < backends < follow plan < commands < cli < __main__",
-    "launcher.backends": "base checks inputs release < home < docker sky",
+    "launcher.backends": "base checks confinement inputs release < home < docker sky",
     "launcher.backends.docker": "container endpoint < engine < image trial < backend doctor",
     "launcher.backends.sky": "answers bucket_copy catalog doctor errors node phases server status task < controller jobs log offers ship store_access < reach < adopting elsewhere records < reading stopping < backend < client",
     "launcher.commands": "adopt convert data doctor down explain launch merge plan runs schema spectrum validate < reference < init",

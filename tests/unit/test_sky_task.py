@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher.backends import release
+from launcher.backends import confinement, release
 from launcher.backends.base import Offer
+from launcher.backends.sky.node.relay import Relay
 from launcher.backends.sky.offers import priced
 from launcher.backends.sky.ship import pack
 from launcher.backends.sky.task import (
@@ -255,3 +257,30 @@ def test_the_node_installs_what_the_trainer_needs_and_not_the_launcher_s_tools()
     assert "pydantic" in names
     assert "typer" not in names
     assert "skypilot" not in names
+
+
+@pytest.mark.parametrize(
+    ("mapping", "user"), [("", "--user=@ME@"), ("rootless", "--user=0:0"), ("userns", "--user=@ME@")]
+)
+def test_a_container_on_a_node_is_confined_as_one_at_home(tmp_path: Path, monkeypatch, mapping: str, user: str) -> None:
+    """It kept the rights of a superuser over the node's own files, and ran as root."""
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(f"#!/bin/sh\necho '[name=seccomp,profile=builtin name={mapping}]'\n")
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{docker.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOLPHIN_CONTAINER", "docker")
+    job = job_of(container="docker", infra="aws")
+    config = relay_config(job, train_of(job), ["HF_TOKEN"]) | {"run_dir": str(tmp_path / "run")}
+    config |= {"reads": [str(tmp_path / "data")], "mounts": [str(tmp_path / "cache")]}
+    command = Relay(json.loads(json.dumps(config)), str(tmp_path / "inputs"))._python("me/dolphin:1", "dolphin-x")
+    assert confinement.CONFINEMENT == {
+        "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"], "pids_limit": 16384
+    }  # fmt: skip
+    for option in ("--cap-drop=ALL", "--security-opt=no-new-privileges", "--pids-limit=16384", "--env=HOME=/tmp"):
+        assert option in command
+    assert user.replace("@ME@", f"{os.getuid()}:{os.getgid()}") in command
+    assert ("--userns=host" in command) == (mapping == "userns")
+    seen = [command[number + 1] for number, word in enumerate(command) if word == "-v"]
+    assert [mount.endswith(":ro") for mount in seen] == [False, True, True, False], seen
+    assert command[-3:] == ["--entrypoint", "python", "me/dolphin:1"]

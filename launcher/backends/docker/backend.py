@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.backends import confinement
 from launcher.backends.base import Abilities, DownReport, Handle, Submission
 from launcher.backends.docker import container as parts
 from launcher.backends.docker import engine, image
@@ -102,7 +103,7 @@ class DockerBackend(HomeBackend):
             "labels": {parts.RUN_LABEL: train.run_id},
             "entrypoint": parts.command_of(train),
             "command": [],
-            **parts.user_of(security_options, os.getuid(), os.getgid()),
+            **confinement.user_of(security_options, f"{os.getuid()}:{os.getgid()}"),
             "working_dir": train.run_dir,
             "environment": parts.environment_of(
                 submission.job.env,
@@ -118,15 +119,13 @@ class DockerBackend(HomeBackend):
             "hostname": "localhost" if network == "none" else None,
             # The ranks of a node and the data's workers exchange through shared memory.
             "shm_size": max(64 * MIB, memory_bytes() // 2),
-            **parts.CONFINEMENT,
+            **confinement.CONFINEMENT,
             "detach": True,
         }
         if train.device == "cuda":
             ids = parts.gpu_ids(train.nproc, os.environ.get("CUDA_VISIBLE_DEVICES"))
-            # NCCL locks memory that it shares with a GPU.
             settings["ulimits"] = [
-                Ulimit(name="memlock", soft=-1, hard=-1),
-                Ulimit(name="stack", soft=1 << 26, hard=1 << 26),
+                Ulimit(name=name, soft=limit, hard=limit) for name, limit in confinement.GPU_LIMITS.items()
             ]
             settings["device_requests"] = [DeviceRequest(device_ids=ids, capabilities=[["gpu"]])]
         return settings

@@ -10,18 +10,13 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from launcher.backends import confinement
 from launcher.backends.inputs import Input, local_inputs, looks_secret, named_paths
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BackendError
 from trainer.run.run_folder import LOG_FILE, TRAIN_FILE
 from trainer.run.spec import NodeJob
 
-CONFINEMENT: Mapping[str, object] = {
-    "cap_drop": ["ALL"],
-    "security_opt": ["no-new-privileges"],
-    "pids_limit": 16384,
-}
-"""Arguments of the engine: training needs no right of a superuser, and eight ranks with their threads some hundred each."""
 RUN_LABEL = "dolphin.run"
 SECRETS_NAME = ".secrets.json"
 """In the run folder, for the moment between the start of the container and the trainer's first line."""
@@ -93,16 +88,10 @@ def environment_of(
 ) -> dict[str, str]:
     """The container's environment; nothing in it is secret."""
     environment = {
-        # The user of the run has no entry in the image's /etc/passwd.
-        "HOME": "/tmp",
-        "USER": "dolphin",
-        "LOGNAME": "dolphin",
+        **confinement.HOME,
         "HF_HOME": f"{train.cache_dir}/huggingface",
-        "TRITON_CACHE_DIR": "/tmp/triton",
-        "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
         run_marker: train.run_id,
         "DOLPHIN_LOG": f"{train.run_dir}/{LOG_FILE}",
-        "PYTHONSAFEPATH": "1",  # an image of one's own may start in a folder that holds anything
     }
     if not has_network:
         # Only the loopback interface is there, and a container without a network cannot resolve its own name.
@@ -110,18 +99,6 @@ def environment_of(
     if has_secrets:
         environment["DOLPHIN_SECRETS_FILE"] = f"{train.run_dir}/{SECRETS_NAME}"
     return environment | dict(job_environment)
-
-
-def user_of(security_options: Iterable[str], user_id: int, group_id: int) -> dict[str, str]:
-    """Settings with which a process in the container is this user for files of this machine, whatever the engine maps.
-
-    A rootless engine runs as the user, who is root in its containers; an engine that maps users for all containers
-    (userns-remap) is asked not to for this one, whose process is no root.
-    """
-    options = set(security_options)
-    if "rootless" in options:
-        return {"user": "0:0"}
-    return {"user": f"{user_id}:{group_id}"} | ({"userns_mode": "host"} if "userns" in options else {})
 
 
 def command_of(train: NodeJob) -> list[str]:

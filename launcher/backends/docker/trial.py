@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.backends.docker import container, engine
+from launcher.backends import confinement
+from launcher.backends.docker import engine
 from launcher.runs.errors import BackendError
 
 IMAGE = "dolphin-doctor:trial"
@@ -63,12 +64,12 @@ def program() -> bytes:
 def _problem_in(client: Any, shared: Path) -> str | None:
     from docker.types import Mount
 
-    user = container.user_of(engine.security_options(client), os.getuid(), os.getgid())
+    user = confinement.user_of(engine.security_options(client), f"{os.getuid()}:{os.getgid()}")
     doing = "starting a container for a trial"
     with engine.explained(doing):
         trial = client.containers.create(
             IMAGE, entrypoint=["/trial"], command=[], working_dir=str(shared), network_mode="none",
-            mounts=[Mount(str(shared), str(shared), type="bind")], **container.CONFINEMENT, **user,
+            mounts=[Mount(str(shared), str(shared), type="bind")], **confinement.CONFINEMENT, **user,
         )  # fmt: skip
     try:
         with engine.explained(doing):

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from launcher.backends import confinement
 from launcher.backends.inputs import Input, local_inputs
 from launcher.backends.release import image_of_release
 from launcher.config.names import URL
@@ -189,7 +190,7 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str], subm
             "DOLPHIN_GCP_METADATA",
         }
     )
-    mounts = [path for path in (store, train.cache_dir, DATA) if path]
+    mounts = [path for path in (store, train.cache_dir) if path]
     return {
         "run_id": train.run_id,
         "submission": submission,
@@ -199,6 +200,8 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str], subm
         "mounts": mounts,
         "num_nodes": job.resources.num_nodes,
         "max_hourly_cost": job.resources.max_hourly_cost,
+        "reads": [DATA],
+        **confinement.for_a_node(train.cache_dir),
         "bucket": train.store if job.checkpoint.store and store is None else None,
     }
 

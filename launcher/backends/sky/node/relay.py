@@ -257,17 +257,20 @@ class Relay:
             os.environ["PYTHONUNBUFFERED"] = "1"
             os.environ["PYTHONSAFEPATH"] = "1"  # no module of the folder that SkyPilot starts jobs in
             return [os.environ.get("DOLPHIN_PYTHON") or sys.executable]
-        command = [
-            "docker", "run", "--rm", "--init", "--network=host", "--ipc=host", "--security-opt=no-new-privileges",
-            "--pids-limit=16384", "--label", "dolphin.run=" + self.config["run_id"], "-e", "PYTHONSAFEPATH=1",
-        ]  # fmt: skip
+        asked = ["docker", "info", "-f", "{{.SecurityOptions}}"]
+        told, users = subprocess.run(asked, stdout=subprocess.PIPE, text=True).stdout, self.config["user_options"]
+        user = users[next((mapping for mapping in users if mapping and "name=" + mapping in told), "")]
+        command = ["docker", "run", "--rm", "--init", "--network=host", "--ipc=host", *self.config["options"]]
+        command += [option.replace("@USER@", f"{os.getuid()}:{os.getgid()}") for option in user]
+        command += ["--label", "dolphin.run=" + self.config["run_id"]]
         if name:
             command += ["--name", name]
         if shutil.which("nvidia-smi"):
-            command += ["--gpus", "all"]
-        for folder in sorted({self.run_dir, self.inputs, *map(os.path.expanduser, self.config["mounts"])}):
+            command += self.config["gpu_options"]
+        reads = {self.inputs, *map(os.path.expanduser, self.config["reads"])}
+        for folder in sorted({self.run_dir, *reads, *map(os.path.expanduser, self.config["mounts"])}):
             os.makedirs(folder, exist_ok=True)
-            command += ["-v", folder + ":" + folder]
+            command += ["-v", folder + ":" + folder + (":ro" if folder in reads else "")]
         for variable in [*self.config["env"], LEASE]:
             command += ["-e", variable]
         return [*command, "--entrypoint", "python", image]
