@@ -15,7 +15,7 @@ from launcher.backends.base import BACKENDS, Backend, DownReport, get_backend
 from launcher.follow import screen
 from launcher.follow.patience import patiently
 from launcher.follow.run_view import RunView
-from launcher.follow.status import observe, status_of
+from launcher.follow.status import observe, observe_record, status_of, was_never_taken_in, with_detail
 from launcher.runs import ledger
 from launcher.runs.errors import BROKEN_FILES, BackendError, BadUsage, LauncherError, broken
 from launcher.runs.ledger import RunRecord
@@ -33,6 +33,22 @@ def down(run: str | None, grace_s: float) -> int:
         if run is None:
             raise
         return _down_without_record(run, grace_s, error)
+    if was_never_taken_in(record):
+        return _down_of_refused(record, grace_s)
+    return _down(record, grace_s)
+
+
+def _down_of_refused(record: RunRecord, grace_s: float) -> int:
+    """Where its backend cannot be asked, the record says that nothing of it can be there."""
+    try:
+        return _down(record, grace_s)
+    except BackendError as error:
+        screen.say(f"{record.run_id}: {with_detail(observe_record(record).status)}")
+        screen.say(f"  {record.backend} never took it in, so nothing of it runs ({record.backend} now: {error})")
+        return 0
+
+
+def _down(record: RunRecord, grace_s: float) -> int:
     backend = get_backend(record.backend)
     with _held_where_possible(record) as held:
         record = held or record

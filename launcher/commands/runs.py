@@ -12,7 +12,16 @@ from launcher.follow import screen
 from launcher.follow.attend import follow_to_end
 from launcher.follow.follow import LogFrom, show_log
 from launcher.follow.patience import patiently
-from launcher.follow.status import Observation, as_json, as_rows, observe_record, run_table, was_refused, with_detail
+from launcher.follow.status import (
+    Observation,
+    as_json,
+    as_rows,
+    observe_record,
+    run_table,
+    was_never_taken_in,
+    was_refused,
+    with_detail,
+)
 from launcher.runs import ledger
 from launcher.runs.errors import BROKEN_FILES, BackendError, BadUsage, broken
 from launcher.runs.ledger import RunRecord
@@ -116,8 +125,8 @@ def _remove_leftovers(record: RunRecord) -> None:
     try:
         report = get_backend(record.backend).down(record, 0.0)
     except BackendError as error:
-        if was_refused(record) and not (record.folder / ledger.REQUEST_FILE).exists():
-            return  # nobody ever took it in
+        if was_never_taken_in(record):
+            return
         raise BackendError(
             f"{record.run_id}: what {record.backend} has left of it is not known ({error}); nothing was forgotten"
         ) from None

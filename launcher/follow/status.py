@@ -14,7 +14,7 @@ from launcher.follow.readers import read_outcome, read_view
 from launcher.follow.run_view import RunView
 from launcher.follow.screen import numbers
 from launcher.runs.errors import BackendError
-from launcher.runs.ledger import RunRecord
+from launcher.runs.ledger import REQUEST_FILE, RunRecord
 from launcher.runs.states import EndReason, RunState, is_over
 from launcher.units import count, seconds, size
 
@@ -58,6 +58,11 @@ def status_of(backend: Backend, record: RunRecord) -> BackendStatus:
 def was_refused(record: RunRecord) -> bool:
     """Whether the newest start failed before the backend took it in."""
     return record.submit_error is not None and record.handle is None
+
+
+def was_never_taken_in(record: RunRecord) -> bool:
+    """Whether its one start failed, and nothing was sent that somebody may still be working on."""
+    return was_refused(record) and record.submissions <= 1 and not (record.folder / REQUEST_FILE).exists()
 
 
 def _not_started(record: RunRecord) -> BackendStatus:

@@ -112,6 +112,20 @@ def test_a_failed_start_can_be_forgotten_without_its_engine(dolphin):
     assert asked.exists()
 
 
+@pytest.mark.parametrize("backend", ["docker", "sky"])
+def test_down_of_a_failed_start_needs_no_engine_to_know_that_nothing_of_it_runs(dolphin, backend):
+    folder = failed_start(dolphin, backend=backend)
+    said = dolphin.run("down").stderr
+    assert "was not started: no engine answers; start it" in said
+    assert f"{backend} never took it in, so nothing of it runs" in said
+    (folder / "sky-request").write_text("somebody took it in")
+    dolphin.run("down", expect=4)
+    (folder / "sky-request").unlink()
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | {"submissions": 2}))
+    dolphin.run("down", expect=4)  # an earlier start may have left something
+
+
 def test_forgetting_a_run_keeps_its_results_and_says_where(dolphin, job):
     dolphin.fake = LONG
     dolphin.run("launch", job, "-y", "-d")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from launcher.backends.base import Handle
@@ -26,13 +25,23 @@ class Jobs:
         for job in self._active(run_id):
             if job.name == run_id:
                 return {"kind": "managed", "job_id": job.job_id}
-        cluster = _cluster_option(run_id)
-        for job in (self._client.cluster_jobs(cluster) or []) if cluster else []:
-            if job.name == run_id and not is_over(sky_status.cluster_job_state(job.status)):
-                return {"kind": "cluster", "cluster": cluster, "job_id": job.job_id}
+        clusters = self._clusters_of(run_id)
+        for cluster in clusters:
+            for job in self._client.cluster_jobs(cluster) or []:
+                if job.name == run_id and not is_over(sky_status.cluster_job_state(job.status)):
+                    return {"kind": "cluster", "cluster": cluster, "job_id": job.job_id}
         if self._client.pending_launch(run_id):
-            return {"kind": "cluster" if cluster else "managed", "cluster": cluster, "job_id": None}
+            own = clusters[0] if len(clusters) == 1 else None
+            return {"kind": "cluster" if own else "managed", "cluster": own, "job_id": None}
         return None
+
+    def _clusters_of(self, run_id: str) -> list[str]:
+        """Where it may run beside managed jobs: the cluster of its launch; any of the user's where no record says."""
+        try:
+            cluster = ledger.load(ledger.folder_of(run_id)).options.get("cluster")
+        except LauncherError:
+            return [found.name for found in self._client.clusters()]
+        return [cluster] if cluster else []
 
     def refuse_twins(self, record: RunRecord) -> None:
         """Never two of the same run, nor two of the same job by mistake."""
@@ -96,9 +105,3 @@ def has_ended(record: RunRecord) -> bool:
 
 def kind_of(record: RunRecord) -> str:
     return (record.handle or {}).get("kind") or ("cluster" if record.options.get("cluster") else "managed")
-
-
-def _cluster_option(run_id: str) -> str | None:
-    with contextlib.suppress(LauncherError):
-        return ledger.load(ledger.folder_of(run_id)).options.get("cluster")
-    return None
