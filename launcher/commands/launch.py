@@ -69,21 +69,25 @@ class Start:
     """Its patterns resolved, the machine's memory asked for."""
     offers: tuple[Offer, ...]
     plan: LaunchPlan | None
-    """None where the model's shape is not known here: such a model can be trained, but not planned."""
+    """None where the model's shape is not known here (such a model can be trained, but not planned), or none was wanted."""
     why_no_plan: str
     secrets: Mapping[str, str] = field(repr=False)
     nproc: int | None
 
     @classmethod
     @patiently
-    def of(cls, job: JobSpec, backend: Backend, nproc: int | None, options: Mapping[str, Any]) -> Start:
-        """`options` are the backend's own."""
+    def of(
+        cls, job: JobSpec, backend: Backend, nproc: int | None, options: Mapping[str, Any], *, is_planned: bool = True
+    ) -> Start:
+        """`options` are the backend's own. `is_planned` is False for a run whose train.json stands already: nobody would read
+        a plan."""
         secrets = collect_secrets(job)
         job = with_resolved_unfrozen(job)
         offers = tuple(backend.offers(job, nproc))
         plan, why = None, ""
         try:
-            plan = plan_of(job, offers, nproc=nproc, on=backend.name, options=options)
+            if is_planned:
+                plan = plan_of(job, offers, nproc=nproc, on=backend.name, options=options)
         except BadInput as unknown:
             why = str(unknown)
         return cls(backend, job, offers, plan, why, secrets, nproc)
@@ -157,8 +161,10 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
             f"on: {job.on}, but {record.run_id} is of {record.backend}, where its checkpoints are; launch a new run"
         )
     before = NodeJob.read(record.files.train_json) if record.files.train_json.exists() else None
-    start = Start.of(job, backend, options.nproc or (before.nproc if before else None), record.options)
-    if before is None or options.nproc is not None or options.overrides:
+    is_new = before is None or options.nproc is not None or bool(options.overrides)
+    nproc = options.nproc or (before.nproc if before else None)
+    start = Start.of(job, backend, nproc, record.options, is_planned=is_new)
+    if before is None or is_new:
         job, train = start.settled(record.run_id)
         if before is not None:
             _refuse_other_results(record, before, train, is_finished)
