@@ -22,7 +22,7 @@ FLOORS = {
     "launcher": "config models runs streams units < jobfile < backends < follow plan < commands < cli < __main__",
     "launcher.backends": "base checks confinement inputs release < home < docker sky",
     "launcher.backends.docker": "container endpoint < engine < image trial < backend doctor",
-    "launcher.backends.sky": "answers bucket_copy catalog doctor errors node phases server status task < controller jobs log offers ship store_access < reach < adopting elsewhere records < reading stopping < backend < client",
+    "launcher.backends.sky": "answers bucket_copy catalog doctor errors node phases server status task < controller jobs log offers ship store_access < reach < adopting elsewhere records uploads < reading stopping < backend < client",
     "launcher.commands": "adopt convert data doctor down explain launch merge plan runs schema spectrum validate < reference < init",
     "launcher.follow": "run_view < readers screen < follow patience status < attend",
     "launcher.jobfile": "axolotl field_docs model_checks name_checks paths pattern_checks source_checks spec < load settle",

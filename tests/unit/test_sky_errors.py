@@ -26,6 +26,10 @@ def raised(name: str, text: str) -> BaseException:
     (raised("ResourcesUnavailableError", "\x1b[31mFailed to provision\x1b[0m\nmore"), NoCapacity, "Failed to provision; try"),
     (raised("ProvisionError", "VcpuLimitExceeded: You have requested more vCPU capacity"), NoCapacity, "quota"),
     (raised("RuntimeError", "docker: manifest for me/x:1 not found"), BackendError, "resources.image"),
+    (raised("ResourcesUnavailableError", "Failed to provision 1x(cpus=4+, mem=4x, disk_size=50)"), BackendError, "jobs.controller.resources"),
+    (raised("ProvisionError", "sky-jobs-controller-1a2b: VcpuLimitExceeded"), BackendError, "not for the job's own sake"),
+    (raised("ProvisionError", "sky-jobs-controller-1a2b: ExpiredToken"), BackendError, "renew them"),
+    (raised("RequestCancelled", "Request r-1 cancelled"), BackendError, "was withdrawn"),
     (raised("Odd", ""), BackendError, "no reason given"),
 ])  # fmt: skip
 def test_an_error_says_what_to_do_next(error: BaseException, kind: type, words: str) -> None:

@@ -11,12 +11,14 @@ import pytest
 
 from launcher.backends import confinement, release
 from launcher.backends.base import Offer
+from launcher.backends.sky.controller import NO_CONTROLLER, refuse_homeless
 from launcher.backends.sky.node.relay import Relay
 from launcher.backends.sky.offers import priced
 from launcher.backends.sky.ship import pack
 from launcher.backends.sky.task import (
     DISK_TIERS,
     NO_DOCKER_IMAGE,
+    NO_MANY_NODES,
     NO_SPOT,
     Place,
     build_task,
@@ -101,6 +103,8 @@ def test_the_tables_of_what_clouds_refuse_are_skypilot_s() -> None:
         refused = refused or cloud._unsupported_features_for_resources(sky.Resources())
         assert (Feature.SPOT_INSTANCE in refused) == (name in NO_SPOT), name
         assert (Feature.DOCKER_IMAGE in refused) == (name in NO_DOCKER_IMAGE), name
+        assert (Feature.MULTI_NODE in refused) == (name in NO_MANY_NODES), name
+        assert (Feature.HOST_CONTROLLERS in refused) == (name in NO_CONTROLLER), name
         assert (DiskTier.HIGH in cloud._SUPPORTED_DISK_TIERS) == (name in DISK_TIERS), name
 
 
@@ -150,6 +154,42 @@ def test_spot_only_where_nobody_sells_spot_is_an_error_and_not_a_silent_on_deman
     with pytest.raises(BadUsage, match="sells no spot"):
         places_of(job_of(spot="only", infra=["shadeform", "slurm/lab"]), [])
     assert [place.spot for place in places_of(job_of(spot="never", infra="aws"), [])] == [False]
+
+
+def test_several_nodes_are_not_asked_of_a_cloud_whose_clusters_are_one_node() -> None:
+    found = places_of(job_of(num_nodes=2, infra=["runpod", "aws"], spot="never"), [])
+    assert [place.infra for place in found] == ["aws"]
+    with pytest.raises(BadUsage, match=r"resources\.num_nodes: 2, but on runpod, shadeform a cluster is one node"):
+        places_of(job_of(num_nodes=2, infra=["runpod", "shadeform"]), [])
+
+
+def test_kubernetes_is_asked_for_the_disk_that_the_job_states_and_for_no_other() -> None:
+    """It is a request for ephemeral storage there: without it a pod is evicted, with the default few nodes take it."""
+    for infra in ("kubernetes", "ssh/pool"):
+        assert entries(task_of(job_of(infra=infra, disk_gb=200)))[0]["disk_size"] == 200
+        assert "disk_size" not in entries(task_of(job_of(infra=infra)))[0]
+    assert entries(task_of(job_of(infra="aws")))[0]["disk_size"] == 512
+    assert "disk_size" not in entries(task_of(job_of(infra="slurm/lab", disk_gb=200)))[0]
+
+
+def test_a_managed_job_needs_a_cloud_that_can_hold_its_controller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    refuse_homeless([Place("lambda"), Place("aws")], ["lambda", "aws"])
+    refuse_homeless([Place("lambda")], ["lambda", "gcp"])
+    with pytest.raises(
+        BadUsage, match=r"lambda, shadeform cannot hold SkyPilot's jobs controller.*consolidation_mode.*--cluster"
+    ):
+        refuse_homeless([Place("shadeform"), Place("lambda")], ["lambda", "shadeform"])
+    monkeypatch.setenv("SKYPILOT_API_SERVER_ENDPOINT", "https://sky.example")
+    refuse_homeless([Place("lambda")], ["lambda"])  # another machine, which may hold it itself
+    monkeypatch.setenv("SKYPILOT_API_SERVER_ENDPOINT", "http://127.0.0.1:46580")
+    with pytest.raises(BadUsage, match="cannot hold"):
+        refuse_homeless([Place("lambda")], ["lambda"])
+    (tmp_path / ".sky").mkdir()
+    (tmp_path / ".sky" / "config.yaml").write_text("jobs: {controller: {consolidation_mode: true}}\n")
+    refuse_homeless([Place("lambda")], ["lambda"])
 
 
 def test_regions_narrow_every_infra_that_names_none() -> None:

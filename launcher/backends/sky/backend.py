@@ -30,6 +30,7 @@ from launcher.backends.inputs import check_upload
 from launcher.backends.sky import adopting, elsewhere, store_access
 from launcher.backends.sky import status as sky_status
 from launcher.backends.sky.catalog import has_memory
+from launcher.backends.sky.controller import refuse_homeless
 from launcher.backends.sky.jobs import Jobs, kind_of
 from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress, tried
 from launcher.backends.sky.reach import InBucket
@@ -43,11 +44,12 @@ from launcher.backends.sky.records import (
 from launcher.backends.sky.ship import pack, unstage
 from launcher.backends.sky.stopping import Stopping
 from launcher.backends.sky.task import IDLE_MINUTES, PRICES_FILE, build_task, folder_store, places_of, ship
+from launcher.backends.sky.uploads import Uploads
 from launcher.jobfile.settle import Placement
 from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger
 from launcher.runs.copying import copy_folder
-from launcher.runs.errors import BackendError, NoCapacity
+from launcher.runs.errors import BackendError, LauncherError, NoCapacity
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, is_over, told_after_down
 from trainer.run.run_folder import CHECKPOINTS_FOLDER, MODEL_FOLDER, write_atomic
@@ -83,8 +85,11 @@ class SkyRuns:
         shipment = ship(train)
         lines = check_upload(shipment.inputs, job)
         self._jobs.refuse_namesakes(job.name)
-        places = places_of(job, job.resources.infra or self._client.enabled())
+        enabled = self._client.enabled()
+        places = places_of(job, job.resources.infra or enabled)
         is_managed, secrets = not options.get("cluster"), dict.fromkeys(job.secrets, "set")
+        if is_managed:
+            refuse_homeless(places, enabled)
         task = build_task(job, train, places, shipment, Path("/"), is_managed=is_managed, secrets=secrets)
         self._client.check_task({key: value for key, value in task.items() if key != "file_mounts"})
         return lines + store_access.check(job, train.store, places)
@@ -111,6 +116,7 @@ class SkyRuns:
         def asked(request: str) -> None:
             write_atomic(record.folder / ledger.REQUEST_FILE, request)
 
+        uploads = Uploads(self._client, is_managed=not cluster)
         try:
             if cluster:
                 idle = None if all(place.cloud == "slurm" for place in places) else IDLE_MINUTES
@@ -118,7 +124,11 @@ class SkyRuns:
                 return {"kind": "cluster", "cluster": cluster, "job_id": job_id}
             return {"kind": "managed", "job_id": self._client.launch_managed(task, record.run_id, asked)}
         except NoCapacity as error:
+            uploads.remove(submission.tell)
             raise NoCapacity(f"{error} [asked for {', '.join(tried(job, places))}]") from None
+        except LauncherError:
+            uploads.remove(submission.tell)
+            raise
 
     def find(self, run_id: str) -> Handle | None:
         return self._jobs.find(run_id)

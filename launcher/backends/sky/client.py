@@ -36,6 +36,8 @@ from launcher.runs.errors import BackendError, LauncherError
 from launcher.runs.waiting import Wait, waiting_for
 from launcher.units import GIB, MIB
 
+UPLOADS = "skypilot-filemounts-"
+"""How SkyPilot begins the name of a bucket with the local files of one submit."""
 _ON_SALE_NOWHERE = {"slurm", "kubernetes", "ssh"}
 """Prices, and what there is, come from the cluster itself, not from a catalog file."""
 
@@ -142,6 +144,16 @@ class SkyClient:
         if not job_ids:
             raise BackendError(f"{name}: SkyPilot accepted it without a job id; `sky jobs queue` shows what there is")
         return int(job_ids[0])
+
+    def uploads(self) -> set[str]:
+        """Names of the buckets that SkyPilot made for files of submits."""
+        with self._explained("asking for the buckets"):
+            names = [str(record.name) for record in self._sdk().get(self._sdk().storage_ls())]
+        return {name for name in names if name.startswith(UPLOADS)}
+
+    def delete_upload(self, name: str) -> None:
+        with self._explained(f"removing the bucket {name}"):
+            self._sdk().get(self._sdk().storage_delete(name))
 
     def cancel_managed(self, job_id: int) -> None:
         with self._explained(f"cancelling managed job {job_id}"):

@@ -1,4 +1,4 @@
-"""SkyPilot's jobs controller: what it costs beside the run. Asks nobody, imports no sky.
+"""SkyPilot's jobs controller: what it costs beside the run, and which clouds cannot hold one. Asks nobody, imports no sky.
 
 A client of its own starts a VM for it on the first managed job (read in SkyPilot 0.14.1's `sky/jobs/constants.py`); an API
 server that consolidates holds it in its own process.
@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from launcher.backends.base import Upkeep
 from launcher.backends.sky.catalog import catalog_folder
-from launcher.backends.sky.task import cloud_of
+from launcher.backends.sky.task import Place, cloud_of
 from launcher.jobfile.spec import JobSpec
+from launcher.runs.errors import BadUsage
 
+NO_CONTROLLER = frozenset({
+    "cudo", "fluidstack", "hyperbolic", "lambda", "mithril", "seeweb", "shadeform", "slurm", "verda", "yotta",
+})  # fmt: skip
+"""Clouds of SkyPilot 0.14.1 on which no controller can run (`HOST_CONTROLLERS`)."""
 IN_A_POD = {"kubernetes", "ssh"}
 """Clouds on which it is a pod beside others, and nothing is paid for it alone."""
 VCPUS, MEMORY_GIB = 4, 16
@@ -32,6 +38,8 @@ ASSUMED_USD_PER_HOUR = 0.20
 SERVER_SIGNAL = "~/.sky/.jobs_controller_consolidation_reloaded_signal"
 """An API server of this machine leaves it where it holds the controller itself."""
 CONFIG = "~/.sky/config.yaml"
+ENDPOINT = "SKYPILOT_API_SERVER_ENDPOINT"
+"""Environment variable of SkyPilot's that names an API server."""
 
 
 def upkeep(job: JobSpec, options: Mapping[str, Any]) -> list[Upkeep]:
@@ -48,15 +56,47 @@ def upkeep(job: JobSpec, options: Mapping[str, Any]) -> list[Upkeep]:
     ]  # fmt: skip
 
 
-def is_consolidated() -> bool:
-    """Whether the API server of this machine holds the controller itself. False where that is not known."""
-    if os.path.exists(os.path.expanduser(SERVER_SIGNAL)):
+def is_consolidated() -> bool | None:
+    """Whether the API server holds the controller itself; None where that server is another machine, whose settings are not known
+    here."""
+    config = _config()
+    if os.path.exists(os.path.expanduser(SERVER_SIGNAL)) or config.get("jobs", {}).get("controller", {}).get(
+        "consolidation_mode"
+    ):
         return True
+    endpoint = os.environ.get(ENDPOINT) or config.get("api_server", {}).get("endpoint") or ""
+    host = urlsplit(str(endpoint)).hostname
+    return False if host in (None, "127.0.0.1", "localhost", "0.0.0.0", "::1") else None
+
+
+def _config() -> dict[str, Any]:
+    """SkyPilot's settings here; empty where there are none that can be read."""
     try:
         config = yaml.safe_load(Path(os.path.expanduser(CONFIG)).read_bytes())
-        return config["jobs"]["controller"]["consolidation_mode"] is True
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return False
+        jobs = config.get("jobs") or {}
+        controller = jobs.get("controller") or {}
+        server = config.get("api_server") or {}
+        return {"jobs": {"controller": dict(controller)}, "api_server": dict(server)}
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
+        return {}
+
+
+def refuse_homeless(places: Sequence[Place], enabled: Sequence[str]) -> None:
+    """BadUsage where a managed job has no cloud for its controller: neither one that it runs on, nor another that is enabled.
+
+    SkyPilot takes a cloud of the job's own where one can hold it, else any that is enabled. Nothing is refused where the API server is
+    another machine: it may hold the controller itself."""
+    if is_consolidated() is not False:
+        return
+    clouds = {place.cloud for place in places if place.cloud}
+    able = (clouds | {cloud.partition("/")[0].lower() for cloud in enabled}) - NO_CONTROLLER
+    if clouds and not able:
+        names = ", ".join(sorted(clouds))
+        raise BadUsage(
+            f"resources.infra: {names} cannot hold SkyPilot's jobs controller, and no other cloud is enabled; enable one for it "
+            "(`sky check`; its CPU VM is all that runs there), or use an API server with `jobs.controller.consolidation_mode: "
+            "true` in its ~/.sky/config.yaml, or a cluster of your own (--cluster NAME)"
+        )
 
 
 def _price() -> float:

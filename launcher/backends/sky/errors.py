@@ -35,6 +35,17 @@ _IMAGE = re.compile(
 )  # fmt: skip
 
 
+_CONTROLLER = re.compile(r"jobs[- ]controller|cpus=4\+, mem(ory)?=4x", re.IGNORECASE)
+"""Of the VM that SkyPilot makes for itself, by its name or by what it asks for."""
+_PROVISIONING = (
+    "ResourcesUnavailableError",
+    "ResourcesMismatchError",
+    "ProvisionError",
+    "ClusterSetUpError",
+    "CommandError",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """SkyPilot's API server as the client sees it."""
@@ -66,6 +77,11 @@ def explain(
     if _CREDENTIALS.search(text):
         return BackendError(
             f"{what}: credentials are missing or expired ({first_line(text)}); renew them, then `sky check`"
+        )
+    if name in _PROVISIONING and _CONTROLLER.search(text):
+        return BackendError(
+            f"{what}: not for the job's own sake: SkyPilot's jobs controller, a small VM of its own, cannot be had "
+            f"({first_line(text)}); `jobs.controller.resources` in ~/.sky/config.yaml names another cloud or region for it"
         )
     if name == "NoCloudAccessError" or "No cloud access" in text or "No cloud is enabled" in text:
         return BackendError(f"{what}: SkyPilot has no cloud enabled; `sky check` says what each one lacks")

@@ -38,7 +38,13 @@ NO_DOCKER_IMAGE = frozenset({
 NO_AUTOSTOP = frozenset({"hyperbolic", "primeintellect", "slurm", "verda", "yotta"})
 DISK_TIERS = frozenset({"aws", "azure", "gcp", "nebius", "oci"})
 """Clouds of SkyPilot 0.14.1 that sell disks of several speeds; the others refuse to be asked for one."""
-NO_DISK_SIZE = frozenset({"kubernetes", "slurm", "ssh"})
+NO_MANY_NODES = frozenset({
+    "hyperbolic", "primeintellect", "runpod", "seeweb", "shadeform", "vast", "verda", "vsphere", "yotta",
+})  # fmt: skip
+"""Clouds of SkyPilot 0.14.1 on which a cluster is one node (`MULTI_NODE`)."""
+NO_DISK_SIZE = frozenset({"slurm"})
+DISK_OF_POD = frozenset({"kubernetes", "ssh"})
+"""Clouds where `disk_size` becomes a pod's request for ephemeral storage: only what the job states, for few nodes have the default."""
 INPUTS = "~/dolphin-inputs"
 DATA = "~/dolphin-data"
 PRICES_FILE = "sky-prices.json"
@@ -90,6 +96,14 @@ def cloud_of(infra: str) -> str:
 def places_of(job: JobSpec, enabled: Sequence[str]) -> list[Place]:
     """What the job allows among its own infra, else among the enabled clouds; BadUsage where that is nothing."""
     wanted = list(job.resources.infra) or list(enabled)
+    if job.resources.num_nodes > 1:
+        able = [infra for infra in wanted if cloud_of(infra) not in NO_MANY_NODES]
+        if wanted and not able:
+            raise BadUsage(
+                f"resources.num_nodes: {job.resources.num_nodes}, but on {', '.join(wanted)} a cluster is one node; name another "
+                "resources.infra"
+            )
+        wanted = able
     regions, spot = list(job.resources.regions), job.resources.spot
     found = []
     for infra in wanted:
@@ -289,7 +303,8 @@ def _entry(job: JobSpec, place: Place, image: str | None) -> dict[str, Any]:
                 f"resources.container: image, but {place.infra} runs no docker images as nodes; use auto or docker"
             )
         entry["image_id"] = f"docker:{image}"
-    if place.cloud not in NO_DISK_SIZE:
+    is_stated = "disk_gb" in r.model_fields_set
+    if place.cloud not in NO_DISK_SIZE and (is_stated or place.cloud not in DISK_OF_POD):
         entry["disk_size"] = r.disk_gb
     if place.cloud in DISK_TIERS:
         entry["disk_tier"] = r.disk_tier
