@@ -276,7 +276,8 @@ def _show_plan(start: Start, train: NodeJob, notes: Sequence[str]) -> None:
         summarise(start.plan)
     else:
         best = start.offers[0] if start.offers else None
-        hardware = f"{best.count} x {best.accelerator or 'CPU rank'} at {best.infra}" if best else "no offer"
+        price = f" for ${best.price_usd_per_hour:.2f}/h" if best and best.price_usd_per_hour else ""
+        hardware = f"{best.count} x {best.accelerator or 'CPU rank'} at {best.infra}{price}" if best else "no offer"
         screen.say(f"{job.name}: {job.model.base} on {hardware}; no plan: {start.why_no_plan}")
     for line in rules:
         screen.say(f"  {line}")

@@ -31,6 +31,7 @@ def summarise(plan: LaunchPlan, console: Console | None = None) -> None:
     _verdict(plan.machine, console)
     _hours(plan, console)
     _cost(plan, console)
+    _owned(plan, console)
     for note in plan.notes:
         console.print(f"  note: {note}")
 

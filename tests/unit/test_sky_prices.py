@@ -12,9 +12,11 @@ import pytest
 from launcher.backends.sky.answers import is_spot
 from launcher.backends.sky.backend import SkyRuns
 from launcher.backends.sky.node import instance
+from launcher.backends.sky.records import hourly_price, keep_price, node_attempts
 from launcher.backends.sky.ship import pack
 from launcher.backends.sky.task import PRICES_FILE, ship
 from launcher.runs import ledger
+from launcher.runs.states import RunState
 from tests.unit.test_sky_task import job_of, train_of
 from trainer.run import run_folder
 
@@ -169,3 +171,33 @@ def test_a_finished_run_is_priced_by_what_each_of_its_nodes_was(
     status = SkyRuns(Sky()).status(record)
     assert [attempt.price_usd_per_hour for attempt in status.attempts] == [3.41, 30.13]
     assert status.price_usd_so_far == pytest.approx(3.41 * 3599 / 3600 + 30.13)
+
+
+def test_what_a_node_cost_is_kept_while_skypilot_still_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of clouds without a metadata service that tells: seen once, it stays, whatever the next node is and the end says."""
+    monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path))
+    record = ledger.update(
+        ledger.create("demo-1", "demo", "sky"), handle={"kind": "managed", "job_id": 1}, submissions=1
+    )
+    (record.folder / PRICES_FILE).write_text(json.dumps([["runpod/ca", True, 4.0], ["runpod/ca", False, 12.0]]))
+    job = SimpleNamespace(spot=True, ended_at=None)
+    record.files.nodes.write_text('{"time": 0.0, "infra": "RunPod/CA"}\n')
+    keep_price(record, hourly_price(record, job))
+    with open(record.files.nodes, "a") as nodes:
+        nodes.write('{"time": 3600.0, "infra": "RunPod/CA"}\n')
+    job.spot = False
+    keep_price(record, hourly_price(record, job))
+    over = SimpleNamespace(spot=None, ended_at=7200.0)
+    record.files.events.write_text('{"event": "x", "time": 3599.0}\n')
+    attempts = node_attempts(record, over, RunState.SUCCEEDED, 9999.0, hourly_price(record, over))
+    assert [attempt.price_usd_per_hour for attempt in attempts] == [4.0, 12.0]
+
+
+def test_where_one_kind_alone_was_asked_for_a_node_is_of_that_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKYPILOT_CLUSTER_INFO", json.dumps({"cloud": "Lambda", "region": "us-east-1"}))
+    offers = [["aws/us-east-1/use1-az1", True, 8.02], ["lambda/us-east-1", False, 9.0]]
+    node, (line,), _ = instance.begin({"run_dir": str(tmp_path), "offers": offers}, 1.0, lambda *_: None)
+    assert (node["spot"], node["price_usd_per_hour"]) == (False, 9.0)
+    assert "lambda/us-east-1, on demand, $9.00/h; the plan's cheapest was aws" in line.lower()

@@ -37,6 +37,7 @@ from launcher.backends.sky.reach import InBucket
 from launcher.backends.sky.reading import Reading
 from launcher.backends.sky.records import (
     hourly_price,
+    keep_price,
     last_step,
     node_attempts,
     reach_of,
@@ -160,6 +161,8 @@ class SkyRuns:
             state, detail = told_after_down(state, detail)
         now = time.time()
         hourly = hourly_price(record, job)
+        if state is RunState.RUNNING:
+            keep_price(record, hourly)
         attempts = node_attempts(record, job, state, now, hourly)
         node = attempts[-1] if attempts else None
         where = "/".join(part for part in (node.infra or job.infra, node.node) if part) if node else job.infra

@@ -1,6 +1,6 @@
 """What this machine knows of a SkyPilot run without asking SkyPilot: its folder, and the store where it can be reached.
 
-Pure readers over the run's files. Imports no sky.
+Readers over the run's files; writes what a node was seen to cost. Imports no sky.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from launcher.backends.sky.log.mirror import Mirror
 from launcher.backends.sky.node.instance import price_at
 from launcher.backends.sky.reach import InBucket, Reach, reach
 from launcher.backends.sky.store_access import environment_of_run
-from launcher.backends.sky.task import PRICES_FILE
+from launcher.backends.sky.task import NODE_PRICES_FILE, PRICES_FILE
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
-from trainer.run.run_folder import EVENTS_FILE, EventKind, read_lines
+from trainer.run.run_folder import EVENTS_FILE, EventKind, read_lines, write_atomic
 from trainer.run.spec import NodeJob
 
 
@@ -61,13 +61,30 @@ def hourly_price(record: RunRecord, job: Any) -> float | None:
     return None
 
 
+def keep_price(record: RunRecord, hourly: float | None) -> None:
+    """Write down what the present node was seen to cost, while SkyPilot still tells what it is; nothing where the node did."""
+    nodes, kept = list(read_lines(record.files.nodes)), _kept_prices(record)
+    if not nodes or hourly is None or nodes[-1].get("price_usd_per_hour") is not None or str(len(nodes)) in kept:
+        return
+    with contextlib.suppress(OSError):  # a price is no reason to fail
+        write_atomic(record.folder / NODE_PRICES_FILE, json.dumps({**kept, str(len(nodes)): hourly}))
+
+
+def _kept_prices(record: RunRecord) -> dict[str, float]:
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads((record.folder / NODE_PRICES_FILE).read_bytes())
+        return {str(number): float(price) for number, price in kept.items()}
+    return {}
+
+
 def node_attempts(
     record: RunRecord, job: Any, state: RunState, now: float, hourly: float | None
 ) -> tuple[NodeAttempt, ...]:
     """The nodes that worked on the run; of one whose job SkyPilot does not tell of (None) to the last that was heard."""
+    kept = _kept_prices(record)
     nodes = [
-        node
-        for node in read_lines(record.files.nodes)
+        node | {"price_usd_per_hour": node.get("price_usd_per_hour", kept.get(str(number)))}
+        for number, node in enumerate(read_lines(record.files.nodes), 1)
         if isinstance(node.get("setup_at") or node.get("time"), int | float)
     ]
     heard = [at for _, at in Mirror(record.folder).times()]

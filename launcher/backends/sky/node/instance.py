@@ -41,12 +41,20 @@ def begin(config: dict[str, Any], began: float, ask: Ask | None = None) -> tuple
     offers = config.get("offers") or []
     if offers:
         node.update(look(cluster, os.environ, ask))
+        kinds = {
+            bool(spot)
+            for place, spot, _ in offers
+            if str(place).split("/")[0].lower() == str(cluster.get("cloud")).lower()
+        }
+        if len(kinds) == 1:  # nothing else was asked for there
+            node.setdefault("spot", kinds.pop())
         if isinstance(node.get("spot"), bool):
             region = "/".join(node["infra"].split("/")[:2])
             places = [region + "/" + node[key] for key in ("zone_id", "zone") if node.get(key)] + [node["infra"]]
             prices = [price_at(offers, place, node["spot"]) for place in places]
             price, is_exact = next((found for found in prices if found[1]), prices[0])
-            node.update({"price_usd_per_hour": price, "is_exact_price": is_exact})
+            if price is not None:
+                node.update({"price_usd_per_hour": price, "is_exact_price": is_exact})
     said, is_refused = judged(node, offers, config.get("max_hourly_cost"), config.get("num_nodes") or 1)
     if is_refused:
         outcome = {"state": "failed", "exit_code": 1, "reason": said[0]}
