@@ -145,9 +145,9 @@ def _state(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, float
     fp32 is plain data parallelism and updates the parameters themselves. Offloaded, masters and moments are elsewhere.
     """
     e, share = load.element_bytes, 1 / load.ranks
-    master, moments = load.optimizer.master.held_bytes, load.optimizer.moment_bytes
+    master, moments = load.optimizer.master.held_bytes, moments_bytes(model, load.optimizer)
     if stage == 0:
-        return {"parameters": e * model.num_parameters, "master weights": 0, "optimizer": moments * model.num_trained}
+        return {"parameters": e * model.num_parameters, "master weights": 0, "optimizer": moments}
     parameters: float = e * model.num_parameters
     if stage == 3:
         parameters = e * ((model.num_parameters - _persistent(model)) * share + _persistent(model))
@@ -156,8 +156,14 @@ def _state(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, float
     return {
         "parameters": parameters,
         "master weights": master * model.num_trained * share,
-        "optimizer": moments * model.num_trained * share,
+        "optimizer": moments * share,
     }
+
+
+def moments_bytes(model: TrainedModel, optimizer: OptimizerState) -> float:
+    """Of the optimizer's moments over all ranks."""
+    shapes = model.architecture.shapes
+    return optimizer.moment_bytes((name, shapes[name]) for name in model.trained)
 
 
 def _gradients(model: TrainedModel, load: Workload, stage: Stage) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from launcher.models.architecture import TrainedModel
-from launcher.plan.gpu_memory import Stage, Workload, runs_as
+from launcher.plan.gpu_memory import Stage, Workload, moments_bytes, runs_as
 from launcher.units import GIB
 
 PROCESS = 4 * GIB
@@ -53,7 +53,7 @@ def offloaded(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, fl
     e, partition = load.element_bytes, model.num_trained / load.ranks
     parts = {
         "master weights": load.optimizer.master.held_bytes * partition,
-        "optimizer": load.optimizer.moment_bytes * partition,
+        "optimizer": moments_bytes(model, load.optimizer) / load.ranks,
         "gradients": 4 * partition,
     }
     if stage == 3:

@@ -157,7 +157,7 @@ class OffloadCost:
     """Read and written by the CPU."""
 
 
-def update_bytes(optimizer: OptimizerState) -> int:
+def update_bytes(optimizer: OptimizerState) -> float:
     """Host memory traffic of one updated element beside the copy in low precision: clipping reads and writes the gradient,
     the update reads it with the whole state and writes the state, the copy reads the masters again. 40 for AdamW."""
     return 3 * GRADIENT_BYTES + 2 * optimizer.held_bytes + optimizer.master.held_bytes

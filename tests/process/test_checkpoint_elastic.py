@@ -16,6 +16,8 @@ LONG = ((2, "fp32"), (3, "fp32"), (3, "bf16"))
 OFFLOADED = ((1, "bf16"), (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16"))
 MOMENTUM = ((0, "fp32"), (3, "bf16"))
 OFFLOAD = {"train": {"offload": "optimizer"}}
+OTHERS = [(name, stage, "fp32" if stage == 0 else "bf16") for name in ("adamw_8bit", "muon") for stage in STAGES]
+"""Optimizers with a state of another kind."""
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-3}
 
 
@@ -70,14 +72,23 @@ def results(tmp_path_factory):
         for way, (source, settings) in ways.items():
             run = run_of(root, f"{way}-{s}-{p}", s, p, (0, p), copy_from=source, **again, **settings)
             moved[f"{s} {way}", p] = run
+    others, others_again, others_moved = {}, {}, {}
+    for name, s, p in OTHERS:
+        settings = {"train": {"optimizer": name}}
+        run = run_of(root, f"{name}-{s}", s, p, (0, p), **late, **settings)
+        others[f"{name} {s}", p] = run
+        copied = {"copy_from": run["run_dir"], **again, **settings}
+        others_again[f"{name} {s}", p] = run_of(root, f"{name}-again-{s}", s, p, (0, p), **copied)
+        others_moved[f"{name} {s}", p] = run_of(root, f"{name}-moved-{s}", (s + 1) % 4, p, (0, p), **copied)
     alone = {(s, "bf16"): run_of(root, f"alone-{s}", s, "bf16", (0, "bf16"), steps=1) for s in (1, 2, 3)}
     found = {}
     phases = [
         ("alone", 1, alone),
         ("4", 4, four),
-        ("whole", 2, whole | offloaded | with_momentum),
-        ("2 to 2", 2, same | other | fewer | moved | momentum_again),
+        ("whole", 2, whole | offloaded | with_momentum | others),
+        ("2 to 2", 2, same | other | fewer | moved | momentum_again | others_again),
         ("2 to 1", 1, one),
+        ("2 to 1, another stage", 1, others_moved),
         ("1 to 2", 2, more),
     ]
     results = do_phases(root, [(nproc, list(runs.values())) for _, nproc, runs in phases])
@@ -154,6 +165,31 @@ def test_a_run_may_move_its_optimizer_to_host_memory_and_back(results, stage, pr
     differences = [abs(float.fromhex(whole[s]) - float.fromhex(loss)) for s, loss in resumed["losses"].items()]
     assert differences
     assert max(differences) < TOLERANCE[precision] / 10
+
+
+@pytest.mark.parametrize(("name", "stage", "precision"), OTHERS)
+def test_every_optimizer_goes_on_bit_for_bit(results, name, stage, precision):
+    whole, resumed = (results[kind, f"{name} {stage}", precision] for kind in ("whole", "2 to 2"))
+    assert resumed["resumed_at"] == SAVED_AT
+    assert resumed["losses"] == {s: loss for s, loss in whole["losses"].items() if int(s) > SAVED_AT}
+    adamw = results["whole", stage, precision]["losses"]
+    assert whole["losses"][str(SHORT)] != adamw[str(SHORT)], "it is no other optimizer"
+    assert float.fromhex(whole["losses"][str(SHORT)]) < float.fromhex(whole["losses"]["1"])
+
+
+@pytest.mark.parametrize(("name", "stage", "precision"), OTHERS)
+def test_every_optimizer_goes_on_with_another_cut_of_its_state(results, name, stage, precision):
+    """On one rank and under another stage: whole matrices are the same ones, moments of 8 bits are rounded once more."""
+    whole, resumed = (
+        results["whole", f"{name} {stage}", precision],
+        results["2 to 1, another stage", f"{name} {stage}", precision],
+    )
+    assert resumed["resumed_at"] == SAVED_AT
+    differences = [
+        abs(float.fromhex(whole["losses"][s]) - float.fromhex(loss)) for s, loss in resumed["losses"].items()
+    ]
+    assert differences
+    assert max(differences) < TOLERANCE["bf16"]
 
 
 @pytest.mark.parametrize("precision", [precision for _, precision in MOMENTUM])

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.checkpoint_folder import SETTINGS, completer, save, snapshot, writer
 from trainer.checkpoint.manifest import MANIFEST, REFUSED_MANIFEST, Manifest
-from trainer.checkpoint.resume import Course, Search, check_same_job, lost_work
+from trainer.checkpoint.resume import Course, Search, check_same_job, lost_work, rounding_line
 from trainer.checkpoint.writer import NotPublished, SaveWriter, committed
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import EventKind, RunDir, append_line
@@ -276,3 +276,15 @@ def test_a_node_that_lost_the_run_to_another_commits_nothing_to_the_store(tmp_pa
 
 def refuse_to_commit() -> None:
     raise HeldElsewhere("node node-b writes this run")
+
+
+def test_a_state_that_another_cut_rounds_once_more_says_so(tmp_path):
+    def saved_of(optimizer):
+        settings = {**SETTINGS, "train.optimizer": optimizer}
+        return completer(4, "id", result_settings=settings)(())
+
+    exact, rounded = (saved_of(optimizer) for optimizer in ("muon", "adamw_8bit"))
+    assert rounding_line(exact, 3, 2) is None
+    assert rounding_line(rounded, 2, 1) is None
+    assert "of another cut (1 ranks, ZeRO-2)" in rounding_line(rounded, 2, 4)
+    assert "not with the same bits" in rounding_line(rounded, 3, 1)

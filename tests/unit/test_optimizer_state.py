@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from launcher.models.architecture import TrainedModel, find_architecture
-from launcher.plan.gpu_memory import Workload, moments_of
+from launcher.models.architecture import TrainedModel, count, find_architecture
+from launcher.plan.gpu_memory import Workload, moments_bytes, moments_of
 from launcher.plan.host_memory import host_memory, offloaded
 from launcher.plan.throughput import offload_cost
 from tests.support.checkpoint_folder import SETTINGS, completer, snapshot, writer
 from trainer.checkpoint.manifest import MANIFEST, CorruptCheckpoint, Manifest
 from trainer.checkpoint.shards import ShardReader
 from trainer.engine import optimizer as optim
+from trainer.engine.adamw_8bit import MOMENTS, AdamW8bit
 from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState, StateTensor
 from trainer.run.settings.train import OptimizerSettings
 from trainer.run.stores.base import FolderStore
@@ -33,17 +34,19 @@ def test_every_optimizer_that_a_job_can_name_is_described_and_can_be_built() -> 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZER_STATES))
 def test_the_description_is_what_the_optimizer_really_keeps(name: str) -> None:
-    model = nn.Linear(4, 4)
+    model = nn.ModuleDict({"embed": nn.Linear(64, 64), "linear": nn.Linear(64, 64)})
     optimizer = optim.build(model, OptimizerSettings(optimizer=name))
-    model(torch.ones(1, 4)).sum().backward()
+    (model["embed"](torch.ones(1, 64)) + model["linear"](torch.ones(1, 64))).sum().backward()
     optimizer.step()
-    kept = {key: value for key, value in optimizer.state[model.weight].items() if key != "step"}
     described = OPTIMIZER_STATES[name]
-    assert {key: str(value.dtype) for key, value in kept.items()} == {
-        moment.name: f"torch.{moment.dtype}" for moment in described.moments
-    }
-    whole = model.weight.nbytes + sum(value.nbytes for value in kept.values())
-    assert described.held_bytes == whole / model.weight.numel()
+    for parameter_name, parameter in model.named_parameters():
+        kept = {key: value for key, value in optimizer.state[parameter].items() if key != "step"}
+        moments = described.moments_of(parameter_name, tuple(parameter.shape))
+        held = {key: str(value.dtype) for key, value in kept.items() if not key.endswith("_scales")}
+        assert held == {moment.name: f"torch.{moment.dtype}" for moment in moments}
+        if parameter.dim() == 2:  # scales of a block that is not full are no share of an element
+            counted = described.moment_bytes([(parameter_name, tuple(parameter.shape))])
+            assert counted == sum(value.nbytes for value in kept.values())
 
 
 def test_a_checkpoint_has_the_tensors_of_the_description_and_no_others(tmp_path, monkeypatch) -> None:
@@ -65,7 +68,9 @@ def test_a_checkpoint_of_an_optimizer_that_is_not_known_is_refused_rather_than_r
     settings = {**SETTINGS, "train.optimizer": "tomorrow"}
     writer(tmp_path).save(3, "id", snapshot(3), completer(3, "id", result_settings=settings))
     folder = tmp_path / "step-00000003"
-    with pytest.raises(CorruptCheckpoint, match="of the optimizer tomorrow, this program knows adamw"):
+    with pytest.raises(
+        CorruptCheckpoint, match="of the optimizer tomorrow, this program knows adamw, adamw_8bit, muon"
+    ):
         Manifest.decode((folder / MANIFEST).read_bytes(), folder.name)
 
 
@@ -79,6 +84,12 @@ def test_the_plan_counts_what_the_description_says() -> None:
         by_adam, by_half = (moments_of(model, load, stage)["step"] for load in (adam, half))
         assert (by_adam["optimizer"], by_half["optimizer"]) == (8 * share, 2 * share)
         assert by_adam["master weights"] == by_half["master weights"] == 4 * share
+    muon, eight = (moments_bytes(model, OPTIMIZER_STATES[name]) for name in ("muon", "adamw_8bit"))
+    assert muon < 8 * model.num_trained
+    assert muon - 4 * model.num_trained == pytest.approx(
+        4 * count(architecture.shapes["model.embed_tokens.weight"]), rel=0.01
+    )
+    assert eight == pytest.approx((2 + 8 / 256) * model.num_trained)
     copies = [host_memory(model, load, 3)["copies for saves"] for load in (adam, half)]
     assert copies == [12 * 8 * share, 8 * 8 * share]
     assert offloaded(model, half, 3)["optimizer"] == 2 * share
@@ -87,3 +98,42 @@ def test_the_plan_counts_what_the_description_says() -> None:
         for more in ({}, {"optimizer": HALF})
     ]
     assert costs == [100 * (40 + 2), 100 * (28 + 2)]
+
+
+def test_moments_of_8_bits_are_read_and_rounded_back_to_the_same_bits() -> None:
+    """Also where the largest value of a block is negative, a block is empty, or the gradient is of another order."""
+    torch.manual_seed(0)
+    one, other = (nn.Parameter(torch.ones(1000)) for _ in range(2))
+    first, second = (AdamW8bit([{"params": [p]}], lr=1e-3, betas=(0.9, 0.999), eps=1e-8) for p in (one, other))
+    for exponent in range(-8, 4):
+        one.grad = torch.randn(1000) * 10.0**exponent
+        one.grad[256:512] = 0
+        one.grad[3] = -1e2 * 10.0**exponent
+        other.grad = one.grad.clone()
+        first.step()
+        second.step()
+        assert torch.equal(one, other)
+        values = {moment.name: first.moment(one, moment, 0, 1000) for moment in MOMENTS}
+        assert torch.equal(first.moment(one, MOMENTS[0], 200, 600), values["exp_avg"][200:800])
+        second.set_moments(other, first.state[one]["step"], values)
+        for moment in MOMENTS:
+            assert torch.equal(second.moment(other, moment, 0, 1000), values[moment.name])
+            scales = f"{moment.name}_scales"
+            assert torch.equal(first.state[one][scales], second.state[other][scales])
+
+
+def test_muon_is_torchs_with_updates_of_the_size_of_adamws() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (nn.Linear(24, 8, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    settings = OptimizerSettings(optimizer="muon", learning_rate=1e-2, weight_decay=0.1)
+    one = optim.build(ours, settings)
+    other = torch.optim.Muon(theirs.parameters(), lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        ours.weight.grad = torch.randn(8, 24)
+        theirs.weight.grad = ours.weight.grad.clone()
+        one.step()
+        other.step()
+        assert torch.allclose(ours.weight, theirs.weight, atol=1e-4)
+    step = theirs.weight - ours.weight
+    assert step.abs().max() < 1e-4 < (ours.weight.norm() / 100)

@@ -20,7 +20,15 @@ from trainer.checkpoint import random_state
 from trainer.checkpoint.agreement import Agreement
 from trainer.checkpoint.copying import Copying
 from trainer.checkpoint.manifest import CorruptCheckpoint, FileEntry, Manifest, folder_name
-from trainer.checkpoint.resume import Candidate, Course, Search, check_same_job, extension_line, lost_work
+from trainer.checkpoint.resume import (
+    Candidate,
+    Course,
+    Search,
+    check_same_job,
+    extension_line,
+    lost_work,
+    rounding_line,
+)
 from trainer.checkpoint.schedule import SaveSchedule
 from trainer.checkpoint.shards import ShardReader
 from trainer.checkpoint.snapshot import Snapshot
@@ -223,9 +231,11 @@ class CheckpointManager:
             line += f"; {folder} refused: {reason}"
             self._emit(EventKind.CHECKPOINT_REFUSED, checkpoint=self._url(folder), reason=reason)
         print(line, flush=True)
-        extended = extension_line(candidate.manifest, self._job.spec.train, self._course)
-        if extended is not None:
-            print(extended, flush=True)
+        manifest, stage = candidate.manifest, self._engine.zero_optimization_stage()
+        extended = extension_line(manifest, self._job.spec.train, self._course)
+        for told in (extended, rounding_line(manifest, stage, self._world_size)):
+            if told is not None:
+                print(told, flush=True)
         self._emit(
             EventKind.RESUMED,
             step=step,

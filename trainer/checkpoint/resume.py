@@ -175,6 +175,17 @@ def extension_line(manifest: Manifest, settings: OptimizerSettings, course: Cour
     )
 
 
+def rounding_line(manifest: Manifest, zero_stage: int, world_size: int) -> str | None:
+    """What another cut of the state does to moments that are held in blocks; None where they go on as they were."""
+    then = (manifest.world_size, manifest.zero_stage)
+    if not manifest.optimizer_state.is_rounded or then == (world_size, zero_stage):
+        return None
+    return (
+        f"the optimizer's moments were rounded in blocks of another cut ({then[0]} ranks, ZeRO-{then[1]}) and are rounded once "
+        f"more in those of {world_size} ranks, ZeRO-{zero_stage}: the run goes on close to what it was, not with the same bits"
+    )
+
+
 def with_new_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """Result settings of a checkpoint, with the defaults of settings that did not exist when it was made.
 

@@ -53,7 +53,7 @@ class Snapshot:
     optimizer_step: int = 0
     is_lent: bool = False
     """The tensors are the optimizer's own: no update until they are written."""
-    _pending: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    _pending: list[tuple[torch.Tensor, zero_state.Live]] = field(default_factory=list)
     """(target, source) still to be copied."""
     _device: torch.device | None = None
     """The GPU that the state is on."""
@@ -94,6 +94,8 @@ class Snapshot:
                 raise RuntimeError(f"the engine's state has changed its layout: {piece[0]} where {live.name} is")
             for index, tensor in enumerate(live.tensors):
                 if self.is_lent:
+                    if not isinstance(tensor, torch.Tensor):
+                        raise RuntimeError(f"{live.name} is held in no form that a file can have")
                     shard.tensors.append(tensor)
                 else:
                     target = shard.tensors[0].narrow(0, position + index * live.numel, live.numel)
@@ -119,7 +121,7 @@ class Snapshot:
 
     def _copy_all(self) -> None:
         for target, source in self._pending:
-            target.copy_(source, non_blocking=True)
+            target.copy_(source if isinstance(source, torch.Tensor) else source(), non_blocking=True)
         self._pending = []
 
     @property

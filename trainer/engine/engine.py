@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.data.batch import Batch
-from trainer.engine import gpu, numa, process_group
+from trainer.engine import gpu, numa, process_group, zero_state
 from trainer.engine import optimizer as optim
 from trainer.model.packed import PackedModel, hf_name
 from trainer.run.exits import NoContact, TrainingFailed
@@ -156,6 +156,7 @@ class Engine:
             self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
                 model=packed, optimizer=optimizer, config=config
             )
+        zero_state.attach_optimizer(self.deepspeed)
         for part, name, values in exact:
             getattr(part, name).data = values.to(device)
 

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.engine import muon
+from trainer.engine.adamw_8bit import AdamW8bit
+from trainer.run.optimizer_state import OPTIMIZER_STATES, is_hidden_matrix
 from trainer.run.settings.train import OptimizerSettings
 
 
@@ -44,11 +47,17 @@ def build(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimize
 
     Called before DeepSpeed partitions the model: under ZeRO-3 the shapes are gone afterwards.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trainable if _ndim(p) >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if _ndim(p) < 2], "weight_decay": 0.0},
-    ]
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = [(name, p) for name, p in trainable if len(_shape(p)) >= 2]
+    decay = {"weight_decay": settings.weight_decay}
+    groups: list[dict[str, Any]] = [{"params": [p for _, p in matrices], **decay}]
+    if OPTIMIZER_STATES[settings.optimizer].of_matrices is not None:
+        hidden = {name for name, p in matrices if is_hidden_matrix(name, _shape(p))}
+        groups = [
+            {"params": [p for name, p in matrices if name in hidden], **decay, "is_matrix": True},
+            {"params": [p for name, p in matrices if name not in hidden], **decay},
+        ]
+    groups.append({"params": [p for _, p in trainable if len(_shape(p)) < 2], "weight_decay": 0.0})
     return OPTIMIZERS[settings.optimizer].make([group for group in groups if group["params"]], settings)
 
 
@@ -80,10 +89,30 @@ def _describe_adamw(t: OptimizerSettings) -> str:
     return f"AdamW, betas {t.betas[0]} and {t.betas[1]}, epsilon {t.epsilon}"
 
 
-OPTIMIZERS: dict[str, Kind] = {"adamw": Kind(_adamw, _describe_adamw)}
+def _adamw_8bit(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    return AdamW8bit(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon)
+
+
+def _describe_adamw_8bit(t: OptimizerSettings) -> str:
+    return f"{_describe_adamw(t)}, moments in 8 bits (bitsandbytes)"
+
+
+def _muon(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    return muon.Muon(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon)
+
+
+def _describe_muon(t: OptimizerSettings) -> str:
+    return f"Muon, momentum {muon.MOMENTUM}, for hidden matrices; {_describe_adamw(t)}, for the rest"
+
+
+OPTIMIZERS: dict[str, Kind] = {
+    "adamw": Kind(_adamw, _describe_adamw),
+    "adamw_8bit": Kind(_adamw_8bit, _describe_adamw_8bit),
+    "muon": Kind(_muon, _describe_muon),
+}
 """By `train.optimizer`."""
 
 
-def _ndim(parameter: nn.Parameter) -> int:
-    """Dimensions of the whole tensor, also where ZeRO-3 left a partition of it here."""
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Of the whole tensor, also where ZeRO-3 left a partition of it here."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

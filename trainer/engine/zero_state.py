@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -22,8 +23,13 @@ from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
+from trainer.engine.adamw_8bit import AdamW8bit
+from trainer.engine.muon import Muon, Range
 from trainer.model.packed import hf_name
-from trainer.run.optimizer_state import OptimizerState
+from trainer.run.optimizer_state import OptimizerState, StateTensor
+
+Live: TypeAlias = torch.Tensor | Callable[[], torch.Tensor]
+"""A vector of live state; or what makes one in fp32 of it, on the device and stream of the call, where it is held otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class ParameterShard:
     numel: int
     shape: tuple[int, ...]
     """Of the whole parameter."""
-    tensors: tuple[torch.Tensor, ...]
+    tensors: tuple[Live, ...]
 
 
 ReadRange = Callable[[str, int, int], tuple[torch.Tensor, ...]]
@@ -68,7 +74,7 @@ def iterate_shards(engine: Any, kept: OptimizerState) -> Iterator[ParameterShard
     of 0, as the optimizer itself would make them.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    state = _inner_optimizer(engine).state
+    inner = _inner_optimizer(engine)
     for held in _held_ranges(engine):
         start, numel = held.start, held.numel
         if held.is_replicated:
@@ -78,15 +84,20 @@ def iterate_shards(engine: Any, kept: OptimizerState) -> Iterator[ParameterShard
         if numel == 0:
             continue
         offset = held.offset + start - held.start
-        updated = state.get(held.holder) or {}
-        moments = (
-            updated[moment.name].detach().view(-1).narrow(0, offset, numel)
-            if moment.name in updated
-            else torch.zeros(numel)
-            for moment in kept.moments
-        )
+        moments = tuple(_moment(inner, moment, held.holder, offset, numel) for moment in kept.moments)
         master = held.holder.detach().view(-1).narrow(0, offset, numel)
         yield ParameterShard(held.name, start, numel, held.shape, (master, *moments))
+
+
+def _moment(inner: torch.optim.Optimizer, moment: StateTensor, holder: torch.Tensor, offset: int, numel: int) -> Live:
+    updated = inner.state.get(holder) or {}
+    if moment.name not in updated:
+        zeros: Live = torch.zeros(numel)
+        return zeros
+    if isinstance(inner, AdamW8bit):
+        return partial(inner.moment, holder, moment, offset, numel)
+    found: Live = updated[moment.name].detach().view(-1).narrow(0, offset, numel)
+    return found
 
 
 def optimizer_step(engine: Any) -> int:
@@ -123,17 +134,45 @@ def fill_shards(engine: Any, kept: OptimizerState, read: ReadRange, optimizer_st
     """
     inner = _inner_optimizer(engine)
     groups = _group_of_holder(engine)
-    ready: set[int] = set()
+    for holder, ranges in _by_holder(engine):
+        state = _fresh_state(kept, ranges[0], groups[id(holder)], optimizer_step)  # padding: 0, as a step would make it
+        for held in ranges:
+            if held.numel == 0:
+                continue
+            master, *moments = read(held.name, held.start, held.numel)
+            holder.detach().view(-1).narrow(0, held.offset, held.numel).copy_(master)
+            for moment, values in zip(kept.moments, moments, strict=True):
+                if moment.name in state:
+                    state[moment.name].view(-1).narrow(0, held.offset, held.numel).copy_(values)
+        if isinstance(inner, AdamW8bit):
+            inner.set_moments(holder, optimizer_step, {m.name: state[m.name].view(-1) for m in kept.moments})
+        else:
+            inner.state[holder] = state
+
+
+def _by_holder(engine: Any) -> Iterator[tuple[torch.Tensor, list[_Held]]]:
+    """What this rank holds, tensor by tensor."""
+    found: dict[int, list[_Held]] = {}
     for held in _held_ranges(engine):
-        if id(held.holder) not in ready:  # padding gets moments of 0, as a step would make them
-            inner.state[held.holder] = _fresh_state(kept, groups[id(held.holder)], held.holder, optimizer_step)
-            ready.add(id(held.holder))
-        if held.numel == 0:
-            continue
-        state = inner.state[held.holder]
-        parts = read(held.name, held.start, held.numel)
-        for target, part in zip((held.holder, *(state[moment.name] for moment in kept.moments)), parts, strict=True):
-            target.detach().view(-1).narrow(0, held.offset, held.numel).copy_(part)
+        found.setdefault(id(held.holder), []).append(held)
+    for ranges in found.values():
+        yield ranges[0].holder, ranges
+
+
+def attach_optimizer(engine: Any) -> None:
+    """Tell an optimizer that needs whole matrices where their elements are. All ranks call it, before the first step."""
+    inner = _inner_optimizer(engine)
+    if not isinstance(inner, Muon):
+        return
+    holders: dict[int, torch.Tensor] = {}
+    ranges: dict[int, list[Range]] = {}
+    is_replicated = False
+    for held in _held_ranges(engine):
+        is_replicated = is_replicated or held.is_replicated
+        holders[id(held.holder)] = held.holder
+        here = Range(held.name, held.shape, held.start, held.numel, held.offset)
+        ranges.setdefault(id(held.holder), []).append(here)
+    inner.attach(list(holders.values()), list(ranges.values()), is_replicated)
 
 
 @torch.no_grad()
@@ -205,6 +244,7 @@ def _held_in_row(groups: list[Any], partitions: list[torch.Tensor], names: dict[
         for parameter in group:
             name, shape, mapping = names[id(parameter)], tuple(parameter.shape), parameter._hp_mapping
             if mapping is None:
+                yield _Held(name, shape, 0, 0, partition, 0, False)
                 continue
             here = mapping.lp_fragment_address
             yield _Held(name, shape, here.start, here.numel, partition, mapping.hp_fragment_address.start, False)
@@ -239,18 +279,19 @@ def _group_of_holder(engine: Any) -> dict[int, dict[str, Any]]:
     return {id(holder): group for group in inner.param_groups for holder in group["params"]}
 
 
-def _fresh_state(
-    kept: OptimizerState, group: dict[str, Any], holder: torch.Tensor, step: int
-) -> dict[str, torch.Tensor]:
-    """The state for `holder` as torch's optimizers make it at their first step, with the count of updates that Adam's kind
-    has; the others do not look at it."""
-    on_device = bool(group.get("capturable") or group.get("fused"))
+def _fresh_state(kept: OptimizerState, held: _Held, group: dict[str, Any], step: int) -> dict[str, torch.Tensor]:
+    """The state for a holder as optimizers make it at their first step, moments of 8 bits in fp32, with the count of updates
+    that Adam's kind has; the others do not look at it."""
+    holder = held.holder
+    on_device = bool(group.get("capturable") or group.get("fused") or "is_matrix" in group)
     return {
         "step": torch.tensor(float(step), dtype=torch.float32, device=holder.device if on_device else "cpu"),
         **{
             moment.name: torch.zeros_like(
-                holder, dtype=getattr(torch, moment.dtype), memory_format=torch.preserve_format
+                holder,
+                dtype=torch.float32 if moment.block else getattr(torch, moment.dtype),
+                memory_format=torch.preserve_format,
             ).detach()
-            for moment in kept.moments
+            for moment in kept.moments_of(held.name, held.shape)
         },
     }

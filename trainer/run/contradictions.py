@@ -35,6 +35,10 @@ def problems(spec: TrainSpec) -> list[Problem]:
         )
     if t.offload != "none" and t.zero == 0:
         report("train.offload", "contradicts train.zero 0, which partitions no optimizer; set zero to auto, 1, 2 or 3")
+    if t.offload != "none" and t.optimizer != "adamw":
+        report(
+            "train.offload", f"contradicts train.optimizer {t.optimizer}, which updates on the GPU; set adamw or none"
+        )
     if t.warmup_steps is not None and t.warmup_ratio is not None:
         report("train.warmup_ratio", "contradicts train.warmup_steps: both set the warm-up; remove one")
     if t.max_steps is not None and t.warmup_steps is not None and t.warmup_steps >= t.max_steps:

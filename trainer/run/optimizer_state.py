@@ -6,6 +6,9 @@ optimizer is made is in trainer.engine.optimizer, under the same names. Refuses 
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,10 +27,12 @@ class StateTensor:
     """Of a moment: its key in the state of torch's optimizer. It also ends the tensor's name in a checkpoint."""
     dtype: Dtype = "float32"
     """Held in while training."""
+    block: int = 0
+    """Elements that share a scale in fp32; 0 where each has its own exponent."""
 
     @property
-    def held_bytes(self) -> int:
-        return BYTES[self.dtype]
+    def held_bytes(self) -> float:
+        return BYTES[self.dtype] + (BYTES["float32"] / self.block if self.block else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class OptimizerState:
     """What the updates are computed from besides the gradient."""
     master: StateTensor = StateTensor("master")
     """The weights that are updated; the forward pass uses a copy in its own precision."""
+    of_matrices: tuple[StateTensor, ...] | None = None
+    """What hidden matrices keep, where that is less: the first of `moments`. A checkpoint holds zeros for the rest."""
 
     @property
     def tensors(self) -> tuple[StateTensor, ...]:
@@ -45,14 +52,25 @@ class OptimizerState:
         return (self.master, *self.moments)
 
     @property
-    def moment_bytes(self) -> int:
-        """Of all moments of one element."""
-        return sum(tensor.held_bytes for tensor in self.moments)
+    def is_rounded(self) -> bool:
+        """Whether moments are held in blocks with a scale each, so that another cut of the state rounds them once more."""
+        return any(moment.block for moment in self.moments)
+
+    def moments_of(self, name: str, shape: tuple[int, ...]) -> tuple[StateTensor, ...]:
+        """Of one parameter."""
+        return self.of_matrices if self.of_matrices is not None and is_hidden_matrix(name, shape) else self.moments
+
+    def moment_bytes(self, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> float:
+        """Of all moments of these parameters, in memory."""
+        return sum(
+            math.prod(shape) * sum(moment.held_bytes for moment in self.moments_of(name, shape))
+            for name, shape in shapes
+        )
 
     @property
-    def held_bytes(self) -> int:
-        """Of the whole state of one element, in memory."""
-        return self.master.held_bytes + self.moment_bytes
+    def held_bytes(self) -> float:
+        """Of the whole state of one element, in memory, at most."""
+        return self.master.held_bytes + sum(moment.held_bytes for moment in self.moments)
 
     @property
     def saved_bytes(self) -> int:
@@ -62,5 +80,19 @@ class OptimizerState:
 
 OPTIMIZER_STATES: dict[str, OptimizerState] = {
     "adamw": OptimizerState(moments=(StateTensor("exp_avg"), StateTensor("exp_avg_sq"))),
+    "adamw_8bit": OptimizerState(
+        moments=(StateTensor("exp_avg", "uint8", block=256), StateTensor("exp_avg_sq", "uint8", block=256))
+    ),
+    "muon": OptimizerState(
+        moments=(StateTensor("exp_avg"), StateTensor("exp_avg_sq")), of_matrices=(StateTensor("exp_avg"),)
+    ),
 }
 """By `train.optimizer`."""
+
+NO_HIDDEN_MATRIX = re.compile(r"embed|lm_head|\bwte\b|\bwpe\b|\bhead\b|router|\bgate\.weight|norm")
+"""Matrices whose rows stand for tokens, positions or experts: no linear map between hidden states, which Muon is for."""
+
+
+def is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether Muon updates the parameter; a stack of matrices (experts) counts as such. AdamW updates the others."""
+    return len(shape) in (2, 3) and NO_HIDDEN_MATRIX.search(name) is None

@@ -5,23 +5,35 @@ from __future__ import annotations
 import importlib.util
 
 from trainer.run.exits import BadInput
-from trainer.run.settings.adapter import AdapterSpec
 from trainer.run.settings.track import TrackSpec
+from trainer.run.spec import TrainSpec
 
 PIP_NAMES = {"mlflow": "mlflow-skinny"}
 """Packages that are not called as their module."""
 
 
-def require_packages(track: TrackSpec, adapter: AdapterSpec | None = None) -> None:
-    """Raises BadInput, with what to install, where a tracker or an adapter is asked for whose package is missing. Imports
-    nothing."""
-    wanted = (
+def require_all(spec: TrainSpec) -> None:
+    """Raises BadInput, with what to install, where a setting needs a package that is missing. Imports nothing."""
+    require_packages(spec.track)
+    adapter = spec.train.adapter
+    _require(
+        ("train.adapter", "lora", adapter is not None, "peft"),
+        ("train.adapter.type qlora", "lora", adapter is not None and adapter.type == "qlora", "bitsandbytes"),
+        ("train.optimizer adamw_8bit", "quantised", spec.train.optimizer == "adamw_8bit", "bitsandbytes"),
+    )
+
+
+def require_packages(track: TrackSpec) -> None:
+    """Raises BadInput, with what to install, where a tracker is asked for whose package is missing. Imports nothing."""
+    _require(
         ("track.tensorboard", "track", track.tensorboard, "tensorboardX"),
         ("track.wandb", "track", track.wandb is not None, "wandb"),
         ("track.mlflow", "track", track.mlflow is not None, "mlflow"),
-        ("train.adapter", "lora", adapter is not None, "peft"),
-        ("train.adapter.type qlora", "lora", adapter is not None and adapter.type == "qlora", "bitsandbytes"),
     )
+
+
+def _require(*wanted: tuple[str, str, bool, str]) -> None:
+    """(setting, extra, whether it is asked for, module) each."""
     for setting, extra, is_wanted, module in wanted:
         if is_wanted and importlib.util.find_spec(module) is None:
             package = PIP_NAMES.get(module, module)

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from trainer.run import python, secret_file
 from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, TrainingFailed
-from trainer.run.packages import require_packages
+from trainer.run.packages import require_all
 from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDir, end_torn_line, node_mark
 from trainer.run.spec import NodeJob
 from trainer.supervise import disk, log, parent_death, spot_notices
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         secret_file.take(os.environ)
         job = read_job(arguments.train_json)
-        require_packages(job.spec.track, job.spec.train.adapter)
+        require_all(job.spec)
         nodes = Nodes.from_environment(os.environ)
         supervisor = Supervisor(job, arguments.train_json.resolve(), nodes, arguments.main, arguments.prepare)
     except (BadInput, TrainingFailed) as error:

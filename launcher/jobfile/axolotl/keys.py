@@ -44,7 +44,7 @@ MAPPED: dict[str, str] = {
     "micro_batch_size": "train.micro_batch",
     "gradient_accumulation_steps": "train.accumulation",
     "batch_size": "train.accumulation = batch_size / micro_batch_size",
-    "optimizer": "train.optimizer: every AdamW; 8-bit ones keep fp32 moments here",
+    "optimizer": "train.optimizer: every AdamW, those with fewer bits as adamw_8bit, and muon",
     "learning_rate": "train.learning_rate",
     "weight_decay": "train.weight_decay",
     "adam_beta1": "train.betas",

@@ -103,10 +103,19 @@ def _optimizer(out: Conversion, stated: dict[str, Any]) -> None:
         out.put("train.optimizer", "adamw", "optimizer")
     elif name in ADAMW_8BIT:
         out.put(
-            "train.optimizer", "adamw", "optimizer", f"{name} becomes AdamW with fp32 moments, which take more memory"
+            "train.optimizer",
+            "adamw_8bit",
+            "optimizer",
+            "" if "bnb" in name else f"{name} becomes bitsandbytes' 8 bits",
+        )
+    elif name == "muon":
+        out.put(
+            "train.optimizer", "muon", "optimizer", "updates have the size of AdamW's: learning_rate is one for AdamW"
         )
     else:
-        out.fail("optimizer", f"{name} is not done; AdamW is (adamw_torch)", "train.optimizer")
+        out.fail(
+            "optimizer", f"{name} is not done; AdamW is (adamw_torch, adamw_bnb_8bit), and muon", "train.optimizer"
+        )
 
 
 def _schedule(out: Conversion, stated: dict[str, Any]) -> None:

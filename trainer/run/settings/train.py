@@ -42,12 +42,12 @@ class OptimizerSettings(SpecModel):
     """Packed sequences per optimizer step over all GPUs. State this or `accumulation`."""
     accumulation: PositiveInt | None = None
     """Micro batches per optimizer step and GPU; with it global_batch = micro_batch x accumulation x GPUs of `resources`."""
-    optimizer: Literal["adamw"] = "adamw"
-    """AdamW with decoupled weight decay."""
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    """AdamW with decoupled weight decay; with moments in 8 bits (needs bitsandbytes); or Muon for hidden matrices and AdamW for the rest."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-5
     """Peak learning rate."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Adam's decay rates of the first and second moment."""
+    """Adam's decay rates of the first and second moment; Muon's momentum is 0.95."""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """Adam's epsilon."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
