@@ -23,6 +23,7 @@ from launcher.follow.status import (
     with_detail,
 )
 from launcher.runs import ledger
+from launcher.runs.copying import looked_on
 from launcher.runs.errors import BROKEN_FILES, BackendError, BadUsage, broken
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import EXIT_CODES, EndReason, exit_code_of, is_over
@@ -96,7 +97,9 @@ def status_of_all(*, json_wanted: bool) -> int:
 def fetch(record: RunRecord, target: Path, what: Fetchable) -> int:
     """Bring the model (or the checkpoints, or the log) home; its path on standard output."""
     backend = get_backend(record.backend)
-    print(backend.fetch(record, what, target))
+    with screen.copying(what) as see, looked_on(see):
+        path = backend.fetch(record, what, target)
+    print(path)
     return 0
 
 

@@ -15,8 +15,9 @@ from typing import Protocol, TextIO
 from launcher import streams
 from launcher.config.untrusted import raw, shown
 from launcher.follow.run_view import RunView
+from launcher.runs.copying import Told
 from launcher.runs.errors import ReaderGone
-from launcher.units import count, seconds
+from launcher.units import count, seconds, size
 
 _PROGRESS_EVERY_S = 30.0
 """Without a terminal, a progress line at most this often."""
@@ -107,6 +108,30 @@ def open_screen(log: TextIO) -> Iterator[Screen]:
     )
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
         yield LiveScreen(None if log.isatty() else log, progress)
+
+
+@contextlib.contextmanager
+def copying(what: str) -> Iterator[Callable[[Told], None]]:
+    """A bar on standard error for a copy that tells how far it is; lines now and then where that is no terminal."""
+    if not sys.stderr.isatty():
+        said_at = time.monotonic()
+
+        def see(told: Told) -> None:
+            nonlocal said_at
+            if time.monotonic() - said_at >= _PROGRESS_EVERY_S:
+                said_at = time.monotonic()
+                say(f"{what}: {size(told.arrived)} of {size(told.total)}")
+
+        yield see
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())  # fmt: skip
+    console = Console(file=raw(sys.stderr), highlight=False)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda told: progress.update(task, total=told.total, completed=told.arrived)
 
 
 def _write(stream: TextIO, text: str) -> None:
