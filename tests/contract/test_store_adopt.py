@@ -69,6 +69,9 @@ class Sky:
     def clusters(self) -> list[Any]:
         return []
 
+    def uploads(self) -> set[str]:
+        return set()
+
     def launch_managed(self, task: dict[str, Any], run_id: str, asked: Any) -> int:
         self.launched.append(run_id)
         return 7

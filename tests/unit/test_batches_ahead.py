@@ -51,10 +51,12 @@ def test_a_batch_that_cannot_be_made_ends_the_run_where_it_is_due() -> None:
 
 def test_the_thread_takes_its_ranks_gpu_before_it_locks_any_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(f"set_device {device}"))
     monkeypatch.setattr(Batch, "pinned", lambda self: (calls.append("pin"), self)[1])
     assert len(list(Ahead(range(2), numbered, torch.device("cuda", 3)))) == 2
-    assert calls == ["set_device cuda:3", "pin", "pin"]
+    assert calls == ["set_device 3", "pin", "pin"]
 
 
 def test_a_batch_knows_where_its_labels_are() -> None:

@@ -22,6 +22,8 @@ class Reached(Exception):
 class Backend:
     abilities = Abilities()
 
+    name = "local"
+
     def status(self, record) -> BackendStatus:
         return BackendStatus(RunState.LOST)
 
@@ -43,7 +45,7 @@ def test_a_plan_is_made_where_something_was_changed_alone(tmp_path: Path, monkey
     monkeypatch.setattr(launch, "get_backend", lambda name: Backend())
     path = write_job(tmp_path / "job")
     record = ledger.create(ledger.new_id("demo"), "demo", "local")
-    start = launch.Start.of(load_job(path), Backend(), None, is_planned=False)
+    start = launch.Start.of(load_job(path), Backend(), None, {}, is_planned=False)
     job, train = start.settled(record.run_id)
     record.files.job.write_text(launch.write_yaml(job.model_dump(mode="json", exclude_unset=True)))
     record.files.train_json.write_text(train.model_dump_json())
