@@ -15,6 +15,7 @@ from launcher.config.key_hints import nearest_key
 from launcher.config.names import URL, WITH_CREDENTIALS
 from launcher.config.problems import Finding
 from launcher.config.yaml_lines import Where
+from launcher.jobfile.regions import catalog_folder, region_problem, zone_problem
 
 if TYPE_CHECKING:
     from launcher.jobfile.spec import JobSpec
@@ -30,6 +31,8 @@ _ALSO_CALLED = {
     "digitalocean": "do", "microsoft": "azure", "lambdalabs": "lambda", "lambda_cloud": "lambda", "oracle": "oci",
     "datacrunch": "verda", "flow": "mithril",
 }  # fmt: skip
+_OWN_PLACES = ("k8s", "kubernetes", "slurm", "ssh", "vsphere")
+"""What follows their name is a context, a cluster or a pool of the user's own."""
 _VARIABLE = re.compile(r"\$\{[^}]*\}|\$[A-Za-z_]\w*")
 _BRACED = re.compile(r"\$\{[^}]*\}")
 _BUCKET = {
@@ -60,11 +63,34 @@ def _names(job: JobSpec) -> Iterator[Finding]:
         if wrong := infra_problem(infra):
             one = ("resources", "infra", index) if len(job.resources.infra) > 1 else ("resources", "infra")
             yield Finding(one, wrong)
+    yield from _regions(job)
     if job.checkpoint.store is not None and (wrong := url_problem(job.checkpoint.store, ("s3", "gs"))):
         yield Finding(("checkpoint", "store"), wrong)
     for index, source in enumerate(job.data.sources):
         if wrong := url_problem(source.path, ("s3", "gs", "hf")):
             yield Finding(("data", "sources", index, "path"), wrong)
+
+
+def _regions(job: JobSpec) -> Iterator[Finding]:
+    """Of `regions`, which narrow every cloud that names none, and of the places in `infra`."""
+    regions, places = job.resources.regions, job.resources.infra
+    folder = catalog_folder()
+    open_to_all = [place.lower() for place in places if "/" not in place]
+    for index, region in enumerate(regions):
+        where = ("resources", "regions", index) if len(regions) > 1 else ("resources", "regions")
+        if region.partition("/")[0].lower() in CLOUDS and "/" in region:
+            yield Finding(where, f"{region!r} is a cloud and its region; did you mean resources.infra: {region}?")
+        elif wrong := region_problem(region, open_to_all, folder):
+            yield Finding(where, wrong)
+    for index, place in enumerate(places):
+        cloud, *rest = place.split("/")
+        if infra_problem(place) is not None or cloud.lower() in _OWN_PLACES:
+            continue
+        problems = [region_problem(rest[0], [cloud.lower()], folder)] if rest else []
+        problems += [zone_problem(zone, cloud.lower(), folder) for zone in rest[1:]]
+        wrong = next(filter(None, problems), None)
+        if wrong is not None:
+            yield Finding(("resources", "infra", index) if len(places) > 1 else ("resources", "infra"), wrong)
 
 
 def image_problem(image: str) -> str | None:

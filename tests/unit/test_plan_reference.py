@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from launcher.backends.base import Offer
-from launcher.backends.sky.catalog import catalog_folder, catalog_offers
+from launcher.backends.sky.catalog import catalog_offers
 from launcher.commands.plan import PlanOptions, deadline_hours, plan_command
 from launcher.config.problems import SpecErrors
 from launcher.jobfile.load import load_job
+from launcher.jobfile.regions import catalog_folder
 from launcher.jobfile.spec import JobSpec, ResourcesSpec
 from launcher.models.architecture import TrainedModel, find_architecture
 from launcher.plan.data_facts import DataFacts, estimated, stated

@@ -182,3 +182,51 @@ def test_keys_of_one_s_own_hold_anchors_and_are_no_settings(tmp_path: Path) -> N
     path.write_text(path.read_text() + "y-note: 1\n")
     with pytest.raises(SpecErrors, match="unknown key"):
         load_job(path)
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, monkeypatch) -> Path:
+    """SkyPilot's catalog of two clouds; of a third nothing is known."""
+    for cloud, rows in {
+        "aws": "us-east-1,us-east-1a\nus-west-2,us-west-2b\n",
+        "gcp": "us-central1,us-central1-a\n",
+    }.items():
+        folder = tmp_path / "catalogs" / "v8" / cloud
+        folder.mkdir(parents=True)
+        (folder / "vms.csv").write_text(f"Region,AvailabilityZone\n{rows}")
+    monkeypatch.setenv("DOLPHIN_CATALOGS", str(tmp_path / "catalogs"))
+    return tmp_path
+
+
+REGIONS = [
+    ({"regions": ["us-east-1"], "infra": "aws"}, None),
+    ({"regions": ["us-central1"], "infra": ["aws", "gcp"]}, None),
+    ({"regions": ["eu-anything"]}, None),
+    ({"regions": ["eu-anything"], "infra": ["aws", "lambda"]}, None),
+    ({"regions": ["Ohio, US"], "infra": "vast"}, None),
+    ({"infra": "aws/us-west-2/us-west-2b"}, None),
+    ({"infra": "k8s/arn:aws:eks:my.context"}, None),
+    ({"infra": "lambda/us-south-1"}, None),
+    ({"regions": ["us-esat-1"], "infra": "aws"}, "did you mean 'us-east-1'?"),
+    ({"regions": ["US-EAST-1"], "infra": "aws"}, "did you mean 'us-east-1'?"),
+    ({"regions": ["us-east1"], "infra": ["aws", "gcp"]}, "did you mean 'us-east-1'?"),
+    ({"regions": ["us-west-2", "us-east-1a"], "infra": "aws"}, "did you mean 'us-east-1'?"),
+    ({"regions": ["mars"], "infra": "gcp"}, "there are us-central1"),
+    ({"regions": ["aws/us-east-1"]}, "did you mean resources.infra: aws/us-east-1?"),
+    ({"regions": ["us-*"]}, "is no region's name"),
+    ({"regions": [" us-east-1"]}, "is no region's name"),
+    ({"infra": "aws/us-esat-1"}, "did you mean 'us-east-1'?"),
+    ({"infra": "aws/us-east-1/us-east-1z"}, "did you mean 'us-east-1a'?"),
+    ({"infra": "gcp/us-central1/b;"}, "is no zone's name"),
+]
+
+
+@pytest.mark.parametrize(("resources", "said"), REGIONS)
+def test_a_region_that_its_cloud_has_not_is_told_at_validate(catalog: Path, resources: dict, said: str | None) -> None:
+    job = write_job(catalog / "job", resources={"accelerators": "L40S:4", **resources})
+    if said is None:
+        load_job(job)
+        return
+    with pytest.raises(SpecErrors) as refusal:
+        load_job(job)
+    assert said in str(refusal.value)

@@ -7,15 +7,14 @@ is not offered.
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.backends.base import Offer
+from launcher.jobfile.regions import catalog_folder
 from launcher.jobfile.spec import JobSpec, ResourcesSpec
 
-CATALOG_VERSIONS = ("v8", "v7", "v6", "v5")
 ON_REQUEST = {
     "aws": frozenset({
         "af-south-1", "ap-east-1", "ap-east-2", "ap-south-2", "ap-southeast-3", "ap-southeast-4", "ap-southeast-5",
@@ -26,13 +25,6 @@ ON_REQUEST = {
 """Regions that a new account does not have until it asks (AWS's list of regions that are disabled by default)."""
 ZONES_OF_ACCOUNT = "az_mappings-*.csv"
 """What SkyPilot learned of an account: AWS's zone ids (use1-az1), as its catalog has them, and the account's names for them."""
-
-
-def catalog_folder() -> Path | None:
-    """SkyPilot's catalog on this machine: $DOLPHIN_CATALOGS, or the newest under ~/.sky/catalogs. None where there is none."""
-    stated = os.environ.get("DOLPHIN_CATALOGS")
-    root = Path(stated) if stated else Path(os.path.expanduser("~/.sky/catalogs"))
-    return next((root / version for version in CATALOG_VERSIONS if (root / version).is_dir()), None)
 
 
 def offers_of_job(job: JobSpec) -> list[Offer]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from launcher.backends.base import Offer
 from launcher.backends.sky import errors
-from launcher.backends.sky.catalog import catalog_folder, catalog_offers, has_memory
+from launcher.backends.sky.catalog import catalog_offers, has_memory
 from launcher.backends.sky.task import Place, cloud_of, places_of
+from launcher.jobfile.regions import catalog_folder
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage, LauncherError, NoCapacity
 
