@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -77,6 +78,31 @@ def test_a_template_that_never_ends_stops_the_preparation(tmp_path: Path, monkey
     spec = job.spec.model_copy(update={"model": job.spec.model.model_copy(update={"chat_template": endless})})
     with pytest.raises(BadInput, match=r"had not ended|does not|template"):
         prepare(job.model_copy(update={"spec": spec}))
+
+
+@pytest.mark.parametrize(
+    "hungry",
+    [
+        "{{ messages[0].content * 9999999999 }}",
+        "{% set n = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
+        "{{ messages[0].content }}{% generation %}{{ 'a' * 9999999999 }}{% endgeneration %}",
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_template_that_takes_all_memory_stops_the_preparation_and_not_the_machine(
+    tmp_path: Path, hungry, workers, monkeypatch
+) -> None:
+    job = data_job(tmp_path, write_rows(tmp_path / "data.jsonl", [chat("a", "b")] * 3))
+    data = job.spec.data.model_copy(update={"workers": workers})
+    spec = job.spec.model_copy(
+        update={"model": job.spec.model.model_copy(update={"chat_template": hungry}), "data": data}
+    )
+    monkeypatch.setattr(template, "RENDER_BYTES", 128 << 20)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(BadInput, match="MiB of memory for one conversation") as refusal:
+        prepare(job.model_copy(update={"spec": spec}))
+    assert "\n" not in str(refusal.value)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 LAUGHS = "a0: &a0 {k: v}\n" + "".join(f"a{i}: &a{i}\n  <<: [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))

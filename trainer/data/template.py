@@ -24,7 +24,7 @@ from transformers.utils.chat_template_utils import (
 )
 
 from trainer.data.anchors import REASONING
-from trainer.run.bounded import TookTooLong, cpu_seconds
+from trainer.run.bounded import TookTooLong, cpu_seconds, memory_bytes
 from trainer.run.exits import BadInput
 from trainer.run.formats.conversation import SYSTEM, TOOL, BadRow, Conversation, Reason, Turn
 
@@ -35,6 +35,8 @@ Messages = list[dict[str, Any]]
 
 RENDER_CPU_S = 20.0
 """Of a processor, for one text: it takes milliseconds."""
+RENDER_BYTES = 1 << 30
+"""Of memory, for one text beyond what the process holds: it takes some times its length."""
 PINNED_DATE = datetime(2024, 7, 26)
 """What `strftime_now` in a template sees."""
 
@@ -49,7 +51,8 @@ class ChatTemplate:
 
     def __init__(self, source: str, variables: dict[str, Any]) -> None:
         self._variables = variables
-        self._template = compile_template(source)
+        with _ending():  # Jinja works out what is constant while it compiles
+            self._template = compile_template(source)
         self._template.environment.globals["strftime_now"] = PINNED_DATE.strftime
         self.has_markers = bool(_MARKER.search(source))
         self.uses_tools = bool(re.search(r"\btools\b", source))
@@ -57,7 +60,7 @@ class ChatTemplate:
         self._forms = [0] if not self.uses_calls else list(range(len(_FORMS)))
 
     def render(self, messages: Messages, tools: Any = None, add_generation_prompt: bool = False) -> str:
-        """Raises what is in TEMPLATE_ERRORS; BadInput for a template that does not come to an end."""
+        """Raises what is in TEMPLATE_ERRORS; BadInput for a template that does not come to an end, or takes too much memory."""
         with _ending():
             found: str = self._template.render(
                 messages=messages,
@@ -125,8 +128,12 @@ class ChatTemplate:
 @contextlib.contextmanager
 def _ending() -> Iterator[None]:
     try:
-        with cpu_seconds(RENDER_CPU_S):
+        with cpu_seconds(RENDER_CPU_S), memory_bytes(RENDER_BYTES):
             yield
+    except MemoryError:
+        raise BadInput(
+            f"the chat template took more than {RENDER_BYTES >> 20:,} MiB of memory for one conversation; does it repeat itself?"
+        ) from None
     except TookTooLong:
         raise BadInput(
             f"the chat template had not ended after {RENDER_CPU_S:.0f} s of one conversation; does it loop?"
