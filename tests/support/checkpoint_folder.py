@@ -45,7 +45,9 @@ def snapshot(step: int, shapes=SHAPES, rank: int = 0, world_size: int = 1, state
     return Snapshot(state, [ShardSnapshot(pieces, [torch.cat(rows)], state)], dict(shapes), b'{"random": true}', step)
 
 
-def writer(local: Path, remote=None, keep: int = 2, rank: int = 0, world_size: int = 1, warnings=None) -> SaveWriter:
+def writer(
+    local: Path, remote=None, keep: int = 2, rank: int = 0, world_size: int = 1, warnings=None, got_on=lambda: None
+) -> SaveWriter:
     return SaveWriter(
         FolderStore(local),
         remote,
@@ -55,7 +57,7 @@ def writer(local: Path, remote=None, keep: int = 2, rank: int = 0, world_size: i
         rank == 0,
         keep,
         (warnings if warnings is not None else []).append,
-        lambda: None,
+        got_on,
     )
 
 
