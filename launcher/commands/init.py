@@ -109,7 +109,7 @@ def _entries(model: type[BaseModel], indent: str, prefix: str) -> str:
 def _entry(name: str, field: FieldInfo, explanation: str, indent: str, dotted: str) -> str:
     lead = "\n" if not indent else ""
     comment = "".join(f"{indent}# {line}\n" for line in textwrap.wrap(explanation, 112 - len(indent)))
-    groups = groups_in(field.annotation)
+    groups = groups_in(field.annotation) if dotted not in START else []
     stated = any(key == dotted or key.startswith(f"{dotted}.") for key in START)
     if groups and (stated or (field.annotation is groups[0] and not indent)):
         is_list = field.annotation is not groups[0]

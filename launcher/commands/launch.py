@@ -30,7 +30,7 @@ from launcher.jobfile.settle import settle
 from launcher.jobfile.spec import JobSpec
 from launcher.plan.make import LaunchPlan
 from launcher.plan.model_rules import rules_of
-from launcher.plan.of_job import plan_of, planned_step_s, settled_zero, with_memory
+from launcher.plan.of_job import plan_of, planned_step_s, settled_zero, with_memory, with_recomputation
 from launcher.plan.unfrozen import with_resolved_unfrozen
 from launcher.plan.view import place_and_price, summarise
 from launcher.runs import ledger
@@ -104,7 +104,8 @@ class Start:
         place = self.backend.place(job, run_id, ledger.folder_of(run_id), self.nproc)
         ranks = place.nproc * job.resources.num_nodes
         zero = settled_zero(job, self.plan, ranks=ranks, device=place.device)
-        train = settle(job, place, run_id=run_id, zero=zero, step_seconds=planned_step_s(self.plan))
+        settled = with_recomputation(job, self.plan)
+        train = settle(settled, place, run_id=run_id, zero=zero, step_seconds=planned_step_s(self.plan))
         train = train.model_copy(update={"work": self.plan.machine.work if self.plan else None})
         return with_memory(job, self.plan, place.device) if self.backend.abilities.chooses_machine else job, train
 

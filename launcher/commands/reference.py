@@ -89,6 +89,7 @@ EXAMPLES: dict[str, str] = {
     "train.loss_chunk": "1024",
     "train.evaluate_every": "200",
     "train.evaluate_every.epochs": "0.25",
+    "train.gradient_checkpointing.every": "2",
     "train.log_every": "10",
     "train.seed": "7",
     "checkpoint.store": "s3://my-bucket/runs",

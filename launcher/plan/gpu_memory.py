@@ -16,6 +16,7 @@ from typing import Literal
 from launcher.models.architecture import TrainedModel, count
 from launcher.units import MIB
 from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState
+from trainer.run.recomputation import is_recomputed
 
 REDUCE_BUCKET = 500_000_000
 """Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`, its default, which the trainer leaves)."""
@@ -50,7 +51,8 @@ class Workload:
     """Per step and GPU."""
     loss_chunk: int
     precision: Literal["bf16", "fp32"] = "bf16"
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: int = 1
+    """One layer in so many is recomputed; 0: none."""
     labelled_share: float = 1.0
     """Of the tokens of a micro batch; 1 is the most there can be."""
     has_overlap: bool = True
@@ -253,8 +255,8 @@ def _oversized(model: TrainedModel, load: Workload, stage: Stage) -> float:
 def activations(model: TrainedModel, load: Workload) -> tuple[float, float]:
     """(kept until the backward pass, needed besides while one layer's is run).
 
-    With checkpointing each layer that gradients reach keeps its input, e n H, and is run again when its turn comes; without,
-    it keeps everything. Below the lowest trained parameter nothing is kept. The last norm keeps its input in fp32 and
+    A recomputed layer that gradients reach keeps its input, e n H, and is run again when its turn comes; another keeps
+    everything. Below the lowest trained parameter nothing is kept. The last norm keeps its input in fp32 and
     its normalised output. Attention is flash attention over packed sequences: no matrix of n x n, but its output.
     """
     architecture = model.architecture
@@ -262,12 +264,13 @@ def activations(model: TrainedModel, load: Workload) -> tuple[float, float]:
     H = architecture.hidden
     last_norm = n * H * (2 * e + (4 if e == 2 else 0))
     reached = range(architecture.lowest_reached(model.trained), architecture.num_layers)
-    saved = [_saved_by_layer(model, load, layer) for layer in reached] or [0.0]
-    if load.gradient_checkpointing:
+    saved = {layer: _saved_by_layer(model, load, layer) for layer in reached}
+    again = [layer for layer in reached if is_recomputed(layer, load.gradient_checkpointing)]
+    kept = sum(e * n * H if layer in again else size for layer, size in saved.items()) + last_norm
+    if again:
         # the gradients of the two products of the MLP and of the layer's output live beside what was recomputed
-        working = max(saved) + e * n * (2 * architecture.intermediate + H)
-        return len(reached) * e * n * H + last_norm, working
-    return sum(saved) + last_norm, e * n * (2 * architecture.intermediate + 2 * H)
+        return kept, max(saved[layer] for layer in again) + e * n * (2 * architecture.intermediate + H)
+    return kept, e * n * (2 * architecture.intermediate + 2 * H)
 
 
 def _saved_by_layer(model: TrainedModel, load: Workload, layer: int) -> float:

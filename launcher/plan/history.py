@@ -83,7 +83,7 @@ def measured_utilisation(
             tokens=run.tokens_per_s,
             labelled=run.tokens_per_s * (run.data.labelled_share if run.data else 1.0),
             attention_span=attention_span(theirs, run.data),
-            gradient_checkpointing=theirs.train.gradient_checkpointing,
+            gradient_checkpointing=theirs.train.recompute_every,
         )
         return flops.total / (run.job.world_size * card.bf16_tflops * 1e12), run.run_id
     return None

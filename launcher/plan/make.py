@@ -25,7 +25,17 @@ from launcher.plan.gpus import find_card
 from launcher.plan.history import PastRun, attention_span, measured_speed_on_cpu, measured_utilisation
 from launcher.plan.host_memory import host_memory, node_gib
 from launcher.plan.throughput import StepFlops, work_of
-from launcher.plan.zero_stage import SAFETY, Choice, Pace, StageOption, choices, choose_zero, flops_of, workload
+from launcher.plan.zero_stage import (
+    SAFETY,
+    Choice,
+    Pace,
+    StageOption,
+    choices,
+    choose_zero,
+    flops_of,
+    least_recomputation,
+    workload,
+)
 from launcher.units import GB, GIB, MIB, gigabytes
 from trainer.run.evaluation_interval import evaluation_interval
 from trainer.run.optimizer_state import OPTIMIZER_STATES
@@ -92,6 +102,8 @@ class Machine:
     """What `zero: auto` takes."""
     micro_batches: int
     """Per step and GPU."""
+    recompute_every: int
+    """One layer in so many is recomputed; 0: none."""
     choices: tuple[Choice, ...]
     """Where the chosen stage does not fit: what would."""
     without_offload: StageOption | None
@@ -241,6 +253,9 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
     shown_mib = min((size for size in (memory_mib, card.memory_mib if card else None) if size), default=None)
     memory_bytes = shown_mib * MIB if shown_mib else None
     pace = Pace(card, measured and measured[0], labelled, span, load.offloads) if card else None
+    if job.train.gradient_checkpointing == "auto":
+        stage = None if job.train.zero == "auto" else job.train.zero
+        load = least_recomputation(model, load, memory_bytes, pace, stage)
     best, options = choose_zero(model, load, memory_bytes, pace)
     chosen = best
     if job.train.zero != "auto":
@@ -260,7 +275,7 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
     num_nodes = job.resources.num_nodes
     return Machine(
         accelerator=accelerator, count=ranks, memory_bytes=memory_bytes, options=options, chosen=chosen,
-        best=best, micro_batches=load.micro_batches,
+        best=best, micro_batches=load.micro_batches, recompute_every=load.gradient_checkpointing,
         choices=choices(model, load, memory_bytes, pace, num_nodes) if chosen.fits is False else (),
         without_offload=_without_offload(model, load, memory_bytes, pace),
         host=host_memory(model, load, chosen.stage, num_nodes),

@@ -29,6 +29,7 @@ from launcher.plan.make import LaunchPlan, Subject, make_plan
 from launcher.plan.zero_stage import safe_stage
 from launcher.runs.errors import BadUsage
 from launcher.runs.ledger import cache_dir
+from trainer.run.settings.train import RecomputeEvery
 
 
 def plan_of(
@@ -84,6 +85,15 @@ def planned_step_s(plan: LaunchPlan | None) -> float | None:
     """Seconds of a step on the slowest machine of the plan; None where there are no figures."""
     known = [machine.step_s for machine in plan.machines if machine.step_s] if plan is not None else []
     return max(known, default=None)
+
+
+def with_recomputation(job: JobSpec, plan: LaunchPlan | None) -> JobSpec:
+    """The job with `gradient_checkpointing: auto` replaced by what its plan found; by `true` where there is no plan."""
+    if job.train.gradient_checkpointing != "auto":
+        return job
+    every = plan.machine.recompute_every if plan is not None else 1
+    value = bool(every) if every < 2 else RecomputeEvery(every=every)
+    return job.model_copy(update={"train": job.train.model_copy(update={"gradient_checkpointing": value})})
 
 
 def with_memory(job: JobSpec, plan: LaunchPlan | None, device: Literal["cuda", "cpu"]) -> JobSpec:

@@ -11,6 +11,7 @@ from launcher.models.architecture import TrainedModel, count
 from launcher.plan.gpus import Card
 from launcher.units import GB
 from trainer.run.optimizer_state import OPTIMIZER_STATES, OptimizerState
+from trainer.run.recomputation import is_recomputed
 from trainer.run.work import Work
 
 LINK_EFFICIENCY = {True: 0.75, False: 0.5}
@@ -54,13 +55,13 @@ def step_flops(
     tokens: float,
     labelled: float,
     attention_span: float,
-    gradient_checkpointing: bool,
+    gradient_checkpointing: int,
 ) -> StepFlops:
     """FLOPs of a step over `tokens` tokens of which `labelled` have a loss.
 
     A matrix of n parameters costs 2 n a token forward, 2 n for the gradient of its input, 2 n for its own. A frozen one
     has no gradient of its own; below the lowest trained parameter nothing is differentiated or recomputed at all. Of a
-    mixture of experts a token meets a share (`Architecture.active`).
+    mixture of experts a token meets a share (`Architecture.active`). One layer in `gradient_checkpointing` is recomputed.
     `attention_span` is the mean number of tokens of its conversation that precede a token (half the length of a row
     that is one conversation): scores and values cost 4 x span x heads x head size forward, 2.5 times that backward
     (flash attention recomputes the scores; Dao 2022).
@@ -83,13 +84,13 @@ def step_flops(
         by_input += sum(cost.values())
         by_weight += sum(value for name, value in cost.items() if name in trained)
         attention += 2.5 * pairs
-        if gradient_checkpointing:
+        if is_recomputed(layer, gradient_checkpointing):
             recomputation += sum(cost.values())
             attention += pairs
     return StepFlops(forward, recomputation, by_input, by_weight, attention)
 
 
-def work_of(model: TrainedModel, gradient_checkpointing: bool, card: Card | None) -> Work:
+def work_of(model: TrainedModel, gradient_checkpointing: int, card: Card | None) -> Work:
     """`step_flops`, which is linear in tokens, labels and pairs, by its coefficients."""
 
     def total(tokens: float, labelled: float, span: float, again: bool) -> float:
@@ -97,11 +98,11 @@ def work_of(model: TrainedModel, gradient_checkpointing: bool, card: Card | None
             model, tokens=tokens, labelled=labelled, attention_span=span, gradient_checkpointing=again
         ).total
 
-    def of(again: bool) -> tuple[float, float]:
+    def of(again: int) -> tuple[float, float]:
         token = total(1, 0, 0, again)
         return token, total(1, 0, 1, again) - token
 
-    (token, pair), (token_once, pair_once) = of(gradient_checkpointing), of(False)
+    (token, pair), (token_once, pair_once) = of(gradient_checkpointing), of(0)
     return Work(
         token_flops=token, label_flops=total(0, 1, 0, False), pair_flops=pair, repeated_token_flops=token - token_once,
         repeated_pair_flops=pair - pair_once, peak_tflops=card.bf16_tflops if card else None,

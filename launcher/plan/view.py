@@ -127,6 +127,7 @@ def _machine(plan: LaunchPlan, machine: Machine, console: Console) -> None:
         if size:
             legend.append(f"{LETTERS[name]} {name} {gigabytes(size)}  ", style=COLOURS[name])
     console.print(legend)
+    console.print(f"  recomputed in the backward pass: {_recomputed(machine.recompute_every)}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("  ZeRO", "memory", "verdict", "sent a step and GPU", "seconds a step"):
         table.add_column(title, justify="left" if title in ("  ZeRO", "verdict") else "right")
@@ -143,6 +144,10 @@ def _machine(plan: LaunchPlan, machine: Machine, console: Console) -> None:
     if machine.step_s is not None:
         saves = f"a save every {seconds(machine.save_interval_s)} blocks {machine.save_s:.1f} s"
         console.print(f"  {machine.step_s:.1f} s a step ({machine.speed_source}); {saves}")
+
+
+def _recomputed(every: int) -> str:
+    return {0: "nothing", 1: "every layer"}.get(every, f"one layer in {every}")
 
 
 def _choices(machine: Machine, console: Console) -> None:

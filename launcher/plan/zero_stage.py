@@ -154,9 +154,30 @@ def workload(job: JobSpec, ranks: int, on_gpu: bool) -> Workload:
     return Workload(
         ranks=ranks, micro_batch=t.micro_batch, sequence_length=job.data.sequence_length,
         micro_batches=-(-batch // (ranks * t.micro_batch)), loss_chunk=t.loss_chunk, precision=t.precision,
-        gradient_checkpointing=t.gradient_checkpointing, has_overlap=on_gpu, offloads=t.offload == "optimizer",
+        gradient_checkpointing=1 if t.gradient_checkpointing == "auto" else t.recompute_every, has_overlap=on_gpu, offloads=t.offload == "optimizer",
         optimizer=OPTIMIZER_STATES[t.optimizer],
     )  # fmt: skip
+
+
+RECOMPUTATIONS = (0, 8, 4, 3, 2, 1)
+"""What `gradient_checkpointing: auto` tries: one layer in so many, from no recomputation to all."""
+
+
+def least_recomputation(
+    model: TrainedModel, load: Workload, memory_bytes: int | None, pace: Pace | None, stage: Stage | None
+) -> Workload:
+    """The workload with the fastest recomputation that fits, at `stage` or, where None, at the best one; with all of it where
+    none fits or the memory is not known."""
+    fitting = []
+    for every in RECOMPUTATIONS if memory_bytes is not None else ():
+        changed = dataclasses.replace(load, gradient_checkpointing=every)
+        best, options = choose_zero(model, changed, memory_bytes, pace)
+        option = best if stage is None else next(o for o in options if o.stage == runs_as(stage, load.precision))
+        if option.fits:
+            fitting.append((_seconds(option), changed))
+    if not fitting:
+        return dataclasses.replace(load, gradient_checkpointing=1)
+    return min(fitting, key=lambda found: found[0])[1]
 
 
 def choices(
@@ -194,7 +215,7 @@ def choices(
 def _variants(load: Workload) -> Iterator[tuple[Workload, list[str]]]:
     """The workload with settings changed that alter no result, and the changes as one writes them in a job."""
     micros = [load.micro_batch, *(m for m in (4, 2, 1) if m < load.micro_batch and load.micro_batch % m == 0)]
-    checkpointings = sorted({load.gradient_checkpointing, True})
+    checkpointings = sorted({load.gradient_checkpointing, 1})
     chunks = [load.loss_chunk, *(c for c in (512,) if c < load.loss_chunk)]
     offloads = sorted({load.offloads, True})
     for micro, checkpointing, chunk, offload in itertools.product(micros, checkpointings, chunks, offloads):

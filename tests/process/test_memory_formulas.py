@@ -59,6 +59,7 @@ CASES = {
     "29M, stage 3 in fp32": _case(THIRTY_MILLION, 3, precision="fp32"),
     "29M, stage 1, one micro batch": _case(THIRTY_MILLION, 1, micro_batches=1),
     "29M, stage 1, offloaded, one micro batch": _case(THIRTY_MILLION, 1, micro_batches=1, offload="optimizer"),
+    "29M, stage 2, one layer in two recomputed": _case(THIRTY_MILLION, 2, gradient_checkpointing=2),
     "29M, stage 1, offloaded": _case(THIRTY_MILLION, 1, offload="optimizer"),
     "29M, stage 2, half frozen, nothing recomputed, offloaded": _case(
         THIRTY_MILLION, 2, patterns=HALF, gradient_checkpointing=False, offload="optimizer"

@@ -38,11 +38,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
 from trainer.engine import engine  # noqa: E402
 from trainer.engine import optimizer as optim  # noqa: E402
-from trainer.model import attention, freeze  # noqa: E402
+from trainer.model import attention, build, freeze  # noqa: E402
 from trainer.model.packed import PackedModel  # noqa: E402
 from trainer.run.settings.data import DataSpec, SourceSpec  # noqa: E402
 from trainer.run.settings.model import ModelSpec  # noqa: E402
-from trainer.run.settings.train import OptimizerSettings  # noqa: E402
+from trainer.run.settings.train import OptimizerSettings, RecomputeEvery  # noqa: E402
 from trainer.run.spec import NodeJob, TrainSpec  # noqa: E402
 
 engine._skip_unused_extension()  # or a start that was killed while it was built would block this one for ever
@@ -115,11 +115,15 @@ class Tracker(MemTracker):
         return max(peak, self.now())
 
 
+def _recomputation(every: int) -> bool | RecomputeEvery:
+    return bool(every) if every < 2 else RecomputeEvery(every=every)
+
+
 def measure(case: dict[str, Any]) -> dict[str, int]:
     settings = OptimizerSettings(
         micro_batch=case["micro_batch"], global_batch=case["micro_batch"] * case["micro_batches"] * RANKS, zero=case["stage"],
         offload=case["offload"], unfrozen=case["patterns"], loss_chunk=case["loss_chunk"], precision=case["precision"],
-        gradient_checkpointing=case["gradient_checkpointing"],
+        gradient_checkpointing=_recomputation(case["gradient_checkpointing"]),
     )  # fmt: skip
     data = DataSpec(sources=(SourceSpec(path="x"),), sequence_length=case["sequence_length"])
     spec = TrainSpec(name="probe", model=ModelSpec(base="x"), data=data, train=settings)
@@ -130,8 +134,7 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
     with FakeTensorMode(allow_non_fake_inputs=True), Answers(int(tokens * case["labelled_share"])):
         config = LlamaConfig(**case["config"])
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.VARLEN)
-        if case["gradient_checkpointing"]:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        build.recompute(model, settings.recompute_every)
         model.config.use_cache = False
         freeze.apply(model, case["patterns"])
         packed = PackedModel(model, case["loss_chunk"])

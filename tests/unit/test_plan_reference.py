@@ -20,11 +20,12 @@ from launcher.models.architecture import TrainedModel, find_architecture
 from launcher.plan.data_facts import DataFacts, estimated, stated
 from launcher.plan.gpu_memory import CUDA_CONTEXT, NCCL_BUFFERS
 from launcher.plan.make import LaunchPlan, Subject, make_plan
-from launcher.plan.of_job import settled_zero, with_memory
+from launcher.plan.of_job import settled_zero, with_memory, with_recomputation
 from launcher.plan.view import show, summarise
 from launcher.runs.errors import BadUsage
 from launcher.units import MIB
 from trainer.run.settings.data import DataSpec, SourceSpec
+from trainer.run.settings.train import RecomputeEvery
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dolphin-2.9.4-llama3.1-8b.yaml"
 CATALOGS = os.environ.get("DOLPHIN_SKY_CATALOGS")
@@ -89,6 +90,30 @@ def test_stages_are_ranked_by_seconds_and_those_as_fast_by_memory_to_spare() -> 
     fast = plan_for(job_of("train.zero=auto", "train.micro_batch=1", "train.accumulation=4"), [SPOT]).machines[0]
     times = {option.stage: option.time.total_s for option in fast.options if option.fits and option.time}
     assert fast.chosen.stage == min(times, key=lambda stage: times[stage]), times
+
+
+def test_as_little_is_recomputed_as_fits_and_the_launch_says_so_to_the_trainer() -> None:
+    """To recompute every layer costs a quarter of the arithmetic; on a card with room it buys nothing."""
+    auto = ("train.zero=auto", "train.gradient_checkpointing=auto")
+    found = {}
+    for card, mib in (("L40S", 46_068), ("H100", 81_559), ("B200", 183_359), ("RTX3090", 24_268)):
+        job = job_of(*auto)
+        plan = plan_for(job, [Offer("x", "x", card, 8, True, 3.41, mib)])
+        settled = with_recomputation(job, plan).train
+        assert settled.recompute_every == plan.machine.recompute_every
+        found[card] = settled.recompute_every
+        less = {0: 8, 8: 4, 4: 3, 3: 2, 2: 1, 1: 1}
+        if found[card] > 1 or found[card] == 0:
+            assert plan.machine.chosen.fits
+            stated = plan_for(job.model_copy(update={"train": settled}), [Offer("x", "x", card, 8, True, 3.41, mib)])
+            assert stated.machine.step_s == plan.machine.step_s
+            more = settled.model_copy(update={"gradient_checkpointing": RecomputeEvery(every=less[found[card]])})
+            slower = plan_for(job.model_copy(update={"train": more}), [Offer("x", "x", card, 8, True, 3.41, mib)])
+            assert (slower.machine.step_s or 0) > (plan.machine.step_s or 0)
+    assert found["B200"] == 0
+    assert found["RTX3090"] == 1
+    assert found["H100"] > 1, "some of it"
+    assert with_recomputation(job_of(*auto), None).train.recompute_every == 1, "a model whose shape is not known"
 
 
 def test_a_job_that_does_not_fit_is_told_what_would() -> None:

@@ -58,7 +58,7 @@ def advice(job: NodeJob) -> str:
     """The settings that would save memory and change no result, as far as the job does not have them."""
     t = job.spec.train
     savers = {
-        "train.gradient_checkpointing true": not t.gradient_checkpointing,
+        "train.gradient_checkpointing true": t.recompute_every != 1,
         f"train.micro_batch below {t.micro_batch}": t.micro_batch > 1,
         "train.zero 3": t.zero != 3 and job.world_size > 1,
         "train.offload optimizer": t.offload == "none",

@@ -190,7 +190,7 @@ def hyperparameters(job: NodeJob, plan: DataPlan, world_size: int) -> list[tuple
         ("ranks", world_size),
         ("precision", t.precision),
         ("ZeRO stage", t.zero),
-        ("gradient checkpointing", "yes" if t.gradient_checkpointing else "no"),
+        ("gradient checkpointing", {0: "no", 1: "yes"}.get(t.recompute_every, f"one layer in {t.recompute_every}")),
         ("seed", t.seed),
     ]
 

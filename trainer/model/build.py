@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from trainer.model import adapter, attention, kernels, self_test
 from trainer.model.packed import Way
 from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
+from trainer.run.recomputation import is_recomputed
 from trainer.run.settings.model import ModelSpec
 from trainer.run.spec import NodeJob
 
@@ -63,8 +65,7 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
         grow_vocabulary(model, len(tokenizer))
         if fused.is_on:
             kernels.apply(model, job.device)
-        if train.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute(model, train.recompute_every)
     model.way = verdict.way
     model.has_grown = len(tokenizer) > rows
     say(verdict.line())
@@ -178,6 +179,23 @@ def _reason(error: RuntimeError) -> str:
     """The line of transformers' report that says what went wrong, else its first."""
     told = [line.strip() for line in str(error).splitlines() if line.strip().startswith("Error")]
     return told[0] if told else _first_line(error)
+
+
+def recompute(model: nn.Module, every: int) -> None:
+    """Have one layer in `every` recomputed in the backward pass; 0: none. Raises BadInput where a family cannot leave out some."""
+    if every == 0:
+        return
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if every == 1:
+        return
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not layers:
+        raise BadInput(
+            f"train.gradient_checkpointing every {every}: a {type(model).__name__} recomputes all of its layers or none; "
+            "set true or false"
+        )
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = is_recomputed(number, every)
 
 
 def grow_vocabulary(model: nn.Module, size: int) -> None:

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import yaml
 
 from launcher.backends.base import Upkeep
-from launcher.backends.sky.catalog import catalog_folder
 from launcher.backends.sky.task import Place, cloud_of
+from launcher.jobfile.regions import catalog_folder
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
 

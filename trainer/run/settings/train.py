@@ -24,6 +24,11 @@ class UnfrozenSpec(SpecModel):
     """Patterns to train besides, for example the norms and the embeddings, which have no ranking."""
 
 
+class RecomputeEvery(SpecModel):
+    every: PositiveInt
+    """Recompute one layer in so many, and keep the activations of the others."""
+
+
 class EvaluateEvery(SpecModel):
     epochs: Annotated[float, Field(gt=0)]
     """Measure after this share or number of epochs, rounded to whole steps."""
@@ -66,8 +71,8 @@ class OptimizerSettings(SpecModel):
     """Precision of forward and backward; master weights and moments are fp32 either way."""
     kernels: Literal["auto"] | bool = "auto"
     """Fused kernels for norms, gated activations and rotary embeddings (liger-kernel): `auto` takes them on a GPU where they are installed, know the model's family and give its values and gradients; `true` ends a run that cannot have them."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass (non-reentrant) to save memory."""
+    gradient_checkpointing: bool | Literal["auto"] | RecomputeEvery = False
+    """Recompute the activations of every layer, or of one in N ({every: N}), in the backward pass to save memory; `auto`: of as few as fit, by the plan."""
     deterministic: bool = False
     """Take kernels that add up in one order, so that the same GPUs, number of them and software give the same bits: slower, by how much was not measured."""
     zero: Literal[0, 1, 2, 3, "auto"] = "auto"
@@ -88,3 +93,12 @@ class OptimizerSettings(SpecModel):
     """Print a line every this many steps; metrics.jsonl has every step."""
     seed: int = 42
     """Seed of everything random: the held-out split, the order of the data, fresh weights, dropout."""
+
+    @property
+    def recompute_every(self) -> int:
+        """One layer in so many is recomputed; 0: none. Raises ValueError for `auto`."""
+        if self.gradient_checkpointing == "auto":
+            raise ValueError("train.json must state train.gradient_checkpointing: the launcher settles it")
+        if isinstance(self.gradient_checkpointing, RecomputeEvery):
+            return self.gradient_checkpointing.every
+        return int(self.gradient_checkpointing)
