@@ -18,12 +18,12 @@ from launcher.runs.copying import Told, looked_on
 from launcher.runs.errors import BackendError
 from tests.support import object_stores
 from tests.support.fault_proxy import FaultProxy, Request
-from trainer.run.stores import object_store
+from trainer.run.stores import object_store, ranges
 from trainer.run.stores.object_store import ObjectStore
 
 MEGABYTE = 1 << 20
 SIZE = 200 * MEGABYTE
-NUM_RANGES = SIZE // bucket_copy.RANGE_BYTES
+NUM_RANGES = SIZE // ranges.RANGE_BYTES
 URL = "s3://bucket/run/model"
 
 
@@ -92,7 +92,7 @@ def test_what_arrived_before_a_failure_is_gone_on_from(proxy: FaultProxy, shard:
     proxy.rule = lambda request: None
     copy_prefix(URL, tmp_path / "model")
     again = sum(of_the_shard(request) for request in proxy.requests[before:])
-    assert again <= NUM_RANGES // 2 + bucket_copy.NUM_AT_ONCE
+    assert again <= NUM_RANGES // 2 + ranges.NUM_AT_ONCE
     assert sha(tmp_path / "model" / "model-00001.safetensors") == sha(shard)
 
 

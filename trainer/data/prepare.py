@@ -25,6 +25,8 @@ from trainer.data.build import build
 from trainer.data.checksums import DamagedEntry
 from trainer.data.endings import stop_tokens
 from trainer.data.inputs import files_of, fingerprints, where
+from trainer.data.kept import KeptEntry
+from trainer.data.kept_base import bring_base
 from trainer.data.prepared import REPORT, VERSION, Prepared
 from trainer.data.progress import Progress
 from trainer.data.readers import InputFile
@@ -60,8 +62,13 @@ def prepare(job: NodeJob, progress: Progress | None = None) -> Prepared:
             if data is None:
                 for stale in cache.glob(f"{key}.tmp-*"):  # of a killed run: whoever builds this entry holds the lock
                     shutil.rmtree(stale, ignore_errors=True)
-                build(job, tokenizer, stops, files, entry, progress)
-                data = Prepared.load(entry, key)
+                kept = KeptEntry(job, key, progress.finish)
+                kept.take(entry)
+                data = _whole(entry, key, progress)
+                if data is None:
+                    build(job, tokenizer, stops, files, entry, progress)
+                    data = Prepared.load(entry, key)
+                    kept.publish(entry)
     report = json.loads((entry / REPORT).read_text(encoding="utf-8"))
     write_report(job.run_dir, report)
     problem = bad_share_problem(report, job.spec.data.max_bad_fraction)
@@ -127,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         job = NodeJob.read(options.train_json)
         data = prepare(job)
+        bring_base(job, Progress().finish)
         if options.show:
             from trainer.data.show import show
 

@@ -1,7 +1,6 @@
 """What a run left in its bucket, brought home. The names below the URL are `node.bucket`'s.
 
-Owns the way of a large object over a line that breaks: in ranges, several at a time, straight to the disk, from where the
-last copy stopped.
+Owns the way of a large object over a line that breaks: straight to the disk, from where the last copy stopped.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,11 +18,8 @@ from trainer.run.exits import BadInput
 from trainer.run.run_folder import write_atomic
 from trainer.run.stores.base import CheckpointStore, FolderStore, StoreError
 from trainer.run.stores.opening import open_store
+from trainer.run.stores.ranges import ranges
 
-RANGE_BYTES = 8 << 20
-"""Of one request: within its 60 s at 0.14 MB/s."""
-NUM_AT_ONCE = 8
-"""Ranges under way or waiting for their turn on the disk: 64 MiB of memory at most."""
 STATE_FILE = ".fetch.json"
 """In an unfinished copy: which content each of its files belongs to."""
 
@@ -82,35 +76,12 @@ def _copy(store: CheckpointStore, listing: Listing, partial: Path) -> None:
             there = handle.seek(0, os.SEEK_END)
             told.arrived += there
             report(told)
-            for data in _ranges(store, name, there, size):
+            for data in ranges(store, name, there, size):
                 _write(handle, data)
                 told.arrived += len(data)
                 report(told)
             handle.flush()
             os.fsync(handle.fileno())
-
-
-def _ranges(store: CheckpointStore, name: str, start: int, size: int) -> Iterator[bytes]:
-    """The object from `start` on, in order, some ranges ahead of whoever takes them. Raises StoreError."""
-
-    def ask(offset: int) -> bytes:
-        length = min(RANGE_BYTES, size - offset)
-        data = store.get_range(name, offset, length)
-        if len(data) != length:
-            raise StoreError(f"{store.url}/{name}: {len(data)} bytes came of {length}")
-        return data
-
-    waiting: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
-        try:
-            for offset in range(start, size, RANGE_BYTES):
-                waiting.append(pool.submit(ask, offset))
-                if len(waiting) == NUM_AT_ONCE:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _write(handle: BinaryIO, data: bytes) -> None:
