@@ -93,7 +93,7 @@ def step_flops(
 def work_of(model: TrainedModel, gradient_checkpointing: int, card: Card | None) -> Work:
     """`step_flops`, which is linear in tokens, labels and pairs, by its coefficients."""
 
-    def total(tokens: float, labelled: float, span: float, again: bool) -> float:
+    def total(tokens: float, labelled: float, span: float, again: int) -> float:
         return step_flops(
             model, tokens=tokens, labelled=labelled, attention_span=span, gradient_checkpointing=again
         ).total
@@ -104,7 +104,7 @@ def work_of(model: TrainedModel, gradient_checkpointing: int, card: Card | None)
 
     (token, pair), (token_once, pair_once) = of(gradient_checkpointing), of(0)
     return Work(
-        token_flops=token, label_flops=total(0, 1, 0, False), pair_flops=pair, repeated_token_flops=token - token_once,
+        token_flops=token, label_flops=total(0, 1, 0, 0), pair_flops=pair, repeated_token_flops=token - token_once,
         repeated_pair_flops=pair - pair_once, peak_tflops=card.bf16_tflops if card else None,
     )  # fmt: skip
 

@@ -84,17 +84,17 @@ class Reading:
             feed.take()
         elif time.monotonic() - self._read_at.get(record.run_id, -1e9) < at_most_every_s:
             return
+        elif feed is None:  # SkyPilot knows no job, and the store may know the run
+            self._read_at[record.run_id] = time.monotonic()
+            self._from_store(record)
         elif self._from_store(record, is_live=True):
             self._read_at[record.run_id] = time.monotonic()
-        elif feed is None or self._may_have_log(record):
+        elif self._may_have_log(record):
             self._read_at[record.run_id] = time.monotonic()
             try:
-                if feed is not None:
-                    feed.read_once()
-                    return
+                feed.read_once()
             except BackendError:
-                pass
-            self._from_store(record)
+                self._from_store(record)
 
     def complete(self, record: RunRecord) -> None:
         """The last reading of a run that is over, with what the log could not carry any more."""
