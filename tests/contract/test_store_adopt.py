@@ -25,7 +25,7 @@ from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
 from tests.support import object_stores
 from tests.support.fault_proxy import FaultProxy
-from trainer.run.run_folder import STOP_FILE, EventKind, RunDir, append_line, write_atomic
+from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, RunDir, append_line, write_atomic
 from trainer.run.spec import NodeJob
 from trainer.run.stores import lease as leases
 from trainer.run.stores import object_store
@@ -231,3 +231,23 @@ def test_no_key_is_kept_in_the_bucket(tmp_path: Path) -> None:
     kept = b"".join(node.store.get(name) for name in node.store.list("run"))
     assert b"AKIATEST" not in kept
     assert store_access.environment_of_run(before.folder)["AWS_ENDPOINT_URL_S3"]
+
+
+def test_down_of_a_run_in_a_bucket_asks_for_a_save_and_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, node = launched(tmp_path, "save")
+    monkeypatch.setattr("launcher.backends.sky.backend._SAVED_AGAIN_S", 0.05)
+    append_line(record.files.metrics, {"step": 3, "loss": 2.0})
+
+    def save_as_asked() -> None:
+        while not bucket._take_requests(node.run.path, node.store):
+            pass
+        assert (node.run.path / SAVE_FILE).exists()
+        node.run.emit(EventKind.CHECKPOINT_SAVED, attempt=1, step=3)
+        node.save()
+
+    thread = threading.Thread(target=save_as_asked)
+    thread.start()
+    assert SkyRuns(Sky())._save_first(record, None, 60)
+    thread.join()
