@@ -50,6 +50,13 @@ def test_a_node_of_a_cloud_that_gives_notice_listens_for_it(tmp_path: Path) -> N
     assert isinstance(service, spot_notices.AwsService)
 
 
+def test_keys_that_came_to_the_node_are_found_in_docker_on_it_too(tmp_path: Path) -> None:
+    assert "AWS_SHARED_CREDENTIALS_FILE" not in run_variables(tmp_path, "GCP")
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "credentials").write_text("[default]\n")
+    assert run_variables(tmp_path, "GCP")["AWS_SHARED_CREDENTIALS_FILE"] == f"{tmp_path}/.aws/credentials"
+
+
 def node(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `setup` as on a node of its own, whose home is `folder`; the virtual environments' folder is shared."""
     (folder / "dolphin-inputs").mkdir(parents=True, exist_ok=True)

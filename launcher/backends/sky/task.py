@@ -47,6 +47,7 @@ DISK_OF_POD = frozenset({"kubernetes", "ssh"})
 """Clouds where `disk_size` becomes a pod's request for ephemeral storage: only what the job states, for few nodes have the default."""
 INPUTS = "~/dolphin-inputs"
 DATA = "~/dolphin-data"
+AWS_FOLDER = "~/.aws"
 PRICES_FILE = "sky-prices.json"
 """In the run's folder: the offers of its newest start as (infra, spot, US dollars per hour of all nodes), the cheapest first."""
 NODE_PRICES_FILE = "sky-node-prices.json"
@@ -204,8 +205,11 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str], subm
             "DOLPHIN_MASTER_ADDR",
             "DOLPHIN_AWS_METADATA",
             "DOLPHIN_GCP_METADATA",
+            "AWS_SHARED_CREDENTIALS_FILE",
         }
     )
+    # SkyPilot sends ~/.aws/credentials to the node, which a container of its own would not see.
+    keys = AWS_FOLDER if train.store.startswith("s3://") else None
     mounts = [path for path in (store, train.cache_dir) if path]
     return {
         "run_id": train.run_id,
@@ -216,7 +220,7 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str], subm
         "mounts": mounts,
         "num_nodes": job.resources.num_nodes,
         "max_hourly_cost": job.resources.max_hourly_cost,
-        "reads": [DATA],
+        "reads": [path for path in (DATA, keys) if path],
         **confinement.for_a_node(train.cache_dir),
         "bucket": train.store if job.checkpoint.store and store is None else None,
     }
