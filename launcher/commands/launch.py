@@ -221,7 +221,8 @@ def _start(
     """Submit a run that is in the ledger, then follow it or leave it."""
     try:
         with ledger.locked(record) as record:
-            _refuse_active(record, patiently(status_of)(backend, record))
+            if record.submissions:
+                _refuse_active(record, patiently(status_of)(backend, record))
             record = _submit(record, submission, backend)
     except KeyboardInterrupt:
         record = ledger.load(record.folder)
