@@ -254,6 +254,7 @@ def swept(families: list[str], jobs: int) -> list[Row]:
         running = [
             subprocess.Popen([*command, *families[number::jobs], "--rows", part], cwd=ROOT)
             for number, part in enumerate(parts)
+            if families[number::jobs]
         ]
         for process in running:
             process.wait()
