@@ -140,6 +140,8 @@ class TrainedModel:
     architecture: Architecture
     trained: frozenset[str]
     """Names of parameters, at least one."""
+    quantised: frozenset[str] = frozenset()
+    """Names of those that are held in 4 bits."""
 
     @classmethod
     def by_patterns(cls, architecture: Architecture, patterns: Sequence[str] | None) -> TrainedModel:
@@ -153,6 +155,15 @@ class TrainedModel:
     @functools.cached_property
     def num_trained(self) -> int:
         return sum(self._sizes)
+
+    @functools.cached_property
+    def num_quantised(self) -> int:
+        return sum(count(self.architecture.shapes[name]) for name in self.quantised)
+
+    @functools.cached_property
+    def largest_quantised(self) -> int:
+        """Elements of the largest parameter that is held in 4 bits; 0 where none is."""
+        return max((count(self.architecture.shapes[name]) for name in self.quantised), default=0)
 
     @functools.cached_property
     def largest_trained(self) -> int:

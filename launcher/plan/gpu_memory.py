@@ -37,6 +37,9 @@ FRAGMENTATION = 0.06
 """Share of what comes and goes within a step that the caching allocator holds beyond it; with expandable segments, which
 the trainer sets, reserved over allocated memory is usually 3 to 8% more."""
 
+QUANTISED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Of a number held in 4 bits, with its share of the scales."""
+
 Stage = Literal[0, 1, 2, 3]
 
 
@@ -118,6 +121,7 @@ def moments_of(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, d
     accumulated, in_step = _gradients(model, load, stage)
     idle_buffers, busy_buffers = _buffers(model, load, stage)
     kept, layer = activations(model, load)
+    layer += load.element_bytes * model.largest_quantised  # one weight at a time is there in full, forward and backward
     loss_kept, loss_peak = loss_memory(model, load)
     return {
         "loss": {
@@ -148,11 +152,11 @@ def _state(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, float
     """
     e, share = load.element_bytes, 1 / load.ranks
     master, moments = load.optimizer.master.held_bytes, moments_bytes(model, load.optimizer)
+    parameters = parameter_bytes(model, e)
     if stage == 0:
-        return {"parameters": e * model.num_parameters, "master weights": 0, "optimizer": moments}
-    parameters: float = e * model.num_parameters
+        return {"parameters": parameters, "master weights": 0, "optimizer": moments}
     if stage == 3:
-        parameters = e * ((model.num_parameters - _persistent(model)) * share + _persistent(model))
+        parameters = (parameters - e * _persistent(model)) * share + e * _persistent(model)
     if load.offloads:
         return {"parameters": parameters, "master weights": 0, "optimizer": 0}
     return {
@@ -160,6 +164,12 @@ def _state(model: TrainedModel, load: Workload, stage: Stage) -> dict[str, float
         "master weights": master * model.num_trained * share,
         "optimizer": moments * share,
     }
+
+
+def parameter_bytes(model: TrainedModel, element_bytes: int) -> float:
+    """Of the whole model as the forward pass uses it. A weight in 4 bits has a scale of 8 bits for each 64 numbers, and those
+    one of 32 bits for each 256 of them (QLoRA's double quantisation, arXiv 2305.14314)."""
+    return element_bytes * (model.num_parameters - model.num_quantised) + QUANTISED_BYTES * model.num_quantised
 
 
 def moments_bytes(model: TrainedModel, optimizer: OptimizerState) -> float:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import yaml
 
 from launcher.backends.sky.task import NO_SPOT, cloud_of
-from launcher.models.architecture import Architecture, TrainedModel
+from launcher.models.adapters import trained_model
+from launcher.models.architecture import Architecture
 from launcher.plan.data_facts import DataFacts, from_plan_event
 from launcher.plan.gpus import Card, find_card
 from launcher.plan.throughput import step_flops
@@ -20,6 +21,7 @@ from launcher.runs import ledger
 from launcher.runs.ledger import RunRecord
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import EventKind, read_lines
+from trainer.run.settings.train import OptimizerSettings
 from trainer.run.spec import NodeJob, TrainSpec
 
 WARM_UP_STEPS = 3
@@ -76,10 +78,10 @@ def measured_utilisation(
         if run.tokens_per_s is None or theirs.model.base != spec.model.base or same_card is not card:
             continue
         unfrozen = theirs.train.unfrozen
-        if (unfrozen is not None and not isinstance(unfrozen, tuple)) or theirs.train.offload != spec.train.offload:
+        if (unfrozen is not None and not isinstance(unfrozen, tuple)) or not _works_alike(theirs.train, spec.train):
             continue
         flops = step_flops(
-            TrainedModel.by_patterns(architecture, unfrozen),
+            trained_model(architecture, theirs.train),
             tokens=run.tokens_per_s,
             labelled=run.tokens_per_s * (run.data.labelled_share if run.data else 1.0),
             attention_span=attention_span(theirs, run.data),
@@ -87,6 +89,12 @@ def measured_utilisation(
         )
         return flops.total / (run.job.world_size * card.bf16_tflops * 1e12), run.run_id
     return None
+
+
+def _works_alike(one: OptimizerSettings, other: OptimizerSettings) -> bool:
+    """Whether what one reached tells of the other: the same kind of arithmetic, in the same places."""
+    kinds = [train.adapter.type if train.adapter is not None else None for train in (one, other)]
+    return one.offload == other.offload and kinds[0] == kinds[1]
 
 
 def measured_speed_on_cpu(runs: Iterable[PastRun], spec: TrainSpec, ranks: int) -> tuple[float, str] | None:

@@ -16,8 +16,10 @@ from typing import Any
 from launcher.backends.base import Offer, Upkeep
 from launcher.jobfile.settle import global_batch_of
 from launcher.jobfile.spec import JobSpec
-from launcher.models.architecture import TrainedModel
+from launcher.models.adapters import without_adapters
+from launcher.models.architecture import Architecture, TrainedModel
 from launcher.plan import preemption, spot_notice
+from launcher.plan.adapter_choices import adapter_choices
 from launcher.plan.costs import Cost, cost_of
 from launcher.plan.data_facts import DataFacts, held_out_sequences
 from launcher.plan.gpu_memory import Workload, runs_as
@@ -70,6 +72,11 @@ class Subject:
         spot = [run for run in self.history if run.is_on_spot]
         stated = self.job.checkpoint.preemptions_per_day
         return preemptions_per_day(stated, sum(run.preemptions for run in spot), sum(run.observed_s for run in spot))
+
+    @property
+    def base(self) -> Architecture:
+        """Of the model, without adapters."""
+        return without_adapters(self.model.architecture)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -249,7 +256,7 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
     card = find_card(accelerator) if accelerator else None
     load = workload(job, ranks, accelerator is not None)
     labelled, span = data.labelled_share if data else 1.0, attention_span(job, data)
-    measured = measured_utilisation(history, job, model.architecture, card) if card else None
+    measured = measured_utilisation(history, job, subject.base, card) if card else None
     shown_mib = min((size for size in (memory_mib, card.memory_mib if card else None) if size), default=None)
     memory_bytes = shown_mib * MIB if shown_mib else None
     pace = Pace(card, measured and measured[0], labelled, span, load.offloads) if card else None
@@ -276,7 +283,7 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
     return Machine(
         accelerator=accelerator, count=ranks, memory_bytes=memory_bytes, options=options, chosen=chosen,
         best=best, micro_batches=load.micro_batches, recompute_every=load.gradient_checkpointing,
-        choices=choices(model, load, memory_bytes, pace, num_nodes) if chosen.fits is False else (),
+        choices=_choices(subject, load, memory_bytes, pace) if chosen.fits is False else (),
         without_offload=_without_offload(model, load, memory_bytes, pace),
         host=host_memory(model, load, chosen.stage, num_nodes),
         flops=flops_of(model, load, labelled, span), work=work_of(model, load.gradient_checkpointing, card), step_s=step_s, speed_source=source, save_s=blocked,
@@ -285,6 +292,14 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
             whole_s=whole, rate_per_day=subject.preemptions_per_day,
         ),
     )  # fmt: skip
+
+
+def _choices(subject: Subject, load: Workload, memory_bytes: int | None, pace: Pace | None) -> tuple[Choice, ...]:
+    num_nodes = subject.job.resources.num_nodes
+    found = choices(subject.model, load, memory_bytes, pace, num_nodes)
+    if subject.job.train.adapter is not None:
+        return found
+    return (*found, *adapter_choices(subject.base, load, memory_bytes, pace, num_nodes))
 
 
 def _without_offload(
@@ -306,7 +321,12 @@ def _save_cost(subject: Subject, ranks: int, step_s: float) -> tuple[float, floa
     for run in subject.history:
         theirs = run.job.spec.train
         alike = run.job.spec.model.base == job.model.base
-        alike = alike and (theirs.unfrozen, theirs.offload) == (job.train.unfrozen, job.train.offload)
+        ours = job.train
+        alike = alike and (theirs.unfrozen, theirs.offload, theirs.adapter) == (
+            ours.unfrozen,
+            ours.offload,
+            ours.adapter,
+        )
         if alike and run.save_blocked_s is not None and run.save_whole_s is not None:
             return run.save_blocked_s, run.save_whole_s
     size_gb = subject.checkpoint_bytes / GB

@@ -20,7 +20,8 @@ from launcher.backends.base import (
     upkeep_of,
 )
 from launcher.jobfile.spec import JobSpec
-from launcher.models.architecture import TrainedModel, find_architecture
+from launcher.models.adapters import trained_model
+from launcher.models.architecture import find_architecture
 from launcher.plan.counting import count, counted
 from launcher.plan.data_facts import DataFacts, estimated, stated
 from launcher.plan.gpus import NO_BF16, find_card
@@ -53,10 +54,7 @@ def plan_of(
             f"resources.accelerators {name}: has no bf16 arithmetic; take another card, or train.precision fp32"
         )
     architecture = find_architecture(job.model.base, job.model.revision, cache=cache_dir())
-    patterns = job.train.unfrozen
-    if patterns is not None and not isinstance(patterns, tuple):
-        raise TypeError("train.unfrozen must be resolved before a plan is made")
-    model, runs = TrainedModel.by_patterns(architecture, patterns), past_runs()
+    model, runs = trained_model(architecture, job.train), past_runs()
     is_paid = job.train.max_steps is None and any(offer.price_usd_per_hour for offer in offers)
     facts = data_facts_of(job, runs, sequences, may_count=is_paid if may_count is None else may_count)
     subject = Subject(job, model, facts, runs)

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from launcher.jobfile.load import load_job
-from launcher.models.architecture import TrainedModel, count, from_config
+from launcher.models.adapters import adapted
+from launcher.models.architecture import Architecture, TrainedModel, count, from_config
 from launcher.plan.gpu_memory import REDUCE_BUCKET, Workload, moments_of
 from launcher.plan.host_memory import offloaded
+from trainer.run.settings.adapter import AdapterSpec
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 0.10
@@ -35,7 +37,7 @@ def _case(config: dict[str, Any], stage: int, **settings: Any) -> dict[str, Any]
     return {
         "config": config, "stage": stage, "patterns": None, "micro_batch": 2, "sequence_length": 512, "micro_batches": 2,
         "loss_chunk": 256, "precision": "bf16", "gradient_checkpointing": True, "labelled_share": 1.0,
-        "reduce_bucket": 100_000, "offload": "none", **settings,
+        "reduce_bucket": 100_000, "offload": "none", "adapter": None, **settings,
     }  # fmt: skip
 
 
@@ -49,6 +51,7 @@ ONE_MILLION = _config(128, 384, 4, 4, 2, 2048)
 THIRTY_MILLION = _config(512, 1536, 4, 8, 4, 16000)
 EIGHT_BILLION = _config(4096, 14336, 32, 32, 8, 128256)
 HALF = ["lm_head", r"layers\.[23]\.", "norm"]
+LORA = {"type": "lora", "rank": 16}
 CASES = {
     "1M, stage 0 in fp32, nothing recomputed": _case(ONE_MILLION, 0, precision="fp32", gradient_checkpointing=False),
     "1M, stage 1": _case(ONE_MILLION, 1),
@@ -65,6 +68,19 @@ CASES = {
         THIRTY_MILLION, 2, patterns=HALF, gradient_checkpointing=False, offload="optimizer"
     ),
     "29M, stage 2 in fp32, offloaded": _case(THIRTY_MILLION, 2, precision="fp32", offload="optimizer"),
+    "29M, stage 2, LoRA": _case(THIRTY_MILLION, 2, adapter=LORA),
+    "29M, stage 1, LoRA, nothing recomputed": _case(THIRTY_MILLION, 1, adapter=LORA, gradient_checkpointing=False),
+    "29M, stage 3 in fp32, LoRA on two names": _case(
+        THIRTY_MILLION, 3, precision="fp32", adapter=LORA | {"target": ["q_proj", "down_proj"]}
+    ),
+    "8B, stage 1, LoRA": _case(
+        EIGHT_BILLION,
+        1,
+        adapter=LORA | {"rank": 64},
+        sequence_length=8192,
+        loss_chunk=2048,
+        reduce_bucket=REDUCE_BUCKET,
+    ),
     "8B, stage 3, the reference job, offloaded": _case(
         EIGHT_BILLION,
         3,
@@ -101,6 +117,12 @@ def measured() -> dict[str, dict[str, int]]:
     return dict(zip(CASES, found, strict=True))
 
 
+def _model(architecture: Architecture, case: dict[str, Any]) -> TrainedModel:
+    if case["adapter"] is not None:
+        return adapted(architecture, AdapterSpec.model_validate(case["adapter"]))
+    return TrainedModel.by_patterns(architecture, case["patterns"])
+
+
 def _workload(case: dict[str, Any]) -> Workload:
     return Workload(
         ranks=RANKS, micro_batch=case["micro_batch"], sequence_length=case["sequence_length"],
@@ -115,7 +137,7 @@ def test_the_planned_peak_is_within_ten_per_cent(name: str, measured: dict[str, 
     case = CASES[name]
     architecture = from_config({"model_type": "llama", **case["config"]}, "x")
     load = _workload(case)
-    moments = moments_of(TrainedModel.by_patterns(architecture, case["patterns"]), load, case["stage"])
+    moments = moments_of(_model(architecture, case), load, case["stage"])
     planned = max(sum(parts.values()) for parts in moments.values())
     seen = max(measured[name][moment] for moment in ("loss", "backward", "step"))
     assert planned == pytest.approx(seen, rel=TOLERANCE)
@@ -127,7 +149,7 @@ def test_what_lasts_between_steps_is_planned_exactly(name: str, measured: dict[s
     case = CASES[name]
     architecture = from_config({"model_type": "llama", **case["config"]}, "x")
     load = _workload(case)
-    model = TrainedModel.by_patterns(architecture, case["patterns"])
+    model = _model(architecture, case)
     step = moments_of(model, load, case["stage"])["step"]
     lasting = sum(step[part] for part in ("parameters", "master weights", "optimizer"))
     if case["stage"] == 3:  # gradients of the partition and one bucket are there from the start
@@ -148,7 +170,7 @@ def test_what_an_offloaded_optimizer_keeps_on_the_host_is_planned(
     """Stage 2 in fp32 accumulates whole gradients of what a rank's partition touches, which the plan can only bound."""
     case = CASES[name]
     architecture = from_config({"model_type": "llama", **case["config"]}, "x")
-    model = TrainedModel.by_patterns(architecture, case["patterns"])
+    model = _model(architecture, case)
     planned = sum(offloaded(model, _workload(case), case["stage"]).values())
     assert 0.998 * planned < measured[name]["host"] < 1.002 * planned or (
         case["precision"] == "fp32" and 0.85 * planned < measured[name]["host"] < planned

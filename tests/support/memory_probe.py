@@ -38,8 +38,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
 from trainer.engine import engine  # noqa: E402
 from trainer.engine import optimizer as optim  # noqa: E402
-from trainer.model import attention, build, freeze  # noqa: E402
+from trainer.model import adapter, attention, build, freeze  # noqa: E402
 from trainer.model.packed import PackedModel  # noqa: E402
+from trainer.run.settings.adapter import AdapterSpec  # noqa: E402
 from trainer.run.settings.data import DataSpec, SourceSpec  # noqa: E402
 from trainer.run.settings.model import ModelSpec  # noqa: E402
 from trainer.run.settings.train import OptimizerSettings, RecomputeEvery  # noqa: E402
@@ -136,7 +137,10 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.VARLEN)
         build.recompute(model, settings.recompute_every)
         model.config.use_cache = False
-        freeze.apply(model, case["patterns"])
+        if case["adapter"] is None:
+            freeze.apply(model, case["patterns"])
+        else:
+            adapter.inject(model, AdapterSpec(**case["adapter"]), (), 0)
         packed = PackedModel(model, case["loss_chunk"])
         packed.to = lambda *_, **__: packed  # it is where it belongs, and fake tensors cannot be swapped
         settings_of_deepspeed = engine.configuration(job, RANKS, case["micro_batches"])
