@@ -205,6 +205,7 @@ def test_python_is_started_in_one_way_alone() -> None:
 
 STARTS_OF_THREADS = {
     "trainer/engine/threads.py": "sets the GPU first",
+    "trainer/run/stores/ranges.py": "fetches parts of a file; the run contract knows no torch",
     "trainer/supervise/log.py": "copies lines; the supervisor knows no torch",
     "trainer/supervise/supervisor.py": "waits for a spot notice; the supervisor knows no torch",
 }
