@@ -19,6 +19,7 @@ from trainer.run.spec import NodeJob
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "router_aux_loss_coef": 0.05},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
     "gemma2": {"final_logit_softcapping": 5.0, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96},
 }  # fmt: skip
@@ -56,6 +57,16 @@ def test_one_rank_and_two_of_zero_3_train_the_loss_of_each_conversation_alone(fa
     assert max(abs(a - b) for a, b in zip(losses(one), losses(two), strict=True)) < 2e-4
     assert math.isclose(losses(one)[0], loss_alone(folder, NodeJob.read(one.train_json)), rel_tol=1e-4)
     assert json.loads(one.outcome.read_text())["state"] == "done"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_a_router_stays_in_fp32_under_zero_3_in_bf16(family: str, tmp_path: Path) -> None:
+    base(tmp_path / family, family)
+    settings = {"max_steps": 2, "unfrozen": None, "micro_batch": 2, "zero": 3, "precision": "bf16", "warmup_steps": 0}
+    run = write_job(tmp_path / family, "run", nproc=2, train=settings | {"gradient_checkpointing": True})
+    train(run)
+    assert "experts: the routers of 2 layers are computed in fp32" in run.log.read_text()
+    assert all(math.isfinite(loss) for loss in losses(run))
 
 
 def loss_alone(folder: Path, job: NodeJob) -> float:

@@ -60,6 +60,6 @@ def test_known_bases_are_trainable_and_their_rules_are_told() -> None:
     ):
         assert part in told
     assert "dropout" not in "\n".join(rules(gemma, attention_dropout=0.0))
-    assert "experts: 128 a layer, 8 for a token" in rules(
+    assert "experts: 128 a layer, 8 for a token; routers in fp32, as the run's log says" in rules(
         {"model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8}
     )

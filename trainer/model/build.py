@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from trainer.model import adapter, attention, kernels, self_test
+from trainer.model import adapter, attention, kernels, router, self_test
 from trainer.model.packed import Way
 from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
@@ -72,6 +72,13 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
     say(f"attention: {kernel_of(job, model)}")
     if job.device == "cuda":
         say(fused.line())
+    if dtype != torch.float32 and router.numbers_of_experts(model):
+        num_routers = router.compute_in_fp32(model)
+        say(
+            f"experts: the routers of {num_routers} layers are computed in fp32"
+            if num_routers
+            else f"warning: experts: this family's router was not recognised, and is computed in {train.precision}"
+        )
     model.config.use_cache = False
     return model
 

@@ -61,7 +61,11 @@ def rules(config: dict[str, Any], attention_dropout: float | None = None) -> lis
     experts = next((text[key] for key in ("num_local_experts", "num_experts", "n_routed_experts") if text.get(key)), 0)
     if isinstance(experts, int) and experts > 1:
         chosen = text.get("num_experts_per_tok") or text.get("num_experts_per_token")
-        lines.append(f"experts: {experts} a layer" + (f", {chosen} for a token" if chosen else ""))
+        lines.append(
+            f"experts: {experts} a layer"
+            + (f", {chosen} for a token" if chosen else "")
+            + "; routers in fp32, as the run's log says"
+        )
     return lines
 
 
