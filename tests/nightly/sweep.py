@@ -213,6 +213,9 @@ def document(rows: list[Row]) -> str:
         "`way` is the attention and what it is told; `difference` is that of a logit, together from alone, in standard deviations;",
         "`gradient` that of a gradient, relative to the largest; `reloaded` says whether the written folder gives the same logits.",
         "",
+        "bloom, falcon and mpt are never packed: each makes its mask without the positions and multiplies scores by itself, so that",
+        "neither the places where conversations begin nor dolphin's own attention reach it.",
+        "",
         "| family | model | trained | way, or why not | difference | gradient | reloaded |",
         "|---|---|---|---|---|---|---|",
     ]
