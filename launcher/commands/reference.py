@@ -62,6 +62,7 @@ EXAMPLES: dict[str, str] = {
     "train.max_steps": "1000",
     "train.micro_batch": "2",
     "train.kernels": "true",
+    "train.compile": "auto",
     "train.global_batch": "256",
     "train.accumulation": "16",
     "train.learning_rate": "5e-6",

@@ -115,10 +115,11 @@ def varlen_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     if dropout or any(kwargs.get(name) is not None for name in ("softcap", "s_aux")):
-        return segmented_attention(
+        found: tuple[torch.Tensor, None] = segmented_attention(
             module, query, key, value, attention_mask, cu_seq_lens_q=cu_seq_lens_q, scaling=scaling,
             sliding_window=sliding_window, dropout=dropout, **kwargs,
         )  # fmt: skip
+        return found
     _refuse(kwargs)
     if attention_mask is not None:
         raise BadInput("this model hands its attention a mask of its own, which packed attention does not have")
@@ -139,6 +140,7 @@ def varlen_attention(
     return out_NHD.unsqueeze(0), None
 
 
+@torch.compiler.disable
 def segmented_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from trainer.model import adapter, attention, kernels, router, self_test
+from trainer.model import adapter, attention, compiled, kernels, router, self_test
 from trainer.model.packed import Way
 from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
@@ -38,6 +38,7 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
     spec, train, packing = job.spec.model, job.spec.train, job.spec.data.packing
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
     dtype = DTYPES[train.precision]
+    is_compiled = compiled.is_wanted(train.compile, job.device, train.zero)
     with explained(spec):
         config = read_config(spec)
         verdict = self_test.of_config(config, spec.attention, job.device, train.precision, packing, **options)
@@ -66,6 +67,8 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
         if fused.is_on:
             kernels.apply(model, job.device)
         recompute(model, train.recompute_every)
+    if is_compiled:
+        say(f"{compiled.apply(model)} decoder layers are compiled when they are first called")
     model.way = verdict.way
     model.has_grown = len(tokenizer) > rows
     say(verdict.line())

@@ -33,6 +33,11 @@ def problems(spec: TrainSpec) -> list[Problem]:
         report(
             "train.global_batch", f"{t.global_batch} is not a multiple of train.micro_batch {t.micro_batch}; change one"
         )
+    if t.compile is True and t.zero == 3:
+        report(
+            "train.compile",
+            "contradicts train.zero 3, which gathers parameters within the layers; write auto or false, or set zero to 1 or 2",
+        )
     if t.offload != "none" and t.zero == 0:
         report("train.offload", "contradicts train.zero 0, which partitions no optimizer; set zero to auto, 1, 2 or 3")
     if t.offload != "none" and t.optimizer != "adamw":

@@ -131,7 +131,7 @@ NO_EFFECT: dict[str, str] = {
     **_same("`dolphin plan` finds the micro batch that fits", "auto_find_batch_size"),
     **_same("evaluation packs as training does and counts tokens, so its batch size changes nothing", "eval_batch_size"),
     **_same("fused kernels change speed, not the result; train.kernels takes them by itself, and the loss is dolphin's own", "flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_qkv flash_attn_fuse_mlp flash_optimum flex_attn_compile_kwargs unsloth_cross_entropy_loss unsloth_rms_norm unsloth_rope liger_rope liger_rms_norm liger_layer_norm liger_swiglu liger_glu_activation liger_cross_entropy liger_fused_linear_cross_entropy liger_rms_norm_gated fused_attn_kernel cut_cross_entropy chunked_cross_entropy chunked_cross_entropy_num_chunks use_kernels tiled_mlp tiled_mlp_num_shards tiled_mlp_use_original_mlp"),
-    **_same("torch.compile changes speed, not the result; it is not used", "torch_compile torch_compile_backend torch_compile_mode deepcompile"),
+    **_same("torch.compile changes speed, not the result; train.compile does it for decoder layers", "torch_compile torch_compile_backend torch_compile_mode deepcompile"),
     **_same("TF32 is not used: the products are bf16", "tf32"),
     **_same("gradient checkpointing is always the non-reentrant one", "gradient_checkpointing_kwargs activation_offloading"),
     **_same("short conversations are kept; only those with nothing to train on are dropped", "min_sample_len"),

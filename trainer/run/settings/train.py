@@ -71,6 +71,8 @@ class OptimizerSettings(SpecModel):
     """Precision of forward and backward; master weights and moments are fp32 either way."""
     kernels: Literal["auto"] | bool = "auto"
     """Fused kernels for norms, gated activations and rotary embeddings (liger-kernel): `auto` takes them on a GPU where they are installed, know the model's family and give its values and gradients; `true` ends a run that cannot have them."""
+    compile: Literal["auto"] | bool = False
+    """Compile the decoder layers with torch.compile: the first steps take minutes longer, the others less. `auto` does it on a GPU, except under ZeRO-3, which gathers parameters within the layers."""
     gradient_checkpointing: bool | Literal["auto"] | RecomputeEvery = False
     """Recompute the activations of every layer, or of one in N ({every: N}), in the backward pass to save memory; `auto`: of as few as fit, by the plan."""
     deterministic: bool = False
