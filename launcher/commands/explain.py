@@ -5,13 +5,12 @@ Loaded only once there is an error. Owns the order in which an error is recognis
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
 
 from launcher.runs import ledger
-from launcher.runs.errors import LauncherError
+from launcher.runs.errors import LauncherError, full_disk
 from launcher.runs.states import EXIT_CODES, EndReason
 
 
@@ -41,11 +40,8 @@ def explain(error: Exception, debug: bool) -> int:
         if not _has_working_folder():
             print("dolphin: the folder that you are in was removed; `cd` to one that is there", file=sys.stderr)
             return EXIT_CODES[EndReason.BAD_SPECIFICATION]
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-            print(
-                f"dolphin: {error.strerror}; free some where DOLPHIN_HOME is ({ledger.home()}), or set it to a larger disk",
-                file=sys.stderr,
-            )
+        if full := full_disk(error, f"DOLPHIN_HOME ({ledger.home()})"):
+            print(f"dolphin: {full}", file=sys.stderr)
             return EXIT_CODES[EndReason.FAILED]
         if error.filename is not None and error.strerror:
             print(f"dolphin: {error.filename}: {error.strerror}; correct it and try again", file=sys.stderr)

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.runs.errors import BackendError
+from launcher.runs.errors import BackendError, full_disk
 
 
 @dataclass(slots=True)
@@ -92,6 +92,8 @@ def arriving(target: Path, what: str) -> Iterator[Path]:
         yield partial
         os.replace(partial, target)
     except (OSError, shutil.Error) as error:
+        if isinstance(error, OSError) and (full := full_disk(error, target)):
+            raise BackendError(f"cannot copy {what}: {full}") from None
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BackendError(f"{target}: cannot copy {what} there: {reason}") from None
     finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from launcher.runs.states import EndReason
 
 
@@ -37,6 +40,17 @@ class ReaderGone(LauncherError):
 
 BROKEN_FILES = (LauncherError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
 """What looking at a run may end in once somebody, or a full disk, was at its files."""
+
+
+def full_disk(error: OSError, where: object) -> str | None:
+    """That the disk is full, of the error's own file or else of `where`; None where it is another error."""
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    is_told = error.errno is None and any(
+        os.strerror(number) in str(error) for number in numbers
+    )  # many in one, of shutil's
+    if error.errno not in numbers and not is_told:
+        return None
+    return f"the disk of {error.filename2 or error.filename or where} is full; make room there, and try again"
 
 
 def broken(error: BaseException) -> str:

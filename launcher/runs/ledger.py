@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.runs.errors import BadUsage, LauncherError
+from launcher.runs.errors import BadUsage, LauncherError, full_disk
 from launcher.runs.states import EndReason
 from trainer.run.run_folder import RunDir, make_private, write_atomic
 
@@ -159,8 +159,11 @@ def check_writable() -> None:
 
 
 def _unwritable(error: OSError) -> LauncherError:
+    full = full_disk(error, runs_dir())
     return LauncherError(
-        f"{error.filename or runs_dir()}: cannot write the run's folder ({error.strerror}); "
+        f"{full}, or set DOLPHIN_HOME to a larger one"
+        if full
+        else f"{error.filename or runs_dir()}: cannot write the run's folder ({error.strerror}); "
         "set DOLPHIN_HOME to a folder of yours"
     )
 

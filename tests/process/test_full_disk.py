@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from launcher.runs.copying import copy_folder
+from launcher.runs.errors import BackendError
 from tests.support import tiny_job
+from tests.support.dolphin_cli import Dolphin, write_job
 from trainer.run.run_folder import RunDir
 
 
@@ -89,3 +92,26 @@ def test_a_log_that_takes_nothing_ends_no_run(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert json.loads(run.outcome.read_text())["state"] == "done"
     assert (run.model / "config.json").exists()
+
+
+def test_commands_on_a_full_home_say_so_in_a_line_and_leave_nothing_half_written(small: Path, tmp_path: Path) -> None:
+    job = write_job(tmp_path / "job")
+    fill(small, leave_bytes=0)
+    dolphin = Dolphin(small / "home")
+    for command in (("launch", job, "-y"), ("data", job)):
+        said = dolphin.run(*command, expect=1).stderr.splitlines()
+        assert [line for line in said if line.startswith("dolphin: ")] == said[-1:], said
+        assert "the disk of" in said[-1]
+        assert "is full" in said[-1]
+    dolphin.run("plan", job)
+    dolphin.run("status", "--all")
+    assert [path for path in (small / "home").rglob("*") if path.is_file()] == []
+
+
+def test_a_fetch_into_a_full_disk_names_the_disk_and_leaves_nothing(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(os.urandom(1 << 20))
+    filler = fill(small, leave_bytes=1 << 16)
+    with pytest.raises(BackendError, match=r"the disk of .* is full"):
+        copy_folder(tmp_path / "model", small / "model")
+    assert list(small.iterdir()) == [filler]
