@@ -18,7 +18,7 @@ from launcher.plan.data_facts import DataFacts, from_report, local_files
 from launcher.runs import ledger
 from trainer.run import python
 from trainer.run.exits import BadInput, ExitCode
-from trainer.run.run_folder import RunDir, make_private
+from trainer.run.run_folder import RunDir, make_private, write_atomic
 from trainer.run.spec import NodeJob, TrainSpec
 
 LIMIT_S = 60.0
@@ -34,7 +34,7 @@ def laid_out(job: JobSpec) -> tuple[RunDir, int]:
     make_private(files.path)
     place = Placement(str(files.path), str(ledger.cache_dir()), job.resources.ranks or 1, "cpu")
     train = settle(job, place, run_id=f"{job.name}-data", zero=0)
-    files.train_json.write_text(train.model_dump_json(), encoding="utf-8")
+    write_atomic(files.train_json, train.model_dump_json())
     files.data_report.unlink(missing_ok=True)
     return files, train.global_batch
 

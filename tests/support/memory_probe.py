@@ -120,6 +120,18 @@ def _recomputation(every: int) -> bool | RecomputeEvery:
     return bool(every) if every < 2 else RecomputeEvery(every=every)
 
 
+def _inject(model: Any, spec: AdapterSpec, dtype: torch.dtype) -> None:
+    """Adapters in the type of the model from the start: peft would move them there, and fake tensors cannot be swapped."""
+    move, before = torch.nn.Module.to, torch.get_default_dtype()
+    torch.nn.Module.to = lambda module, *_, **__: module
+    torch.set_default_dtype(dtype)
+    try:
+        adapter.inject(model, spec, (), 0)
+    finally:
+        torch.nn.Module.to = move
+        torch.set_default_dtype(before)
+
+
 def measure(case: dict[str, Any]) -> dict[str, int]:
     settings = OptimizerSettings(
         micro_batch=case["micro_batch"], global_batch=case["micro_batch"] * case["micro_batches"] * RANKS, zero=case["stage"],
@@ -140,7 +152,7 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         if case["adapter"] is None:
             freeze.apply(model, case["patterns"])
         else:
-            adapter.inject(model, AdapterSpec(**case["adapter"]), (), 0)
+            _inject(model, AdapterSpec(**case["adapter"]), dtype)
         packed = PackedModel(model, case["loss_chunk"])
         packed.to = lambda *_, **__: packed  # it is where it belongs, and fake tensors cannot be swapped
         settings_of_deepspeed = engine.configuration(job, RANKS, case["micro_batches"])
