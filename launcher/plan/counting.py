@@ -64,8 +64,11 @@ def count(job: JobSpec, limit_s: float = LIMIT_S) -> str:
         return "the trainer's packages are not installed here"
     if sum(path.stat().st_size for path in files) > LARGEST_BYTES:
         return f"more than {LARGEST_BYTES // 10**6} MB are not counted unasked"
+    try:
+        train_json = laid_out(job)[0].train_json
+    except OSError as error:  # a plan can be made where nothing can be written
+        return f"{error.filename or ledger.cache_dir()}: {error.strerror}"
     print("counting the data, once", file=sys.stderr)
-    train_json = laid_out(job)[0].train_json
     environment = python.environment({**os.environ, "HF_HUB_OFFLINE": "1"})
     with subprocess.Popen(
         python.command("trainer.data.prepare", str(train_json)), env=environment, stdin=subprocess.DEVNULL,

@@ -114,6 +114,11 @@ def test_a_count_that_takes_too_long_leaves_an_estimate_that_says_so(
     assert why == "it took more than 0 s"
     assert counting.counted(job) is None
     assert not list((tmp_path / "cache").rglob("*.tmp-*"))
+    monkeypatch.setenv("DOLPHIN_HOME", "/proc/nowhere")
+    assert counting.count(job) == "/proc/nowhere: No such file or directory", (
+        "a plan can be made where nothing is written"
+    )
+    monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path))
     monkeypatch.setattr(counting, "LARGEST_BYTES", 10)
     assert "not counted unasked" in counting.count(job)
     facts = estimated(job.data, why)

@@ -165,7 +165,7 @@ def test_a_home_that_cannot_be_written_is_told_before_the_question_and_holds_no_
     assert codes == ["0", "0", "0", "1", "1", "4"], done.stdout
     errors = [(tmp_path / f"{number}.err").read_text() for number in range(len(commands))]
     assert not any("unexpected" in error or "Traceback" in error for error in errors)
-    assert "cannot write the run's folder" in errors[3]
+    assert ("is full" if kind == "full" else "cannot write the run's folder") in errors[3]
     assert "asks before it starts" not in errors[3]
     assert "runs" not in left.split()
     (home,) = [

@@ -172,8 +172,6 @@ def test_a_controller_that_sleeps_over_a_run_without_a_last_word_is_woken_and_as
     sky = Sky(record.run_id, controller="STOPPED", status="FAILED")
     assert runs(sky).status(record).state is not RunState.LOST
     assert sky.done[0] == "woken"
-    sky = Sky(record.run_id, controller="STOPPED")
-    assert runs(sky).find(record.run_id) is not None, "a VM that was stopped over a run that goes on"
 
 
 def test_a_controller_that_does_not_answer_is_no_reason_for_a_twin_nor_for_gone(record: RunRecord) -> None:
@@ -182,6 +180,25 @@ def test_a_controller_that_does_not_answer_is_no_reason_for_a_twin_nor_for_gone(
                 lambda: sky._jobs.refuse_twins(record), lambda: sky._jobs.refuse_namesakes("demo")):  # fmt: skip
         with pytest.raises(BackendError, match="does not answer"):
             ask()
+
+
+def test_a_controller_that_was_stopped_over_a_run_that_goes_on_makes_no_twin(record: RunRecord) -> None:
+    sky = Sky(record.run_id, controller="STOPPED")
+    with pytest.raises(ControllerStopped):
+        runs(sky).find(record.run_id)  # a look wakes nobody, and says nothing that it does not know
+    with pytest.raises(BackendError, match="is active already"):
+        runs(sky)._jobs.refuse_twins(record)
+    assert sky.done == ["woken"]
+
+
+def test_a_run_on_a_cluster_of_ones_own_asks_no_jobs_controller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path))
+    record = ledger.create("demo-2", "demo", "sky", options={"cluster": "mine"})
+    sky = Sky(controller="AWAY")
+    sky.cluster_jobs = lambda name: [SimpleNamespace(name="demo-2", status="RUNNING", job_id=7)]  # type: ignore[attr-defined]
+    assert runs(sky).find(record.run_id) == {"kind": "cluster", "cluster": "mine", "job_id": 7}
 
 
 def test_a_sleeping_controller_is_not_woken_for_the_plan_of_another_job() -> None:

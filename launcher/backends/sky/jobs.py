@@ -20,32 +20,36 @@ class Jobs:
     def __init__(self, client: Any) -> None:
         self._client = client
 
-    def find(self, run_id: str) -> Handle | None:
-        """The active run of this id. Wakes a controller that has stopped: somebody may have stopped it over a run."""
-        for job in self._active(run_id):
-            if job.name == run_id:
-                return {"kind": "managed", "job_id": job.job_id}
-        clusters = self._clusters_of(run_id)
-        for cluster in clusters:
-            for job in self._client.cluster_jobs(cluster) or []:
+    def find(self, run_id: str, *, wake: bool = False) -> Handle | None:
+        """The active run of this id. A controller that has stopped had nothing active unless somebody stopped it over a run:
+        ControllerStopped, or it is woken and asked."""
+        cluster = self._stated_cluster(run_id)
+        if not cluster:
+            for job in self._active(run_id, wake):
+                if job.name == run_id:
+                    return {"kind": "managed", "job_id": job.job_id}
+        clusters = [cluster] if cluster else []
+        if cluster is None:  # any of the user's where no record says
+            clusters = [found.name for found in self._client.clusters()]
+        for each in clusters:
+            for job in self._client.cluster_jobs(each) or []:
                 if job.name == run_id and not is_over(sky_status.cluster_job_state(job.status)):
-                    return {"kind": "cluster", "cluster": cluster, "job_id": job.job_id}
+                    return {"kind": "cluster", "cluster": each, "job_id": job.job_id}
         if self._client.pending_launch(run_id):
             own = clusters[0] if len(clusters) == 1 else None
             return {"kind": "cluster" if own else "managed", "cluster": own, "job_id": None}
         return None
 
-    def _clusters_of(self, run_id: str) -> list[str]:
-        """Where it may run beside managed jobs: the cluster of its launch; any of the user's where no record says."""
+    def _stated_cluster(self, run_id: str) -> str | None:
+        """The cluster of its launch; empty where it is a managed job, None where there is no record."""
         try:
-            cluster = ledger.load(ledger.folder_of(run_id)).options.get("cluster")
+            return ledger.load(ledger.folder_of(run_id)).options.get("cluster") or ""
         except LauncherError:
-            return [found.name for found in self._client.clusters()]
-        return [cluster] if cluster else []
+            return None
 
     def refuse_twins(self, record: RunRecord) -> None:
         """Never two of the same run, nor two of the same job by mistake."""
-        if self.find(record.run_id) is not None:
+        if self.find(record.run_id, wake=True) is not None:
             raise BackendError(f"{record.run_id}: is active already; `dolphin logs {record.run_id}` follows it")
         self.refuse_namesakes(record.name)
 
@@ -85,13 +89,13 @@ class Jobs:
             return [] if has_ended(record) else list(self._client.jobs(record.run_id, active_only=False, wake=True))
         return found
 
-    def _active(self, run_id: str) -> list[Any]:
+    def _active(self, run_id: str, wake: bool) -> list[Any]:
         try:
             found: list[Any] = self._client.jobs(run_id, active_only=True)
         except (ControllerStopped, ControllerAway) as problem:
             if self._client.pending_launch(run_id):
                 return []
-            if isinstance(problem, ControllerAway):
+            if isinstance(problem, ControllerAway) or not wake:
                 raise
             return list(self._client.jobs(run_id, active_only=True, wake=True))
         return found
