@@ -288,3 +288,13 @@ def test_a_state_that_another_cut_rounds_once_more_says_so(tmp_path):
     assert rounding_line(rounded, 2, 1) is None
     assert "of another cut (1 ranks, ZeRO-2)" in rounding_line(rounded, 2, 4)
     assert "not with the same bits" in rounding_line(rounded, 3, 1)
+
+
+def test_another_base_under_the_same_name_is_refused(tmp_path):
+    """A checkpoint holds what is trained; what is not comes from the base, which may have been put in another's place."""
+    manifest = completer(4, "id", base_key="one")(())
+    settings = dict(SETTINGS)
+    for known in ("", "one"):
+        check_same_job(manifest, settings, "run-1", Course("plan", 9, 1, known))
+    with pytest.raises(BadInput, match="trained on another base"):
+        check_same_job(manifest, settings, "run-1", Course("plan", 9, 1, "other"))

@@ -396,6 +396,7 @@ class CheckpointManager:
             optimizer_step=self._snapshot.optimizer_step,
             state=state.state_dict(),
             plan_key=self._course.plan_key,
+            base_key=self._course.base_key,
             result_settings=result_settings(self._job.spec),
             result_hash=result_hash(self._job.spec),
             shapes=self._snapshot.shapes,

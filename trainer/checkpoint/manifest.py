@@ -74,6 +74,8 @@ class Manifest(BaseModel):
     """TrainerState."""
     plan_key: str
     """Identity of the data plan."""
+    base_key: str = ""
+    """Fingerprint of the base's weights (trainer.run.weights_index), which hold all that is not trained; empty: not known."""
     result_settings: dict[str, Any]
     result_hash: str
     shapes: dict[str, tuple[int, ...]]

@@ -134,6 +134,8 @@ class Course:
     """Changes with everything that decides which conversations are in which step."""
     total_steps: int
     steps_per_epoch: int
+    base_key: str = ""
+    """Fingerprint of the base's weights on rank 0; empty where there are none to hold a checkpoint against."""
 
 
 def check_same_job(manifest: Manifest, now: dict[str, Any], run_id: str, course: Course) -> None:
@@ -152,6 +154,11 @@ def check_same_job(manifest: Manifest, now: dict[str, Any], run_id: str, course:
         raise BadInput(
             f"run {run_id} has a checkpoint at step {manifest.step} that was trained on other data: the files or the "
             "tokenizer have changed since. Put them back, or start a new run"
+        )
+    if manifest.base_key and course.base_key and manifest.base_key != course.base_key:
+        raise BadInput(
+            f"run {run_id} has a checkpoint at step {manifest.step} that was trained on another base: the weights of model.base "
+            "have changed since, and the checkpoint holds only what is trained. Put them back, or start a new run"
         )
 
 

@@ -20,7 +20,7 @@ from trainer.export.telling import guarded, warn
 from trainer.run.exits import TrainingFailed
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
-from trainer.run.weights_index import StoredTensor
+from trainer.run.weights_index import StoredTensor, fingerprint
 
 
 def base_tensors(job: NodeJob) -> dict[str, StoredTensor]:
@@ -28,6 +28,12 @@ def base_tensors(job: NodeJob) -> dict[str, StoredTensor]:
     if job.spec.model.init == "random":
         return {}
     return base_files.tensors_of(job.spec.model.base, job.spec.model.revision)
+
+
+def base_key(job: NodeJob) -> str:
+    """Fingerprint of the base's weights; empty where it has none, or none that safetensors hold."""
+    tensors = base_tensors(job)
+    return fingerprint(tensors) if tensors else ""
 
 
 def write(

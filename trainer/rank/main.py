@@ -98,7 +98,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
         checkpoints = CheckpointManager(
             job,
             engine.deepspeed,
-            Course(plan.key, plan.total_steps, plan.steps_per_epoch),
+            Course(plan.key, plan.total_steps, plan.steps_per_epoch, model_folder.base_key(job) if is_first else ""),
             share=share,
             attempt=attempt,
             emit=emit,
