@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from trainer.model import adapter, attention, compiled, kernels, router, self_test
+from trainer.model import adapter, attention, compiled, kernels, one_reader, router, self_test
 from trainer.model.packed import Way
 from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
@@ -29,7 +29,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], None] = lambda: None) -> nn.Module:
-    """The base model on the CPU in the training precision, its vocabulary grown to the tokenizer's, ready to freeze.
+    """All ranks: the base model on the CPU in the training precision, its vocabulary grown to the tokenizer's, ready to freeze.
+    Where there are several ranks the first alone has the weights (`one_reader`), except of a base that gets adapters.
 
     Its attribute `way` says how it has to be called for a batch: what the self-test found; `has_grown` whether its vocabulary is
     larger than the base's. `alive` is called after the self-test and after the weights. Raises BadInput for a base that is
@@ -49,15 +50,23 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
         alive()
         fused = kernels.choose(train.kernels, config, job.device, **options)
         torch.manual_seed(train.seed)
-        if spec.init == "random":
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=kind, **options)
-            model = model.to(dtype)
-        else:
-            quantised = adapter.quantisation(train.adapter, dtype)
+
+        def empty(dtype: torch.dtype = dtype) -> Any:
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kind, **options)
+
+        def whole() -> Any:
+            if spec.init == "random":
+                return empty(torch.float32).to(dtype)
+            more = {}
             if quantised is not None:
-                options |= {"quantization_config": quantised, "device_map": {"": _loading_device(job)}}
-            model = _load(spec, config=config, dtype=dtype, attn_implementation=kind, **options)
-            adapter.keep_quantised_layout(model)
+                more = {"quantization_config": quantised, "device_map": {"": _loading_device(job)}}
+            return _load(spec, config=config, dtype=dtype, attn_implementation=kind, **options, **more)
+
+        quantised = adapter.quantisation(train.adapter, dtype)
+        # a family that the twin says nothing of is tested with its weights, and adapters begin from them, on every rank
+        is_shared = verdict is not None and train.adapter is None
+        model = one_reader.of_first_rank(whole, empty) if is_shared else whole()
+        adapter.keep_quantised_layout(model)
         alive()
         if verdict is None:
             verdict = self_test.of_model(model, spec.attention, job.device, train.precision, packing)
