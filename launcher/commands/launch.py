@@ -272,7 +272,7 @@ def _refuse_active(record: RunRecord, status: BackendStatus) -> None:
 
 def _show_plan(start: Start, train: NodeJob, notes: Sequence[str]) -> None:
     job = start.job
-    kernel = attention_kernel.expected(job.model, train.device, job.train.precision, job.resources.gpu_name)
+    kernel = attention_kernel.expected(job.model, train.device, job.train.stored_precision, job.resources.gpu_name)
     rules = [*rules_of(job, train.device), kernel]
     if start.plan is not None:
         summarise(start.plan)

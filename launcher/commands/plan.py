@@ -37,7 +37,7 @@ def plan_command(path: str | Path, options: PlanOptions = PlanOptions()) -> int:
     """Show the plan of a job (standard error), or print it as JSON (standard output). Starts and pays nothing."""
     job = with_resolved_unfrozen(load_job(path, options.overrides))
     device: Literal["cuda", "cpu"] = "cuda" if job.resources.gpu_name else "cpu"
-    kernel = attention_kernel.expected(job.model, device, job.train.precision, job.resources.gpu_name)
+    kernel = attention_kernel.expected(job.model, device, job.train.stored_precision, job.resources.gpu_name)
     rules = [*rules_of(job, device), kernel]
     deadline_h = None if options.deadline is None else deadline_hours(options.deadline)
     offers: list[Offer] = []

@@ -68,6 +68,8 @@ ALIASES = {
 
 NO_BF16 = ("V100", "V100-32GB", "T4", "P100", "P4", "K80", "M60")
 """Cards that SkyPilot offers and that have no bf16 arithmetic (before NVIDIA's Ampere generation)."""
+NO_FP8 = (*NO_BF16, "A10", "A10G", "A30", "A40", "A100", "A100-80GB", "RTX3090", "RTXA6000")
+"""And those of the Ampere generation, which have no fp8."""
 
 
 def find_card(name: str) -> Card | None:

@@ -266,7 +266,7 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
     best, options = choose_zero(model, load, memory_bytes, pace)
     chosen = best
     if job.train.zero != "auto":
-        stated = runs_as(job.train.zero, job.train.precision)
+        stated = runs_as(job.train.zero, job.train.stored_precision)
         chosen = next((option for option in options if option.stage == stated), chosen)
     step_s, source = chosen.time.total_s if chosen.time else None, "no figures for this machine"
     if card is not None:
@@ -400,6 +400,8 @@ def _evaluations(job: JobSpec, per_epoch: int | None, total: int | None) -> tupl
 
 def _notes(subject: Subject, steps: Steps, machine: Machine, rows: Sequence[Row]) -> list[str]:
     job, data, notes = subject.job, subject.data, []
+    if job.train.precision == "fp8":
+        notes.append("train.precision fp8: hours are counted as for bf16; what fp8 gains has not been measured")
     if job.resources.num_nodes > 1:
         notes.append("the network between nodes is not known: time is counted as if all GPUs were in one")
     if data is None and steps.total is None:
@@ -436,7 +438,11 @@ def _stage_notes(job: JobSpec, machine: Machine) -> list[str]:
         return []
     other = max(lower, key=lambda option: option.stage)
     why = f"ZeRO-{chosen.stage} rather than {other.stage}: {_compared(chosen, other)}"
-    if any(option.stage == 1 for option in lower) and job.train.precision == "bf16" and machine.micro_batches > 1:
+    if (
+        any(option.stage == 1 for option in lower)
+        and job.train.stored_precision == "bf16"
+        and machine.micro_batches > 1
+    ):
         why += f"; stage 1 sums its {machine.micro_batches} micro batches in fp32, whole on every GPU"
     return [why]
 

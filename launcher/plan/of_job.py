@@ -24,7 +24,7 @@ from launcher.models.adapters import trained_model
 from launcher.models.architecture import find_architecture
 from launcher.plan.counting import count, counted
 from launcher.plan.data_facts import DataFacts, estimated, stated
-from launcher.plan.gpus import NO_BF16, find_card
+from launcher.plan.gpus import NO_BF16, NO_FP8, find_card
 from launcher.plan.history import PastRun, known_data, past_runs
 from launcher.plan.make import LaunchPlan, Subject, make_plan
 from launcher.plan.zero_stage import safe_stage
@@ -49,6 +49,11 @@ def plan_of(
     `may_count` says whether data that is not known is counted now; if None, where hours cost money and hang on it.
     Many parameters: what the command line may say of a plan. BadInput where the model's shape is not known."""
     name = job.resources.gpu_name
+    if name in NO_FP8 and job.train.precision == "fp8":
+        raise BadUsage(
+            f"resources.accelerators {name}: has no fp8 arithmetic (Ada and Hopper have it: L4, L40S, H100, H200); take one "
+            "of those, or train.precision bf16"
+        )
     if name in NO_BF16 and job.train.precision == "bf16":
         raise BadUsage(
             f"resources.accelerators {name}: has no bf16 arithmetic; take another card, or train.precision fp32"

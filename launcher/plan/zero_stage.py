@@ -153,7 +153,7 @@ def workload(job: JobSpec, ranks: int, on_gpu: bool) -> Workload:
     batch = global_batch_of(job, ranks)
     return Workload(
         ranks=ranks, micro_batch=t.micro_batch, sequence_length=job.data.sequence_length,
-        micro_batches=-(-batch // (ranks * t.micro_batch)), loss_chunk=t.loss_chunk, precision=t.precision,
+        micro_batches=-(-batch // (ranks * t.micro_batch)), loss_chunk=t.loss_chunk, precision=t.stored_precision,
         gradient_checkpointing=1 if t.gradient_checkpointing == "auto" else t.recompute_every, has_overlap=on_gpu, offloads=t.offload == "optimizer",
         optimizer=OPTIMIZER_STATES[t.optimizer],
     )  # fmt: skip

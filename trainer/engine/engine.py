@@ -109,7 +109,7 @@ def configuration(job: NodeJob, world_size: int, num_micro_batches: int) -> dict
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": job.device == "cuda"}
         # torch's fused AdamW is as good on a CPU, and needs no compiler on the node
         config["zero_force_ds_cpu_optimizer"] = False
-    if train.precision == "bf16":
+    if train.stored_precision == "bf16":
         config["bf16"] = {"enabled": True}
         if zero_stage(job) >= 2 or num_micro_batches > 1:
             # sixteen micro batches added up in bf16 lose three of its eight bits
@@ -127,12 +127,12 @@ def zero_stage(job: NodeJob) -> int:
     train = job.spec.train
     if train.zero == "auto":
         raise ValueError("train.json must state train.zero: the launcher settles it")
-    return 1 if train.zero == 0 and train.precision == "bf16" else train.zero
+    return 1 if train.zero == 0 and train.stored_precision == "bf16" else train.zero
 
 
 def _clips_by_hand(job: NodeJob) -> bool:
     """Stage 0 in fp32 is plain DDP to DeepSpeed: it clips without telling the norm."""
-    return job.spec.train.zero == 0 and job.spec.train.precision == "fp32"
+    return job.spec.train.zero == 0 and job.spec.train.stored_precision == "fp32"
 
 
 class Engine:

@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from trainer.model import adapter, attention, compiled, kernels, one_reader, router, self_test
+from trainer.model import adapter, attention, compiled, float8, kernels, one_reader, router, self_test
 from trainer.model.packed import Way
 from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
@@ -38,15 +38,17 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
     """
     spec, train, packing = job.spec.model, job.spec.train, job.spec.data.packing
     options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
-    dtype = DTYPES[train.precision]
+    dtype = DTYPES[train.stored_precision]
+    if train.precision == "fp8":
+        float8.require(job.device, train.zero)
     is_compiled = compiled.is_wanted(train.compile, job.device, train.zero)
     with explained(spec):
         config = read_config(spec)
-        verdict = self_test.of_config(config, spec.attention, job.device, train.precision, packing, **options)
+        verdict = self_test.of_config(config, spec.attention, job.device, train.stored_precision, packing, **options)
         if verdict is not None:
             kind = held(verdict, packing).attention
         else:
-            kind = attention.usable(spec.attention, job.device, train.precision, attention.dropout_of(config))[0]
+            kind = attention.usable(spec.attention, job.device, train.stored_precision, attention.dropout_of(config))[0]
         alive()
         fused = kernels.choose(train.kernels, config, job.device, **options)
         torch.manual_seed(train.seed)
@@ -69,12 +71,14 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
         adapter.keep_quantised_layout(model)
         alive()
         if verdict is None:
-            verdict = self_test.of_model(model, spec.attention, job.device, train.precision, packing)
+            verdict = self_test.of_model(model, spec.attention, job.device, train.stored_precision, packing)
             model.set_attn_implementation(held(verdict, packing).attention)
         rows = model.get_input_embeddings().weight.shape[0]
         grow_vocabulary(model, len(tokenizer))
         if fused.is_on:
             kernels.apply(model, job.device)
+        if train.precision == "fp8":
+            say(f"{float8.apply(model)} matrices of the decoder multiply in fp8")
         recompute(model, train.recompute_every)
     if is_compiled:
         say(f"{compiled.apply(model)} decoder layers are compiled when they are first called")
@@ -89,7 +93,7 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
         say(
             f"experts: the routers of {num_routers} layers are computed in fp32"
             if num_routers
-            else f"warning: experts: this family's router was not recognised, and is computed in {train.precision}"
+            else f"warning: experts: this family's router was not recognised, and is computed in {train.stored_precision}"
         )
     model.config.use_cache = False
     return model
@@ -104,7 +108,7 @@ def kernel_of(job: NodeJob, model: Any) -> str:
     """Which kernel of attention the model runs with, and why."""
     dropout = attention.dropout_of(model.config)
     return attention.described(
-        model.way.attention, job.spec.model.attention, job.device, job.spec.train.precision, dropout
+        model.way.attention, job.spec.model.attention, job.device, job.spec.train.stored_precision, dropout
     )
 
 

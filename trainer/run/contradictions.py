@@ -38,6 +38,16 @@ def problems(spec: TrainSpec) -> list[Problem]:
             "train.compile",
             "contradicts train.zero 3, which gathers parameters within the layers; write auto or false, or set zero to 1 or 2",
         )
+    if t.precision == "fp8" and t.zero == 3:
+        report(
+            "train.precision",
+            "fp8 contradicts train.zero 3, under which matrices in fp8 have not been tried; write bf16, or set zero to 1 or 2",
+        )
+    if t.precision == "fp8" and t.adapter is not None:
+        report(
+            "train.precision",
+            "fp8 contradicts train.adapter, beside which fp8 has not been tried; write bf16, or remove one",
+        )
     if t.offload != "none" and t.zero == 0:
         report("train.offload", "contradicts train.zero 0, which partitions no optimizer; set zero to auto, 1, 2 or 3")
     if t.offload != "none" and t.optimizer != "adamw":

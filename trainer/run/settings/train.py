@@ -67,8 +67,8 @@ class OptimizerSettings(SpecModel):
     """Warm-up as a share of all steps."""
     min_lr_ratio: Fraction = 0.0
     """The schedule ends at this share of the peak learning rate."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Precision of forward and backward; master weights and moments are fp32 either way."""
+    precision: Literal["bf16", "fp32", "fp8"] = "bf16"
+    """Precision of forward and backward; master weights and moments are fp32 either way. `fp8` is bf16 whose matrices multiply in fp8, a scale for each row (torchao), on Ada and Hopper."""
     kernels: Literal["auto"] | bool = "auto"
     """Fused kernels for norms, gated activations and rotary embeddings (liger-kernel): `auto` takes them on a GPU where they are installed, know the model's family and give its values and gradients; `true` ends a run that cannot have them."""
     compile: Literal["auto"] | bool = False
@@ -104,3 +104,8 @@ class OptimizerSettings(SpecModel):
         if isinstance(self.gradient_checkpointing, RecomputeEvery):
             return self.gradient_checkpointing.every
         return int(self.gradient_checkpointing)
+
+    @property
+    def stored_precision(self) -> Literal["bf16", "fp32"]:
+        """What parameters and activations are kept in."""
+        return "fp32" if self.precision == "fp32" else "bf16"
