@@ -1,8 +1,12 @@
-"""Time of 20 training steps and of everything around them: `bench/training.py MODEL DATA.jsonl [--nproc N] [--zero S]`.
+"""Time of training steps and of everything around them: `bench/training.py MODEL DATA.jsonl [--steps 20] [--nproc N] [--zero S]
+[--trl PYTHON]`.
 
 Runs the real supervisor on a folder of its own: sequence 1,024 packed, micro batch 2, fp32, no checkpointing of
-activations, no evaluation. Prints seconds inside the 20 steps (from metrics.jsonl), seconds outside them, CPU seconds of
-the whole tree, and the losses' hash, so that two runs can be seen to do the same work.
+activations, no evaluation. Prints seconds inside the steps (from metrics.jsonl), seconds outside them, CPU seconds of
+the whole tree and of its steps, and the losses' hash, so that two runs can be seen to do the same work. A run of one step comes
+first: it prepares the data, and its CPU seconds are subtracted. With one rank, what the best run is held against is measured
+beside it, in turn (training_beside.py): the floor (the steps' matrix products alone), a plain loop of transformers on the same
+batches, and TRL where `--trl` names a Python that has it. A share of floor and attention over 1 says that the machine was too busy.
 """
 
 from __future__ import annotations
@@ -29,27 +33,63 @@ def main() -> None:
     parser.add_argument("--nproc", type=int, default=1)
     parser.add_argument("--zero", type=int, default=0)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--trl", help="a Python that has trl and accelerate besides")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        first = measure(
+            options, Path(folder), "first", 1
+        )  # prepares the data, and is what the CPU seconds of steps are above
+        measured = []
         for index in range(options.runs):
-            print(json.dumps(measure(options, Path(folder), index)), flush=True)
+            run = measure(options, Path(folder), f"run-{index}", options.steps)
+            run["inside_cpu_s"] = round(
+                (float(run["cpu_s"]) - float(first["cpu_s"])) * options.steps / (options.steps - 1), 2
+            )
+            measured.append(run)
+            print(json.dumps(run), flush=True)
+        if options.nproc == 1:
+            hold_against(options, Path(folder), measured)
 
 
-def measure(options: argparse.Namespace, folder: Path, index: int) -> dict[str, float | str]:
-    run = RunDir(folder / f"run-{index}")
+def hold_against(options: argparse.Namespace, folder: Path, measured: list[dict[str, float | str]]) -> None:
+    found: dict[str, float] = {}
+    for what, python in (("floor", sys.executable), ("plain", sys.executable), ("trl", options.trl)):
+        if python is None:
+            continue
+        threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))}
+        beside = subprocess.run(
+            [python, str(Path(__file__).with_name("training_beside.py")), str(folder / "run-0"), what],
+            check=True, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"} | threads,
+        )  # fmt: skip
+        found |= json.loads(beside.stdout.splitlines()[-1])
+    best = min(float(run["inside_s"]) for run in measured)
+    cpu = min(float(run["inside_cpu_s"]) for run in measured)
+    shares = {
+        "share_of_floor": found["floor_s"] / best,
+        "share_of_floor_and_attention": (found["floor_s"] + found["attention_s"]) / best,
+        "cpu_share_of_floor": found["floor_cpu_s"] / cpu,
+        "cpu_share_of_floor_and_attention": (found["floor_cpu_s"] + found["attention_cpu_s"]) / cpu,
+    }
+    print(json.dumps(found | {name: round(share, 3) for name, share in shares.items()}), flush=True)
+
+
+def measure(options: argparse.Namespace, folder: Path, name: str, steps: int) -> dict[str, float | str]:
+    run = RunDir(folder / name)
     run.path.mkdir()
     spec = {
         "name": "bench",
         "model": {"base": str(options.model.resolve())},
         "data": {"sources": [{"path": str(options.data.resolve())}], "sequence_length": 1024},
         "train": {
-            "max_steps": 20, "micro_batch": 2, "global_batch": 2 * options.nproc, "precision": "fp32",
+            "max_steps": steps, "micro_batch": 2, "global_batch": 2 * options.nproc, "precision": "fp32",
             "zero": options.zero, "evaluate_at_start": False, "evaluate_every": "never", "learning_rate": 1e-4,
         },
         "checkpoint": {"every": {"steps": 1000}},
     }  # fmt: skip
     job = NodeJob.model_validate(
-        {"run_id": f"run-{index}", "run_dir": str(run.path), "cache_dir": str(folder / "cache"),
+        {"run_id": name, "run_dir": str(run.path), "cache_dir": str(folder / "cache"),
          "nproc": options.nproc, "device": "cpu", "spec": spec}
     )  # fmt: skip
     run.train_json.write_text(job.model_dump_json())
@@ -59,14 +99,14 @@ def measure(options: argparse.Namespace, folder: Path, index: int) -> dict[str, 
         check=True, stdout=subprocess.DEVNULL, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    steps = [line for line in run.read_metrics() if "loss" in line]
-    inside = sum(line["seconds"] for line in steps)
+    lines = [line for line in run.read_metrics() if "loss" in line]
+    inside = sum(line["seconds"] for line in lines)
     return {
-        "steps": len(steps),
+        "steps": len(lines),
         "inside_s": round(inside, 2),
         "outside_s": round(wall - inside, 2),
         "cpu_s": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
-        "losses_sha256": hashlib.sha256(json.dumps([line["loss"] for line in steps]).encode()).hexdigest()[:12],
+        "losses_sha256": hashlib.sha256(json.dumps([line["loss"] for line in lines]).encode()).hexdigest()[:12],
     }
 
 
