@@ -2,6 +2,7 @@
 # make test   install into .venv and run every check: ruff, mypy, vulture, pytest
 # make nightly  train, export and load again every causal family of the installed transformers, small; writes docs/models.md
 # make gpu    on a machine with GPUs: install what it needs, run tests/gpu and bench/gpu.py, write bench/gpu.md (GPU_ARGS="--budget-minutes 50")
+# make cloud  rehearse a cloud on this machine: launch, reclaim, stop, down over a pretend AWS; root and Debian, most of an hour
 # make lint   ruff, mypy and vulture alone
 # make venv   install alone
 # make wheel  build dist/*.whl, install it alone into build/wheel and try every command
@@ -31,7 +32,7 @@ INSTALLED := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cks
 QUICKSTART := examples/quickstart
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: help demo test nightly gpu lint venv wheel constraints clean tools
+.PHONY: help demo test nightly gpu cloud lint venv wheel constraints clean tools
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -57,6 +58,9 @@ gpu: venv
 	@mkdir -p build/bench
 	@DOLPHIN_REQUIRE=gpu $(BIN)/python -m pytest $(PYTEST_ARGS) --junitxml=build/bench/tests.xml tests/gpu; tests=$$?; \
 	  $(BIN)/python -m bench.gpu --tests build/bench/tests.xml $(GPU_ARGS) && exit $$tests
+
+cloud: venv
+	@DOLPHIN_REQUIRE=cloud $(BIN)/python -m pytest $(PYTEST_ARGS) tests/lab/cloud
 
 lint: venv
 	@$(BIN)/ruff check --quiet .
