@@ -14,7 +14,9 @@ from launcher.backends.base import Submission
 from launcher.backends.sky import elsewhere, reading, store_access
 from launcher.backends.sky.adopting import adopt
 from launcher.backends.sky.backend import SkyRuns
+from launcher.backends.sky.jobs import Jobs
 from launcher.backends.sky.node import bucket
+from launcher.backends.sky.stopping import Stopping
 from launcher.commands.adopt import adopt_command
 from launcher.config.yaml_lines import write_yaml
 from launcher.jobfile.load import load_job
@@ -237,7 +239,7 @@ def test_down_of_a_run_in_a_bucket_asks_for_a_save_and_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, node = launched(tmp_path, "save")
-    monkeypatch.setattr("launcher.backends.sky.backend._SAVED_AGAIN_S", 0.05)
+    monkeypatch.setattr("launcher.backends.sky.stopping._SAVED_AGAIN_S", 0.05)
     append_line(record.files.metrics, {"step": 3, "loss": 2.0})
 
     def save_as_asked() -> None:
@@ -249,5 +251,6 @@ def test_down_of_a_run_in_a_bucket_asks_for_a_save_and_waits_for_it(
 
     thread = threading.Thread(target=save_as_asked)
     thread.start()
-    assert SkyRuns(Sky())._save_first(record, None, 60)
+    client = Sky()
+    assert Stopping(client, Jobs(client), 0.05)._save_first(record, None, 60)
     thread.join()

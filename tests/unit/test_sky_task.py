@@ -285,10 +285,10 @@ def test_a_bucket_is_no_folder_of_the_node() -> None:
 def test_a_container_on_the_node_sees_the_keys_that_skypilot_sent_there(tmp_path: Path) -> None:
     job = job_of()
     config = relay_config(job, train_of(job), [])
-    assert "~/.aws" in config["mounts"]
+    assert "~/.aws" in config["reads"]
     assert "AWS_SHARED_CREDENTIALS_FILE" in config["env"]
     shared = job.model_copy(update={"checkpoint": job.checkpoint.model_copy(update={"store": "/shared/me/"})})
-    assert "~/.aws" not in relay_config(shared, train_of(shared), [])["mounts"]
+    assert "~/.aws" not in relay_config(shared, train_of(shared), [])["reads"]
 
 
 def test_a_node_with_a_bucket_is_asked_for_a_save_before_it_is_torn_down(tmp_path: Path) -> None:
