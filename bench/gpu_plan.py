@@ -15,7 +15,8 @@ from launcher.jobfile.spec import JobSpec
 from launcher.models.architecture import TrainedModel, find_architecture
 from launcher.plan.data_facts import from_report
 from launcher.plan.gpus import find_card
-from launcher.plan.make import LaunchPlan, Subject, make_plan
+from launcher.plan.launch_plan import LaunchPlan, Subject
+from launcher.plan.make import make_plan
 from launcher.units import MIB, gigabytes
 
 FAR = 1.10

@@ -28,7 +28,7 @@ from launcher.follow.status import observe, status_of, with_detail
 from launcher.jobfile.load import load_job
 from launcher.jobfile.settle import settle
 from launcher.jobfile.spec import JobSpec
-from launcher.plan.make import LaunchPlan
+from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.model_rules import rules_of
 from launcher.plan.of_job import plan_of, planned_step_s, settled_zero, with_memory, with_recomputation
 from launcher.plan.unfrozen import with_resolved_unfrozen

@@ -15,7 +15,7 @@ from launcher.config.names import URL
 from launcher.units import GB
 
 if TYPE_CHECKING:
-    from launcher.plan.make import Row
+    from launcher.plan.launch_plan import Row
 
 EGRESS_USD_PER_GB: dict[str, tuple[float, float]] = {
     "aws": (0.02, 0.09), "gcp": (0.02, 0.12), "azure": (0.02, 0.087), "oci": (0.0085, 0.0085),

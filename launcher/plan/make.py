@@ -10,23 +10,22 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from launcher.backends.base import Offer, Upkeep
 from launcher.jobfile.settle import global_batch_of
 from launcher.jobfile.spec import JobSpec
-from launcher.models.adapters import without_adapters
-from launcher.models.architecture import Architecture, TrainedModel
-from launcher.plan import preemption, spot_notice
+from launcher.models.architecture import TrainedModel
+from launcher.plan import preemption
 from launcher.plan.adapter_choices import adapter_choices
-from launcher.plan.costs import Cost, cost_of
+from launcher.plan.costs import cost_of
 from launcher.plan.data_facts import DataFacts, held_out_sequences
 from launcher.plan.gpu_memory import Workload, runs_as
 from launcher.plan.gpus import find_card
-from launcher.plan.history import PastRun, attention_span, measured_speed_on_cpu, measured_utilisation
-from launcher.plan.host_memory import host_memory, node_gib
-from launcher.plan.throughput import StepFlops, work_of
+from launcher.plan.history import attention_span, measured_speed_on_cpu, measured_utilisation
+from launcher.plan.host_memory import host_memory
+from launcher.plan.launch_plan import LaunchPlan, Machine, Row, Steps, Subject
+from launcher.plan.notes import has_small_host, notes_of
+from launcher.plan.throughput import work_of
 from launcher.plan.zero_stage import (
     SAFETY,
     Choice,
@@ -40,9 +39,7 @@ from launcher.plan.zero_stage import (
 )
 from launcher.units import GB, GIB, MIB, gigabytes
 from trainer.run.evaluation_interval import evaluation_interval
-from trainer.run.optimizer_state import OPTIMIZER_STATES
-from trainer.run.save_interval import expected_interval_s, preemptions_per_day
-from trainer.run.work import Work
+from trainer.run.save_interval import expected_interval_s
 
 _spot_hours = functools.lru_cache(maxsize=256)(preemption.with_preemptions)
 """Many offers are of one machine."""
@@ -52,131 +49,6 @@ HOST_GB_PER_S = 10.0
 """Assumed rate at which a GPU's state is copied to the host, which is what blocks training in a save."""
 STORE_GB_PER_S = 1.0
 """Assumed rate of one node writing to its store."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What a plan is made of, besides the offers."""
-
-    job: JobSpec
-    """With `train.unfrozen` resolved to patterns."""
-    model: TrainedModel
-    data: DataFacts | None = None
-    """None where nothing is known of the data."""
-    history: Sequence[PastRun] = ()
-    """Newest first."""
-
-    @property
-    def preemptions_per_day(self) -> float:
-        """On spot: the job's own figure, moved by what earlier spot runs saw."""
-        spot = [run for run in self.history if run.is_on_spot]
-        stated = self.job.checkpoint.preemptions_per_day
-        return preemptions_per_day(stated, sum(run.preemptions for run in spot), sum(run.observed_s for run in spot))
-
-    @property
-    def base(self) -> Architecture:
-        """Of the model, without adapters."""
-        return without_adapters(self.model.architecture)
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        return OPTIMIZER_STATES[self.job.train.optimizer].saved_bytes * self.model.num_trained
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    global_batch: int
-    micro_batches: int
-    """Per step and GPU."""
-    tokens_per_step: int
-    per_epoch: int | None
-    total: int | None
-    """None where nothing is known of the data and no `max_steps` is set."""
-    evaluations: tuple[int, ...]
-    """Steps before which (0) or after which the validation loss is measured; at most the first and last few are shown."""
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Accelerators of one kind and number, and what the job is like on them."""
-
-    accelerator: str | None
-    count: int
-    memory_bytes: int | None
-    options: tuple[StageOption, ...]
-    chosen: StageOption
-    best: StageOption
-    """What `zero: auto` takes."""
-    micro_batches: int
-    """Per step and GPU."""
-    recompute_every: int
-    """One layer in so many is recomputed; 0: none."""
-    choices: tuple[Choice, ...]
-    """Where the chosen stage does not fit: what would."""
-    without_offload: StageOption | None
-    """Where the job offloads its optimizer: what it would be like without, if that fits."""
-    host: dict[str, int]
-    """Bytes of host memory on one node, by part."""
-    flops: StepFlops
-    work: Work
-    step_s: float | None
-    speed_source: str
-    save_s: float
-    save_interval_s: float
-
-    @property
-    def host_gib(self) -> int:
-        """What a node must have."""
-        return node_gib(self.host)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One offer: hours and price of the whole run, from the tenth to the ninetieth of a hundred runs."""
-
-    offer: Offer
-    is_possible: bool
-    why_not: str
-    hours: preemption.Hours | None
-    price_usd: tuple[float, float, float] | None
-    """p10, mean, p90."""
-    meets_deadline: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchPlan:
-    name: str
-    base: str
-    architecture_source: str
-    num_parameters: int
-    num_trained: int
-    data: DataFacts | None
-    steps: Steps
-    machines: tuple[Machine, ...]
-    rows: tuple[Row, ...]
-    owned: tuple[Row, ...]
-    """Of this machine, at no price, where it has the GPUs that the job asks for: `launch --on` takes one of them."""
-    cost: Cost | None
-    """None where the run costs nothing, or its hours are not known."""
-    checkpoint_bytes: int
-    preemptions_per_day: float
-    deadline_h: float | None
-    notes: tuple[str, ...]
-
-    @property
-    def machine(self) -> Machine:
-        """That of the best row; the first where there is none."""
-        return self.machines[0]
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether it fits somewhere."""
-        return not self.rows or self.rows[0].is_possible
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; infinite hours are null."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
 
 
 def make_plan(
@@ -218,7 +90,7 @@ def make_plan(
         ),
         checkpoint_bytes=subject.checkpoint_bytes,
         preemptions_per_day=subject.preemptions_per_day, deadline_h=deadline_h,
-        notes=tuple(_notes(subject, steps, ordered[0], rows)),
+        notes=tuple(notes_of(subject, steps, ordered[0], rows)),
     )  # fmt: skip
 
 
@@ -342,7 +214,7 @@ def _row(offer: Offer, machine: Machine, subject: Subject, steps: Steps, deadlin
     elif machine.chosen.fits is False:
         lacks = -(machine.chosen.spare_bytes or 0) + SAFETY * (machine.memory_bytes or 0)
         why_not = f"lacks {gigabytes(lacks)} of memory"
-    elif _has_small_host(offer, machine):
+    elif has_small_host(offer, machine):
         why_not = f"has {offer.host_memory_gib:,.0f} GiB of host memory, needs {machine.host_gib:,}"
     if steps.total is None or machine.step_s is None:
         return Row(offer, not why_not, why_not, None, None, None)
@@ -374,12 +246,6 @@ def _on_cpu(offer: Offer, machine: Machine) -> int:
     return (memory.total - memory.parts["buffers"]) * offer.count
 
 
-def _has_small_host(offer: Offer, machine: Machine) -> bool:
-    """Whether the node's own memory is too little beside its GPUs'; of a CPU `_lacks_memory` says it."""
-    known = offer.host_memory_gib is not None and offer.accelerator is not None
-    return known and (offer.host_memory_gib or 0) < machine.host_gib
-
-
 def _evaluation_s(job: JobSpec, steps: Steps, machine: Machine, data: DataFacts | None) -> float:
     """Forward passes over the held-out sequences, as many times as there are evaluations."""
     if data is None or machine.step_s is None:
@@ -396,72 +262,3 @@ def _evaluations(job: JobSpec, per_epoch: int | None, total: int | None) -> tupl
     interval = evaluation_interval(job.train, per_epoch or 0) if per_epoch or counts_steps else None
     found = set(range(interval, total + 1, interval)) if interval else set()
     return tuple(sorted(found | {total} | ({0} if job.train.evaluate_at_start else set())))
-
-
-def _notes(subject: Subject, steps: Steps, machine: Machine, rows: Sequence[Row]) -> list[str]:
-    job, data, notes = subject.job, subject.data, []
-    if job.train.precision == "fp8":
-        notes.append("train.precision fp8: hours are counted as for bf16; what fp8 gains has not been measured")
-    if job.resources.num_nodes > 1:
-        notes.append("the network between nodes is not known: time is counted as if all GPUs were in one")
-    if data is None and steps.total is None:
-        notes.append("nothing is known of the data: `dolphin data job.yaml` prepares it, or state --sequences N")
-    elif data is not None and data.basis == "estimate":
-        notes.append(f"steps are an estimate from {data.source}; `dolphin data job.yaml` counts them")
-    notes += _stage_notes(job, machine)
-    alone = machine.without_offload
-    if alone is not None:
-        times = machine.chosen.time, alone.time
-        gain = f", {times[0].total_s / times[1].total_s - 1:.0%} faster" if times[0] and times[1] else ""
-        notes.append(f"it fits without train.offload, at ZeRO-{alone.stage}{gain}")
-    if any(_has_small_host(row.offer, machine) for row in rows):
-        notes.append(
-            f"a launch asks for nodes with {machine.host_gib:,} GiB of host memory; resources.memory_gb overrules that"
-        )
-    if machine.accelerator is not None and machine.step_s is None:
-        notes.append(f"{machine.accelerator} is not in the table of cards: no hours and no price of a run")
-    if rows:
-        told = spot_notice.note(rows[0].offer, job, subject.checkpoint_bytes, machine.save_interval_s)
-        notes += [told] if told is not None else []
-    return notes
-
-
-def _stage_notes(job: JobSpec, machine: Machine) -> list[str]:
-    """Why the stage is what it is, where it is not the one that sends least; or which one `auto` would take."""
-    chosen, best = machine.chosen, machine.best
-    if best.stage != chosen.stage:
-        if not best.fits or chosen.fits is False:
-            return []
-        return [f"zero: auto would take stage {best.stage}: {_compared(best, chosen)}"]
-    lower = [option for option in machine.options if option.stage < chosen.stage]
-    if not lower or chosen.fits is not True or job.train.zero != "auto":
-        return []
-    other = max(lower, key=lambda option: option.stage)
-    why = f"ZeRO-{chosen.stage} rather than {other.stage}: {_compared(chosen, other)}"
-    if (
-        any(option.stage == 1 for option in lower)
-        and job.train.stored_precision == "bf16"
-        and machine.micro_batches > 1
-    ):
-        why += f"; stage 1 sums its {machine.micro_batches} micro batches in fp32, whole on every GPU"
-    return [why]
-
-
-def _compared(one: StageOption, other: StageOption) -> str:
-    """What speaks for the first, in numbers."""
-    told = [f"{gigabytes(one.spare_bytes or 0)} to spare instead of {gigabytes(other.spare_bytes or 0)}"]
-    if other.fits is False:
-        told = [f"stage {other.stage} does not fit"]
-    if one.time is not None and other.time is not None:
-        told.append(f"{one.time.total_s:.1f} s a step instead of {other.time.total_s:.1f}")
-    sent = one.traffic.total_bytes / GB, other.traffic.total_bytes / GB
-    told.append(f"{sent[0]:.0f} GB sent instead of {sent[1]:.0f}")
-    return ", ".join(told)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

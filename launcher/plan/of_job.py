@@ -26,7 +26,8 @@ from launcher.plan.counting import count, counted
 from launcher.plan.data_facts import DataFacts, estimated, stated
 from launcher.plan.gpus import NO_BF16, NO_FP8, find_card
 from launcher.plan.history import PastRun, known_data, past_runs
-from launcher.plan.make import LaunchPlan, Subject, make_plan
+from launcher.plan.launch_plan import LaunchPlan, Subject
+from launcher.plan.make import make_plan
 from launcher.plan.zero_stage import safe_stage
 from launcher.runs.errors import BadUsage
 from launcher.runs.ledger import cache_dir

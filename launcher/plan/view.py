@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.plan.gpu_memory import PARTS
-from launcher.plan.make import LaunchPlan, Machine, Row
+from launcher.plan.launch_plan import LaunchPlan, Machine, Row
 from launcher.plan.zero_stage import StageOption
 from launcher.units import MIB, gigabytes, seconds
 

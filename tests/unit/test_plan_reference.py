@@ -20,7 +20,8 @@ from launcher.jobfile.spec import JobSpec, ResourcesSpec
 from launcher.models.architecture import TrainedModel, find_architecture
 from launcher.plan.data_facts import DataFacts, estimated, stated
 from launcher.plan.gpu_memory import CUDA_CONTEXT, NCCL_BUFFERS
-from launcher.plan.make import LaunchPlan, Subject, make_plan
+from launcher.plan.launch_plan import LaunchPlan, Subject
+from launcher.plan.make import make_plan
 from launcher.plan.of_job import settled_zero, with_memory, with_recomputation
 from launcher.plan.view import show, summarise
 from launcher.runs.errors import BadUsage

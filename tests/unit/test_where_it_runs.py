@@ -20,7 +20,8 @@ from launcher.commands import launch as launching
 from launcher.commands.launch import LaunchOptions, Start
 from launcher.jobfile.load import load_job
 from launcher.jobfile.spec import JobSpec
-from launcher.plan.make import LaunchPlan, Subject, make_plan
+from launcher.plan.launch_plan import LaunchPlan, Subject
+from launcher.plan.make import make_plan
 from launcher.plan.of_job import owned_offers, plan_of
 from launcher.plan.view import place_and_price, show, summarise
 from launcher.runs.errors import BackendError, BadUsage

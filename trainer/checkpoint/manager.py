@@ -25,13 +25,12 @@ from trainer.checkpoint.resume import (
     Course,
     Search,
     check_same_job,
-    extension_line,
-    lost_work,
     rounding_line,
 )
 from trainer.checkpoint.schedule import SaveSchedule
 from trainer.checkpoint.shards import ShardReader
 from trainer.checkpoint.snapshot import Snapshot
+from trainer.checkpoint.telling import Resumption, tell
 from trainer.checkpoint.trainer_state import TrainerState
 from trainer.checkpoint.writer import NotPublished, SaveWriter, random_file
 from trainer.data.batch import Share
@@ -154,7 +153,10 @@ class CheckpointManager:
             return None
         self._saved_step = candidate.manifest.step
         self._schedule.saved(self._saved_step)
-        self._tell(candidate, search.refused)
+        if self._emit is not None:
+            stage = self._engine.zero_optimization_stage()
+            resumption = Resumption(candidate.manifest, search.refused, self._attempt, self._course)
+            tell(self._job, resumption, rounding_line(candidate.manifest, stage, self._world_size), self._emit)
         if not candidate.is_published:
             self._publish_in_background(candidate.manifest)
         return TrainerState.from_state_dict({**candidate.manifest.state, "attempt": self._attempt})
@@ -216,35 +218,6 @@ class CheckpointManager:
             return found
 
         return read
-
-    def _tell(self, candidate: Candidate, refused: dict[str, str]) -> None:
-        """Rank 0: one line and the events."""
-        if self._emit is None:
-            return
-        step = candidate.manifest.step
-        steps, seconds = lost_work(self._run, self._attempt, step)
-        line = (
-            f"attempt {self._attempt}: resumed at step {step} of {self._course.total_steps} from {self._url(candidate.folder)} "
-            f"(lost {steps} steps, {seconds:.0f} s)"
-        )
-        for folder, reason in refused.items():
-            line += f"; {folder} refused: {reason}"
-            self._emit(EventKind.CHECKPOINT_REFUSED, checkpoint=self._url(folder), reason=reason)
-        print(line, flush=True)
-        manifest, stage = candidate.manifest, self._engine.zero_optimization_stage()
-        extended = extension_line(manifest, self._job.spec.train, self._course)
-        for told in (extended, rounding_line(manifest, stage, self._world_size)):
-            if told is not None:
-                print(told, flush=True)
-        self._emit(
-            EventKind.RESUMED,
-            step=step,
-            total_steps=self._course.total_steps,
-            checkpoint=candidate.folder,
-            store=self._job.checkpoint_store,
-            lost_steps=steps,
-            lost_seconds=seconds,
-        )
 
     def _publish_in_background(self, manifest: Manifest) -> None:
         """Finish the upload that the last attempt could not; what arrived then is not sent again."""

@@ -35,16 +35,14 @@ POLL_S = 0.5
 KEPT_AGAIN_S = 30.0
 """Who keeps the records in a bucket is started again after so long, where that ended."""
 REPLAY_BYTES = 64_000
-PHASE, RESUMED = "phase", "resumed"
-ATTEMPT_STARTED, STOPPED, FINISHED = "attempt_started", "preempted", "finished"
+PHASE, RESUMED, ATTEMPT_STARTED, STOPPED, FINISHED = "phase", "resumed", "attempt_started", "preempted", "finished"
 """Events of the trainer."""
 PULLING_IMAGE = "pulling image"
 PREEMPTED = 75
 """Exit code of a trainer that was asked to stop and has saved; of a bucket that does not answer now."""
 TAKEN = 73
 """Exit code of bucket.py: another node writes this run now, or home stopped it."""
-LEASE = "DOLPHIN_LEASE"
-_PR_SET_PDEATHSIG = 1
+LEASE, _PR_SET_PDEATHSIG = "DOLPHIN_LEASE", 1
 
 
 def frame(journal: str, kind: str, number: int, at: float, text: str) -> str:
@@ -394,8 +392,8 @@ def main() -> int:
         config = json.load(handle)
     if os.environ.get("DOLPHIN_NODE_RANK", "0") == "0":
         return Relay(config, inputs).run()
-    own = {"run_dir": config["run_dir"] + "/node-" + os.environ["DOLPHIN_NODE_RANK"], "bucket": None}
-    return Relay({**config, **own}, inputs).run_beside()
+    run_dir = config["run_dir"] + "/node-" + os.environ["DOLPHIN_NODE_RANK"]
+    return Relay({**config, "run_dir": run_dir, "bucket": None}, inputs).run_beside()
 
 
 if __name__ == "__main__":
