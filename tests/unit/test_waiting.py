@@ -84,5 +84,10 @@ def test_the_phases_of_a_request_are_read_from_what_its_server_writes_for_a_term
     ]  # fmt: skip
 
 
+def test_a_phase_with_long_paths_stays_a_line() -> None:
+    line = f'<sky-payload>"<rich_update>[bold cyan]Syncing /{"a" * 300}[/]</rich_update>"</sky-payload>'
+    assert phase_of(line) == f"Syncing /{'a' * 68}..."
+
+
 def test_a_log_line_is_no_phase() -> None:
     assert phase_of("Launching managed jobs controller on AWS us-east-1") is None

@@ -11,6 +11,8 @@ _PAYLOAD = re.compile(r"<sky-payload[^>]*>(.*?)</sky-payload>")
 _STATUS = re.compile(r"<rich_(?:init|update)>(.*?)</rich_(?:init|update)>", re.DOTALL)
 _MARKS = re.compile(r"\x1b\[[0-9;]*m|\[/?[a-z ]*\]")
 """Colours of a terminal, and rich's own marks."""
+_LONGEST = 80
+"""Characters of a phase: some hold two whole paths."""
 
 
 class PhaseStream(io.TextIOBase):
@@ -39,4 +41,5 @@ def phase_of(line: str) -> str | None:
     if status is None:
         return None
     text, _, _ = status[1].partition("View logs:")  # a command of SkyPilot's, which knows the run by another name
-    return " ".join(_MARKS.sub("", text).split()) or None
+    words = " ".join(_MARKS.sub("", text).split())
+    return (words if len(words) <= _LONGEST else f"{words[: _LONGEST - 3]}...") or None
