@@ -106,7 +106,7 @@ def of(job: JobSpec, machine: Machine, report: Path) -> Plan:
     patterns = job.train.unfrozen
     assert patterns is None or isinstance(patterns, tuple)
     model = TrainedModel.by_patterns(architecture, patterns)
-    data = from_report(report, None, job.data.sequence_length)
+    data = from_report(report, job.data.sequence_length)
     plain = job.model_copy(update={"train": job.train.model_copy(update={"gradient_checkpointing": False})})
     whole, once = (make_plan(Subject(each, model, data), [machine.offer]) for each in (job, plain))
     return Plan(whole, once.machine.flops.total)

@@ -30,7 +30,7 @@ def main() -> None:
     job, steps = NodeJob.read(sys.argv[1]), int(sys.argv[2])
     on_gpu = job.device == "cuda"
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    engine.initialize_distributed(job.device)
+    engine.initialize_distributed(job.device, print)
     plan = DataPlan.open(job)
     train = job.spec.train
     micro_batches = plan.num_micro_batches(Share(rank, world_size, train.micro_batch))

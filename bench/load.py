@@ -42,7 +42,7 @@ def own_memory() -> float:
 def load(rank: int, ranks: int, port: int, base: str, stage: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    _, _, device = initialize_distributed("cpu")
+    _, _, device = initialize_distributed("cpu", print)
     spec = {
         "name": "load", "model": {"base": base}, "data": {"sources": [{"path": "none"}], "sequence_length": 64},
         "train": {"global_batch": ranks, "zero": stage, "precision": "bf16", "max_steps": 1},
@@ -68,8 +68,8 @@ def load(rank: int, ranks: int, port: int, base: str, stage: int) -> None:
     is_over.set()
     thread.join()
     kept = own_memory() - before
-    weights = engine.gathered_state(lambda _, parameter: parameter.dtype)
-    total = sum(tensor.double().sum().item() for tensor in weights.values())
+    weights = engine.gathered(lambda _, parameter: parameter.dtype, lambda: None)
+    total = sum(len(names) * tensor.double().sum().item() for names, tensor in weights)
     print(json.dumps({"rank": rank, "loading_mb": round(loaded), "peak_mb": round(peak[0]), "kept_mb": round(kept), "seconds": round(seconds, 1), "sum": total}), flush=True)  # fmt: skip
     dist.destroy_process_group()
 

@@ -31,7 +31,7 @@ def test_a_cell_that_fails_costs_no_other_and_what_is_done_is_not_run_again(tmp_
     assert "step 3/3" in said
     failed, done = (json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines())
     assert (failed["cell"], failed["state"], done["cell"], done["state"]) == ("varlen", "failed", "reference", "done")
-    assert "varlen needs a GPU" in failed["reason"]
+    assert "flash attention needs a GPU" in failed["reason"]
     assert len(done["losses"]) == 3
     assert done["rss_bytes"] > 100e6
     assert done["step_s"] > 0 < done["plan"]["allocated_bytes"]
