@@ -26,15 +26,14 @@ def node_gib(parts: Mapping[str, int]) -> int:
 
 
 def host_memory(model: TrainedModel, load: Workload, stage: Stage, num_nodes: int = 1) -> dict[str, int]:
-    """Bytes by part on the node that needs most, which is the first: it also gathers the finished model to write it.
-
-    The base model is not counted: it is read through the page cache, which gives way. A save of an offloaded optimizer
+    """Bytes by part on the node that needs most, which is the first: its first rank reads the base for all before
+    GPUs take it. The finished model is written file by file as it is gathered, and needs less. A save of an offloaded optimizer
     needs no copy: it is written from where it is.
     """
     ranks = -(-load.ranks // num_nodes)
     parts = {
         "copies for saves": 0 if load.offloads else load.optimizer.saved_bytes * model.num_trained / num_nodes,
-        "finished model": 2 * model.num_parameters,  # written in bf16, whatever it was trained in
+        "base as it is read": load.element_bytes * model.num_parameters,
         "processes": ranks * PROCESS,
     }
     if load.offloads:
