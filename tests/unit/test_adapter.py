@@ -175,6 +175,29 @@ def test_what_would_train_nothing_or_half_is_refused(
         adapters.inject(load(bases / base, grown=bool(added)), spec(**settings), added, seed=1)
 
 
+def test_what_cannot_be_read_is_told_in_a_line_and_leaves_nothing(bases: Path, tmp_path: Path) -> None:
+    model = load(bases / "base")
+    folder = exported(bases / "base", model, adapters.inject(model, spec(), (), seed=1), tmp_path)
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    whole, settings = weights.read_bytes(), config.read_text()
+    weights.write_bytes(whole[: len(whole) // 2])
+    refused(folder, "adapter_model.safetensors cannot be read")
+    weights.unlink()
+    refused(folder, "adapter_model.safetensors cannot be read")
+    weights.write_bytes(whole)
+    config.write_text(settings.replace(str(bases / "base"), "/nowhere/at/all"))
+    refused(folder, "model.base '/nowhere/at/all' does not load")
+    config.write_text("{")
+    refused(folder, "is no adapter folder")
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(BadInput, match=message) as raised:
+        merge.merge(folder, folder.parent / "merged", None)
+    assert "\n" not in str(raised.value)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter", "job"]
+
+
 def test_a_server_is_told_what_it_takes() -> None:
     plain = {"r": 64, "bias": "none", "modules_to_save": None, "use_dora": False}
     assert "--max-lora-rank 64" in adapter_folder.where_it_loads(plain)

@@ -12,24 +12,23 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainer.export import base_files, older_tools, weights
+from trainer.export import base_files, older_tools, shards, weights
 from trainer.model import build
 from trainer.model.adapter import WRAPPED
 from trainer.run.exits import BadInput, ExitCode, TrainingFailed
 from trainer.run.settings.model import ModelSpec
-from trainer.run.weights_index import StoredTensor
 
 TOLERANCE = 0.15
 """Largest difference of a logit, in standard deviations of the logits: merged weights are rounded to bf16's 8 bits once more."""
-INDEX = "model.safetensors.index.json"
 COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "generation_config")
 """Beginnings of the files that adapter and merged model share."""
 
@@ -57,18 +56,15 @@ def merge(adapter: Path, target: Path, rows: list[list[int]] | None) -> float:
     """
     if target.exists():
         raise BadInput(f"{target} exists; name a folder that does not")
-    settings = _settings(adapter)
-    spec = ModelSpec(base=settings["base_model_name_or_path"], revision=settings.get("revision"))
-    tensors = load_file(adapter / "adapter_model.safetensors")
+    source = _Source.read(adapter)
     partial = target.with_name(f".{target.name}.merging")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        stored = base_files.tensors_of(spec.base, spec.revision)
-        if not _merge_files(_Changes(tensors, settings, _vocabulary(adapter), _config(spec)), stored, partial):
-            _merge_whole(adapter, spec, partial)
-        _write_rest(adapter, spec, partial)
-        difference = _difference(adapter, spec, partial, rows)
+        if not _merge_files(source, partial):
+            _merge_whole(source, partial)
+        _write_rest(source, partial)
+        difference = _difference(source, partial, rows)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -86,16 +82,49 @@ def told(difference: float) -> str:
     return f"merged in bf16: its logits differ from those of base and adapter by at most {difference:.1g} of their standard deviation"
 
 
+@dataclass(frozen=True)
+class _Source:
+    """An adapter and what it stands beside, read once."""
+
+    adapter: Path
+    settings: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    tokenizer: Any
+    spec: ModelSpec
+    """Of the base."""
+    config: Any
+    """Of the base."""
+
+    @classmethod
+    def read(cls, adapter: Path) -> _Source:
+        """Raises BadInput where a part of it is not there or not whole."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        settings = _settings(adapter)
+        spec = ModelSpec(base=settings["base_model_name_or_path"], revision=settings.get("revision"))
+        path = adapter / "adapter_model.safetensors"
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        with build.explained(spec):
+            config = AutoConfig.from_pretrained(spec.base, revision=spec.revision)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(adapter)
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f"the tokenizer of {adapter} cannot be read: {str(error).strip().splitlines()[0]}"
+            ) from error
+        return cls(adapter, settings, tensors, tokenizer, spec, config)
+
+
 class _Changes:
     """What an adapter does to each tensor of a base."""
 
-    def __init__(
-        self, tensors: dict[str, torch.Tensor], settings: dict[str, Any], vocabulary: int, config: Any
-    ) -> None:
-        self.tensors = tensors
-        self.settings = settings
-        self.vocabulary = vocabulary
-        self.embeddings, self.is_tied = _embeddings(config)
+    def __init__(self, source: _Source) -> None:
+        tensors = source.tensors
+        self.tensors, self.settings, self.vocabulary = tensors, source.settings, len(source.tokenizer)
+        self.embeddings, self.is_tied = _embeddings(source.config)
         names = [name.removeprefix(WRAPPED) for name in tensors]
         self.layers = {name.partition(".lora_A.")[0] for name in names if ".lora_A." in name}
         self.rows = {n.partition(".token_adapter.")[0]: tensors[WRAPPED + n] for n in names if ".token_adapter." in n}
@@ -146,19 +175,15 @@ class _Changes:
         return merged
 
 
-def _merge_files(changes: _Changes, stored: dict[str, StoredTensor], folder: Path) -> bool:
+def _merge_files(source: _Source, folder: Path) -> bool:
     """File by file of the base. False, with nothing written, where its files hold what is changed under other names."""
-    twice = (
-        changes.embeddings if changes.is_tied else frozenset()
-    )  # the files of a base with tied embeddings have one of both
+    changes, stored = _Changes(source), base_files.tensors_of(source.spec.base, source.spec.revision)
+    # the files of a base with tied embeddings have one of both
+    twice = changes.embeddings if changes.is_tied else frozenset()
     if not stored or not changes.touched - twice <= stored.keys():
         return False
-    keeps = weights.is_half(stored)
-    files = sorted({tensor.file for tensor in stored.values()})
-    index: dict[str, str] = {}
-    total = 0
-    for number, path in enumerate(files, 1):
-        name = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+    keeps, written = weights.is_half(stored), list[Path]()
+    for path in sorted({tensor.file for tensor in stored.values()}):
         shard = {}
         with safe_open(path, "pt") as handle:
             for key in handle.keys():  # noqa: SIM118 - not a dict
@@ -166,45 +191,41 @@ def _merge_files(changes: _Changes, stored: dict[str, StoredTensor], folder: Pat
                 if tensor.is_floating_point() and not (keeps and stored[key].dtype == "F32"):
                     tensor = tensor.to(torch.bfloat16)
                 shard[key] = tensor.contiguous()
-                index[key] = name
-                total += tensor.numel() * tensor.element_size()
-        save_file(shard, folder / name, metadata={"format": "pt"})
-    if len(files) > 1:
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2, sort_keys=True)
-        (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+        written.append(folder / f"part-{len(written)}.safetensors")
+        save_file(shard, written[-1], metadata={"format": "pt"})
+    shards.name_files(folder, written)
     return True
 
 
-def _merge_whole(adapter: Path, spec: ModelSpec, folder: Path) -> None:
+def _merge_whole(source: _Source, folder: Path) -> None:
     """The whole model in memory: for families whose files name or fuse weights otherwise than their modules."""
-    model = _adapted(adapter, spec).merge_and_unload(safe_merge=True)
+    model = _adapted(source).merge_and_unload(safe_merge=True)
     model.save_pretrained(folder)
 
 
-def _write_rest(adapter: Path, spec: ModelSpec, folder: Path) -> None:
+def _write_rest(source: _Source, folder: Path) -> None:
     """Configuration, tokenizer and stop tokens."""
-    for path in adapter.iterdir():
+    for path in source.adapter.iterdir():
         if path.name.startswith(COPIED):
             shutil.copy2(path, folder / path.name)
-    config = _config(spec)
-    config.get_text_config(decoder=True).vocab_size = max(
-        config.get_text_config(decoder=True).vocab_size, _vocabulary(adapter)
-    )
-    generation = adapter / "generation_config.json"
+    config = source.config
+    text = config.get_text_config(decoder=True)
+    text.vocab_size = max(text.vocab_size, len(source.tokenizer))
+    generation = source.adapter / "generation_config.json"
     if generation.is_file():
         stops = json.loads(generation.read_text(encoding="utf-8"))
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, key, stops.get(key))
     config.dtype = torch.bfloat16
-    older_tools.write_config(config, folder, spec)
+    older_tools.write_config(config, folder, source.spec)
 
 
-def _difference(adapter: Path, spec: ModelSpec, merged: Path, rows: list[list[int]] | None) -> float:
+def _difference(source: _Source, merged: Path, rows: list[list[int]] | None) -> float:
     """Largest difference of a logit, in standard deviations of all logits: one model in memory at a time."""
     from transformers import AutoModelForCausalLM
 
-    inputs = rows or _texts(adapter)
-    model = _adapted(adapter, spec)
+    inputs = rows or [source.tokenizer(text).input_ids for text in older_tools.PROBES]
+    model = _adapted(source)
     reference = _logits(model, inputs)
     del model
     gc.collect()
@@ -219,27 +240,16 @@ def _logits(model: Any, rows: list[list[int]]) -> list[torch.Tensor]:
         return [model.eval()(torch.tensor([row])).logits[0].float() for row in rows]
 
 
-def _texts(adapter: Path) -> list[list[int]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(adapter)
-    return [tokenizer(text).input_ids for text in older_tools.PROBES]
-
-
-def _adapted(adapter: Path, spec: ModelSpec) -> Any:
+def _adapted(source: _Source) -> Any:
     """Base and adapter as one module in bf16, its vocabulary grown."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(spec.base, revision=spec.revision, dtype=torch.bfloat16)
-    build.grow_vocabulary(model, _vocabulary(adapter))
-    return PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
-
-
-def _vocabulary(adapter: Path) -> int:
-    from transformers import AutoTokenizer
-
-    return len(AutoTokenizer.from_pretrained(adapter))
+    spec = source.spec
+    with build.explained(spec):
+        model = AutoModelForCausalLM.from_pretrained(spec.base, revision=spec.revision, dtype=torch.bfloat16)
+    build.grow_vocabulary(model, len(source.tokenizer))
+    return PeftModel.from_pretrained(model, source.adapter, autocast_adapter_dtype=False)
 
 
 def _embeddings(config: Any) -> tuple[frozenset[str], bool]:
@@ -251,12 +261,6 @@ def _embeddings(config: Any) -> tuple[frozenset[str], bool]:
     ends = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
     names = {id(part): name for name, part in model.named_modules()}
     return frozenset(f"{names[id(part)]}.weight" for part in ends), len({id(part.weight) for part in ends}) < len(ends)
-
-
-def _config(spec: ModelSpec) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(spec.base, revision=spec.revision)
 
 
 def _settings(adapter: Path) -> dict[str, Any]:

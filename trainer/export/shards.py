@@ -44,7 +44,7 @@ def write(
         model.save_pretrained(folder, state_dict=state, max_shard_size=1 << 60)
         del state
         files.append((folder / WEIGHTS).rename(folder / f"part-{len(files)}.safetensors"))
-    _name_files(folder, files)
+    name_files(folder, files)
     return seen
 
 
@@ -72,7 +72,7 @@ def _layer(name: str) -> str:
     return ".".join(parts[: number + 1])
 
 
-def _name_files(folder: Path, files: list[Path]) -> None:
+def name_files(folder: Path, files: list[Path]) -> None:
     """The names that transformers looks for, and the index where there are several."""
     if len(files) == 1:
         os.replace(files[0], folder / WEIGHTS)
