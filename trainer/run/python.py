@@ -11,6 +11,7 @@ order it may import only what every Python has loaded by then.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 SOURCE = "DOLPHIN_SOURCE"
@@ -65,7 +66,13 @@ def _run_module() -> None:
     import runpy
 
     module, sys.argv = sys.argv[1], sys.argv[1:]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # what had to be put in order is; it ends as the signal would end it, without a traceback
+        sys.stdout.flush()
+        sys.stderr.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":
