@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from launcher.follow.patience import patiently
 from launcher.follow.readers import ViewReader
 from launcher.follow.status import observe, status_of, with_detail
 from launcher.jobfile.load import load_job
-from launcher.jobfile.settle import settle
+from launcher.jobfile.settle import settle, with_moment
 from launcher.jobfile.spec import JobSpec
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.model_rules import rules_of
@@ -114,6 +115,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
     """Start a new run of the job and follow it; the exit code of the command."""
     job = load_job(path, options.overrides)
     backend = backend_for(job, options.on)
+    job = with_moment(job, datetime.now(UTC))
     job = job.model_copy(update={"on": backend.name})  # where its run stays, whatever a later dolphin takes it to
     _refuse_unable(backend, job, options.backend_options)
     start = Start.of(job, backend, options.nproc, options.backend_options)
@@ -156,7 +158,7 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     _refuse_active(record, status)
     if not record.files.job.exists():
         raise LauncherError(f"{record.run_id}: its launcher died before the job was written; launch it anew")
-    job = load_job(record.files.job, options.overrides)
+    job = with_moment(load_job(record.files.job, options.overrides), datetime.now(UTC))
     if job.on not in (None, record.backend):
         raise BadUsage(
             f"on: {job.on}, but {record.run_id} is of {record.backend}, where its checkpoints are; launch a new run"
@@ -189,12 +191,12 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
 
 def collect_secrets(job: JobSpec) -> dict[str, str]:
     """Values of the job's secrets, from this process's environment. BadUsage names those that are missing."""
-    missing = [name for name in job.secrets if not os.environ.get(name)]
+    missing = [name for name in job.secret_names if not os.environ.get(name)]
     if missing:
         raise BadUsage(
             f"secrets: {', '.join(missing)} not set in this shell; `export {missing[0]}=...`, or take it out of the job"
         )
-    return {name: os.environ[name] for name in job.secrets}
+    return {name: os.environ[name] for name in job.secret_names}
 
 
 def _refuse_unable(backend: Backend, job: JobSpec, options: Mapping[str, Any]) -> None:

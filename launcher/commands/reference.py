@@ -24,6 +24,7 @@ An unknown key, a wrong type and two settings that contradict each other are err
 with its line. `dolphin launch --set train.max_steps=20` states a key for once, `dolphin init` writes a job with every key in it,
 and editors complete and check one by [job.schema.json](job.schema.json). Paths are relative to the job's file.
 `$NAME` and `${NAME}` are not expanded, and refused where a name or a path stands: pass what depends on the machine with `--set`.
+In `notify` alone, `${NAME}` names a secret.
 Keys at the top that begin with `x-` are your own, for YAML anchors that other keys take up.
 """
 
@@ -120,6 +121,10 @@ EXAMPLES: dict[str, str] = {
     "resources.memory_gb": "256",
     "resources.max_hourly_cost": "15",
     "resources.max_upload_gb": "60",
+    "resources.price_per_hour": "1.20",
+    "deadline": "72h",
+    "budget": "450",
+    "notify": "['${SLACK_WEBHOOK}', 'https://hooks.example.org/runs']",
     "env": "{NCCL_DEBUG: INFO}",
     "secrets": "[HF_TOKEN, WANDB_API_KEY]",
 }

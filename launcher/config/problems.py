@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from launcher.config.key_hints import nearest_key
 from launcher.config.yaml_lines import Where
 
-CONFIDENTIAL = ("env", "secrets")
+CONFIDENTIAL = ("env", "secrets", "notify")
 """Groups whose values are never printed."""
 
 

@@ -6,10 +6,13 @@ Owns the batch that a job means on those ranks. Refuses to know where the ranks 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 from launcher.config.problems import LocatedProblem, SpecErrors, key_name
+from launcher.jobfile.limits import as_moment, moment_of
 from launcher.jobfile.spec import JobSpec, indivisible
+from launcher.runs.errors import BadUsage
 from trainer.run.spec import NodeJob
 
 
@@ -27,6 +30,17 @@ class Placement:
         for name, folder in (("run_dir", self.run_dir), ("cache_dir", self.cache_dir)):
             if not folder.startswith("/"):
                 raise ValueError(f"{name} must be absolute: {folder}")
+
+
+def with_moment(job: JobSpec, now: datetime) -> JobSpec:
+    """The job of a run that starts `now`: its deadline is a moment, and stays that one however often the run is resumed.
+    BadUsage where it has passed."""
+    if job.deadline is None:
+        return job
+    at = moment_of(job.deadline, now)
+    if at <= now:
+        raise BadUsage(f"deadline {job.deadline}: has passed; give another, for example --set deadline=72h")
+    return job.model_copy(update={"deadline": as_moment(at)})
 
 
 def global_batch_of(job: JobSpec, world_size: int) -> int:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from launcher.config.problems import Finding
+from launcher.jobfile import limits
 from trainer.run.contradictions import problems as train_problems
 from trainer.run.settings.base import PositiveInt, SpecModel
 from trainer.run.spec import TrainSpec
@@ -50,6 +51,8 @@ class ResourcesSpec(SpecModel):
     """Host memory of a node in GiB, which SkyPilot and the clouds call GB, at least. Where not given, a launch on GPUs asks for what the plan needs."""
     max_hourly_cost: Annotated[float, Field(gt=0)] | None = None
     """Take no node that costs more than this many US dollars per hour."""
+    price_per_hour: Annotated[float, Field(gt=0)] | None = None
+    """US dollars per hour of this machine, where you rent it yourself and the run is here (local, docker): what `budget` counts, and the bill. A cluster's nodes tell their own price."""
     max_upload_gb: Annotated[float, Field(gt=0)] = 20
     """Refuse a launch that would send more than this many gigabytes of this machine's files to a node."""
 
@@ -110,12 +113,23 @@ class JobSpec(TrainSpec):
     """Where the run takes place: this machine, a container on it, or a cluster through SkyPilot. Where not given, a job with `resources.accelerators` goes to sky, and one without stays here."""
     resources: ResourcesSpec = ResourcesSpec()
     """The machines."""
+    deadline: Annotated[str, AfterValidator(limits.deadline_text)] | None = None
+    """When the run must be done, export included: a time from its launch on (72h, 90m, 3d), or a moment with its zone (2026-12-01T18:00+01:00). Before it passes, the run saves, exports what it has and ends."""
+    budget: Annotated[float, Field(gt=0)] | None = None
+    """US dollars that the run may cost in all, over every node, preemption and restart. When the rest pays only for a save and the export, the run makes them and ends; `dolphin resume --set budget=...` goes on."""
+    notify: Annotated[tuple[Annotated[str, AfterValidator(limits.hook_text)], ...], Field(max_length=8)] = ()
+    """URLs to post to when the run starts, is preempted, recovers, runs short of time or money, ends or fails: as Slack, Discord or plain JSON, by the host. One that is a secret is named, as ${SLACK_WEBHOOK}, and its value comes from your shell."""
     env: dict[Annotated[str, AfterValidator(_environment_name)], Annotated[str, AfterValidator(_environment_value)]] = (
         Field(default_factory=dict)
     )
     """Environment variables of the run that are no secrets."""
     secrets: tuple[Annotated[str, AfterValidator(_secret_name)], ...] = ()
     """Names of environment variables that reach the run and are written down nowhere, for example HF_TOKEN."""
+
+    @property
+    def secret_names(self) -> tuple[str, ...]:
+        """Of all that the run needs: its `secrets`, and the hooks that `notify` names."""
+        return tuple(dict.fromkeys((*self.secrets, *limits.secret_names(self.notify))))
 
     def train_spec(self) -> TrainSpec:
         """The part that reaches the node."""
@@ -152,6 +166,19 @@ def job_findings(job: JobSpec) -> list[Finding]:
         found += indivisible(t.global_batch, t.micro_batch, r.ranks, "the ranks of resources")
     if job.track.wandb is not None and job.track.wandb.mode == "online" and "WANDB_API_KEY" not in job.secrets:
         report("track.wandb", "needs WANDB_API_KEY: add it to `secrets`, or set track.wandb.mode to offline")
+    hooks = limits.secret_names(job.notify)
+    found += [
+        Finding(("notify",), f"{name} stands in `env` too, where it would be written down; remove it there")
+        for name in hooks
+        if name in job.env
+    ]
+    if len(set(job.notify)) < len(job.notify):
+        report("notify", "names a hook twice; remove one")
+    if r.price_per_hour is not None and (job.on == "sky" or r.num_nodes > 1):
+        report(
+            "resources.price_per_hour",
+            "is of a machine of your own (local, docker); a cluster's nodes tell their price: remove it",
+        )
     for index, name in enumerate(job.secrets):
         if name in job.env:
             found.append(Finding(("secrets", index), f"{name} stands in `env` too; remove it there"))

@@ -25,7 +25,7 @@ FLOORS = {
     "launcher.backends.sky": "answers bucket_copy catalog doctor errors node phases server status task < controller jobs log offers ship store_access < reach < adopting elsewhere records uploads < reading stopping < backend < client",
     "launcher.commands": "adopt convert data doctor down explain launch merge plan runs schema spectrum validate < reference < init",
     "launcher.follow": "run_view < readers screen < follow patience status < attend",
-    "launcher.jobfile": "axolotl field_docs model_checks paths pattern_checks regions source_checks spec < name_checks < load settle",
+    "launcher.jobfile": "limits < axolotl field_docs model_checks paths pattern_checks regions source_checks spec < name_checks < load settle",
     "launcher.plan": "costs data_facts gpu_memory gpus model_rules preemption spot_notice unfrozen < counting host_memory throughput < history zero_stage < adapter_choices launch_plan < notes < make < of_job view",
     "trainer": "run < data supervise < model < engine < checkpoint export < rank sample",
     "trainer.run": "bounded chat_templates exits local_files log_lines optimizer_state python recomputation redaction trainable work < patterns run_folder secret_file settings stores weights_index < attention_kernel spec weight_names < contradictions result < evaluation_interval formats packages save_interval",

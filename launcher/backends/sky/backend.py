@@ -88,7 +88,7 @@ class SkyRuns:
         self._jobs.refuse_namesakes(job.name)
         enabled = self._client.enabled()
         places = places_of(job, job.resources.infra or enabled)
-        is_managed, secrets = not options.get("cluster"), dict.fromkeys(job.secrets, "set")
+        is_managed, secrets = not options.get("cluster"), dict.fromkeys(job.secret_names, "set")
         if is_managed:
             refuse_homeless(places, enabled)
         task = build_task(job, train, places, shipment, Path("/"), is_managed=is_managed, secrets=secrets)
