@@ -99,6 +99,10 @@ class Start:
         fitting = () if self.plan is None else tuple(row.offer for row in self.plan.rows if row.is_possible)
         return fitting or self.offers
 
+    def keep_plan(self, record: RunRecord) -> None:
+        if self.plan is not None:
+            ledger.keep_plan(record, self.plan.to_json())
+
     def settled(self, run_id: str) -> tuple[JobSpec, NodeJob]:
         """The job and the train.json of one run of it."""
         job = self.job
@@ -141,6 +145,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
         except FileExistsError:
             run_id = ledger.new_id(job.name)
             job, train = start.settled(run_id)
+    start.keep_plan(record)
     return _start(record, Submission(record, job, train, start.fitting_offers, start.secrets), backend, options)
 
 
@@ -186,6 +191,7 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     reader.read()  # what came before is told already
     log_from = LogFrom(after=end_of_log(backend, record))
     submission = Submission(record, job, train, start.fitting_offers, start.secrets)
+    start.keep_plan(record)
     return _start(record, submission, backend, options, log_from, reader)
 
 

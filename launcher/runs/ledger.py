@@ -29,6 +29,8 @@ from trainer.run.run_folder import RunDir, make_private, write_atomic
 
 RECORD_FILE = "record.json"
 LOCK_FILE = ".lock"
+PLAN_FILE = "plan.json"
+"""In a run's folder: what its newest start was planned to take, where there was a plan (LaunchPlan.to_json)."""
 REQUEST_FILE = "sky-request"
 """In a run's folder: the request by which somebody else takes a start in, from the moment on that it is sent."""
 RESULTS = ("model", "checkpoints")
@@ -166,6 +168,11 @@ def _unwritable(error: OSError) -> LauncherError:
         else f"{error.filename or runs_dir()}: cannot write the run's folder ({error.strerror}); "
         "set DOLPHIN_HOME to a folder of yours"
     )
+
+
+def keep_plan(record: RunRecord, plan: dict[str, Any]) -> None:
+    """Beside the record, so that what a run took can be held against what was planned. Raises OSError."""
+    write_atomic(record.folder / PLAN_FILE, json.dumps(plan, ensure_ascii=False) + "\n")
 
 
 def update(record: RunRecord, **changes: Any) -> RunRecord:

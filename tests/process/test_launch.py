@@ -44,6 +44,7 @@ def test_launch_follows_to_the_model_and_fetch_brings_it_home(dolphin, job, tmp_
     train = json.loads((folder / "train.json").read_text())
     assert (train["run_id"], train["nproc"], train["spec"]["train"]["max_steps"]) == (run, 1, 7)
     assert train["spec"]["train"]["global_batch"] == 4
+    assert json.loads((folder / "plan.json").read_text())["steps"]["total"] == 7
     present = {path.name for path in folder.iterdir()}
     assert present >= {
         "job.yaml",
