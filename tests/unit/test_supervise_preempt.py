@@ -74,6 +74,11 @@ def test_a_stop_file_stops(run: RunDir) -> None:
     (run.path / "STOP").touch()
     flag = StopFlag(run.path, 1, 0)
     assert flag.requested is not None
+    assert flag.requested.reason == "file STOP in the run folder"
+    (run.path / "STOP").write_text("the slack is spent\nand more\n")
+    again = StopFlag(run.path, 1, 0)
+    assert again.requested is not None
+    assert again.requested.reason == "the slack is spent", "whoever asks may say why"
 
 
 @pytest.mark.parametrize(

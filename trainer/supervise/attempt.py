@@ -26,7 +26,7 @@ from trainer.supervise.heartbeat import BUSY_FACTOR, DEFAULT_FLOOR_S, Beat, hang
 from trainer.supervise.log import say
 from trainer.supervise.rank_guard import STORE_GONE, RankEnd, read_rank_end, stack_file
 from trainer.supervise.signals import Wake, kill_descendants
-from trainer.supervise.stop_flag import ask_ranks_to_stop
+from trainer.supervise.stop_flag import ask_ranks_to_stop, why_file_stop
 from trainer.supervise.verdict import Evidence
 
 PEER_GRACE_S = 8.0
@@ -87,7 +87,7 @@ class Stopping:
             return f"{self.wake.stop_signals[0]} to the supervisor"
         if self.notice is not None:
             return self.notice
-        return "file STOP in the run folder" if self._stop_file.exists() else None
+        return why_file_stop(self._stop_file)
 
     @property
     def at_once(self) -> bool:

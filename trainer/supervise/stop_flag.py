@@ -6,7 +6,7 @@ with one all-reduce a step, so that all of them stop at the same step boundary.
 Who asks:
 - SIGTERM or SIGINT to a rank, however it came. The handler only notes it.
 - the supervisor, through `attempts/N/stop.json` (a signal to it, a spot notice, a file STOP);
-- a person, with a file STOP or SAVE in the run folder.
+- a person, with a file STOP or SAVE in the run folder; the first line of STOP may say why.
 
 A second signal to a rank makes it leave at once, but only when it comes SECOND_SIGNAL_AFTER_S or more behind the first:
 a scheduler that signals every process of a job also signals torchrun, which passes it on a moment later.
@@ -27,6 +27,8 @@ from trainer.run.run_folder import SAVE_FILE, STOP_FILE, RunDir, write_atomic
 
 SECOND_SIGNAL_AFTER_S = 3.0
 POLL_EVERY_S = 1.0
+LONGEST_REASON = 300
+"""Characters of it that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,18 @@ def supervisor_request(attempt_dir: Path) -> Path:
 def ask_ranks_to_stop(attempt_dir: Path, reason: str) -> None:
     """Called by the supervisor. The ranks see it within POLL_EVERY_S, or when they start."""
     write_atomic(supervisor_request(attempt_dir), json.dumps({"reason": reason, "time": time.time()}))
+
+
+def why_file_stop(path: Path) -> str | None:
+    """Why a file STOP asks for a stop: its first line, where whoever wrote it said so. None where there is no such file."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            line = file.readline(LONGEST_REASON).strip()
+    except FileNotFoundError:
+        return None
+    except OSError:  # it is there, whatever it is
+        line = ""
+    return line or "file STOP in the run folder"
 
 
 class StopFlag:
@@ -116,5 +130,5 @@ class StopFlag:
             return
         if os.path.exists(self._supervisor_file):
             self._request = StopRequest(json.loads(self._supervisor_file.read_text())["reason"])
-        elif os.path.exists(self._stop_file):
-            self._request = StopRequest("file STOP in the run folder")
+        elif (why := why_file_stop(self._stop_file)) is not None:
+            self._request = StopRequest(why)
