@@ -24,6 +24,8 @@ from trainer.checkpoint.manifest import (
 from trainer.checkpoint.shards import ShardReader, plan_files
 from trainer.run.stores.base import FolderStore, StoreError
 
+CPU = torch.device("cpu")
+
 
 def manifest_of(root, step):
     return Manifest.decode((root / f"step-{step:08d}" / MANIFEST).read_bytes(), f"step-{step:08d}")
@@ -261,12 +263,25 @@ def test_random_states_come_back():
 
     random_state.derive(1, 2, 3)
     random.gauss(0, 1)
-    saved = random_state.capture()
+    saved = random_state.capture(CPU)
     first = random.random(), random.gauss(0, 1), numpy.random.rand(), torch.rand(4).tolist()
-    random_state.restore(saved)
+    random_state.restore(saved, CPU)
     assert (random.random(), random.gauss(0, 1), numpy.random.rand(), torch.rand(4).tolist()) == first
     random_state.derive(1, 2, 4)
     assert torch.rand(4).tolist() != first[3]
+
+
+def test_a_cpu_rank_on_a_machine_with_gpus_leaves_them_alone(monkeypatch):
+    """A context on a GPU, half a gigabyte, for a state that the rank does not have; and a run beside it on that GPU."""
+
+    def touched(*_):
+        raise AssertionError("a CPU rank asked a GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "set_rng_state", "init"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    of_a_gpu = json.loads(random_state.capture(CPU)) | {"cuda": "AAAA"}
+    random_state.restore(json.dumps(of_a_gpu).encode(), CPU)
 
 
 def test_an_entry_has_one_checksum_for_each_block():

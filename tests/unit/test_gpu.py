@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
 from trainer.engine import gpu
 from trainer.run.exits import TrainingFailed
 
+TRAINER = Path(__file__).parents[2] / "trainer"
 TOO_OLD = (
     "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver by downloading and "
     "installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
@@ -42,3 +46,13 @@ def test_fewer_gpus_than_ranks_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     with pytest.raises(TrainingFailed, match="torch sees 4 GPUs here"):
         gpu.require(7)
+
+
+def test_a_rank_goes_by_its_jobs_device_and_not_by_what_the_machine_has() -> None:
+    """A CPU job beside GPUs that are somebody else's. `dolphin spectrum` alone chooses a device, where nobody says one."""
+    asking = [
+        path.relative_to(TRAINER).as_posix()
+        for path in sorted(TRAINER.rglob("*.py"))
+        if re.search(r"cuda\.is_available|accelerator\.is_available|cuda\.device_count", path.read_text())
+    ]
+    assert asking == ["engine/gpu.py", "model/spectrum.py"]

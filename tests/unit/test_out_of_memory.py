@@ -77,6 +77,27 @@ def test_only_what_the_job_does_not_do_already_is_advised() -> None:
     assert "more memory" in out_of_memory.advice(everything)
 
 
+def test_only_a_rank_with_a_gpu_asks_it_and_one_too_full_to_answer_hides_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside a CPU job the machine's GPUs are somebody else's; asking would open a context there."""
+    asked = []
+
+    def answer() -> None:
+        asked.append(True)
+        raise torch.OutOfMemoryError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", answer)
+    with pytest.raises(TrainingFailed, match=r"ran out \(tried to allocate 2\.00 GiB\): try"):
+        run_out(job_of(), lambda: 0)
+    assert asked == []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(TrainingFailed, match=r"ran out \(tried to allocate 2\.00 GiB\): try"):
+        run_out(job_of(), lambda: 0)
+    assert asked == [True]
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(RuntimeError, match="odd"), out_of_memory.explained(job_of(), lambda: 0):
         raise RuntimeError("odd")

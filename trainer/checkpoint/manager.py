@@ -206,7 +206,7 @@ class CheckpointManager:
             return refusal
         zero_state.refresh_parameters(self._engine)
         if random_data is not None:
-            random_state.restore(random_data)
+            random_state.restore(random_data, self._engine.device)
         else:
             random_state.derive(self._job.spec.train.seed, manifest.step, self._rank)
         return None

@@ -12,20 +12,20 @@ import numpy
 import torch
 
 
-def capture() -> bytes:
-    """The present states as JSON."""
+def capture(device: torch.device) -> bytes:
+    """The present states as JSON; with a GPU's where `device`, which the rank works on, is one."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
     states: dict[str, Any] = {
         "python": [version, list(words), gauss],
         "numpy": [kind, _encode(keys.tobytes()), int(position), int(has_gauss), float(cached)],  # type: ignore[union-attr]
         "torch": _encode(torch.get_rng_state().numpy().tobytes()),
-        "cuda": _encode(torch.cuda.get_rng_state().numpy().tobytes()) if torch.cuda.is_available() else None,
+        "cuda": _encode(torch.cuda.get_rng_state(device).numpy().tobytes()) if device.type == "cuda" else None,
     }
     return json.dumps(states).encode()
 
 
-def restore(data: bytes) -> None:
+def restore(data: bytes, device: torch.device) -> None:
     """Set the states that `capture` took. A GPU's state is left alone where there is none on either side."""
     states = json.loads(data)
     version, words, gauss = states["python"]
@@ -33,8 +33,8 @@ def restore(data: bytes) -> None:
     kind, keys, position, has_gauss, cached = states["numpy"]
     numpy.random.set_state((kind, numpy.frombuffer(_decode(keys), dtype=numpy.uint32), position, has_gauss, cached))
     torch.set_rng_state(_tensor(states["torch"]))
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_tensor(states["cuda"]))
+    if states["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(_tensor(states["cuda"]), device)
 
 
 def derive(seed: int, step: int, rank: int) -> None:

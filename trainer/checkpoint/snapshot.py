@@ -104,7 +104,7 @@ class Snapshot:
         if self._device is not None:
             self._ready = torch.cuda.Event()
             self._ready.record(torch.cuda.current_stream(self._device))
-        self.random = random_state.capture()
+        self.random = random_state.capture(engine.device)
         self.optimizer_step = zero_state.optimizer_step(engine)
 
     def copy(self) -> None:
@@ -130,7 +130,7 @@ class Snapshot:
 
 
 def _is_cuda(engine: Any) -> bool:
-    return bool(torch.cuda.is_available() and engine.device.type == "cuda")
+    return bool(engine.device.type == "cuda")
 
 
 def _positions(shard: ShardSnapshot) -> list[tuple[tuple[str, int, int], int]]:

@@ -71,9 +71,10 @@ def advice(job: NodeJob) -> str:
 
 
 def _state(asked: str) -> str:
-    """What was asked for, and how full the GPU was."""
+    """What was asked for, and how full the GPU was, where it can still say so."""
     words = [asked[0].lower() + asked[1:]] if asked else []
-    if torch.cuda.is_available():
-        _, total = torch.cuda.mem_get_info()
-        words.append(f"{torch.cuda.memory_allocated() / 1e9:.1f} of {total / 1e9:.1f} GB in use")
+    if torch.cuda.is_initialized():  # by this rank: the GPUs beside a CPU job are somebody else's
+        with contextlib.suppress(RuntimeError):
+            _, total = torch.cuda.mem_get_info()
+            words.append(f"{torch.cuda.memory_allocated() / 1e9:.1f} of {total / 1e9:.1f} GB in use")
     return f" ({', '.join(words)})" if words else ""

@@ -62,7 +62,7 @@ def lack(kind: str, device: str, precision: str, dropout: float = 0.0) -> str:
         return ""
     if device != "cuda" or precision != "bf16":
         return "needs a GPU and bf16"
-    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    capability = torch.cuda.get_device_capability()
     if kind == "flash_attention_3":
         if capability[0] != HOPPER:
             return "is for Hopper GPUs"
