@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.backends.base import Abilities, DownReport, Handle, Submission
 from launcher.backends.home import processes
+from launcher.backends.home.machine import as_counted
 from launcher.backends.home.run_folder import HomeBackend, Look, as_told, last_words
 from launcher.runs import ledger
 from launcher.runs.errors import BackendError
@@ -50,7 +51,7 @@ class LocalBackend(HomeBackend):
             )
         files = record.files
         files.outcome.unlink(missing_ok=True)  # of an earlier attempt: it must not speak for this one
-        environment = python.environment({**os.environ, **submission.job.env, **submission.secrets})
+        environment = python.environment(as_counted({**os.environ, **submission.job.env, **submission.secrets}))
         environment[redaction.NAMES] = ",".join(sorted(submission.secrets))
         environment[processes.RUN_MARKER] = record.run_id
         environment["PYTHONUNBUFFERED"] = "1"

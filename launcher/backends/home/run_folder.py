@@ -69,6 +69,11 @@ class HomeBackend(ABC):
     def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
         from launcher.jobfile.settle import Placement  # with pydantic, which reading a log does without
 
+        if machine.VISIBLE in job.env:
+            raise BadUsage(
+                f"env.{machine.VISIBLE}: GPUs of this machine are chosen where it is launched, so that they are counted as the run "
+                f"sees them: {machine.VISIBLE}={job.env[machine.VISIBLE]} dolphin launch ...; remove it from env"
+            )
         gpus = machine.local_gpus()
         if gpus and nproc is not None and nproc > len(gpus):
             raise BadUsage(f"--nproc {nproc}: this machine has {len(gpus)} GPUs; ask for at most that many")
