@@ -97,7 +97,7 @@ tools:
 constraints: tools
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) 'torch>=2.13,<2.14'
-	build/constraints/bin/python -m pip install --quiet '.[$(EXTRAS)]'
+	build/constraints/bin/python -m pip install --quiet '.[$(EXTRAS),gpu,fp8]'
 	{ sed -n '/^#/p' constraints.txt; build/constraints/bin/python -m pip freeze --exclude dolphin-launcher | sed 's/+[a-z0-9.]*$$//'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	rm -rf build/constraints

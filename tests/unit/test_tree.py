@@ -77,6 +77,15 @@ def test_no_large_file_is_tracked() -> None:
     assert [str(path) for path in tracked() if path.stat().st_size > LARGEST_FILE_BYTES] == []
 
 
+def test_every_package_that_an_extra_may_bring_has_a_version_that_was_tested() -> None:
+    """One without is the newest on the day of the launch, on a node that is paid for."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    wanted = {re.split(r"[\[<>=]", one)[0] for extra in extras.values() for one in extra if "==" not in one}
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    plain = [{name.lower().replace("_", "-") for name in names} for names in (wanted, pinned)]
+    assert plain[0] - plain[1] == set()
+
+
 def test_every_module_can_be_read_at_one_sitting() -> None:
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in tracked() if path.suffix == ".py"
