@@ -48,6 +48,7 @@ EXAMPLES: dict[str, str] = {
     "data.sources.fields": "{prompt: question, response: answer}",
     "data.sources.split": "train_sft",
     "data.sources.subset": "en",
+    "data.sources.files": "[data/part-*.jsonl]",
     "data.sources.field": "conversations",
     "data.sources.weight": "0.5",
     "data.sources.samples": "20000",

@@ -91,7 +91,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     if job is not None:
         findings += job_findings(job)
         findings += name_findings(job, path.resolve().parent)
-        if any(source.format or source.fields or source.filter for source in job.data.sources):
+        if any(source.format or source.fields or source.filter or source.files for source in job.data.sources):
             from launcher.jobfile.source_checks import source_findings
 
             findings += source_findings(job.data)

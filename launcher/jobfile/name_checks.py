@@ -204,6 +204,7 @@ def _texts(job: JobSpec) -> Iterator[tuple[Where, str]]:
         for key in ("path", "split", "subset"):
             if getattr(source, key) is not None:
                 yield ("data", "sources", index, key), getattr(source, key)
+        yield from ((("data", "sources", index, "files"), text) for text in source.files)
     if job.checkpoint.store is not None:
         yield ("checkpoint", "store"), job.checkpoint.store
     if resources.image is not None:

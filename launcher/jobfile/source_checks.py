@@ -37,6 +37,11 @@ def _source(source: SourceSpec, index: int) -> list[Finding]:
             chosen_fields(source.fields)
         except KeyError as error:
             report("fields", str(error.args[0]))
+    if source.files and not source.path.startswith("hf://"):
+        report(
+            "files",
+            "chooses files of a hub dataset (hf://owner/name); name other files in `path`, as a file or a pattern",
+        )
     if source.filter is not None:
         try:
             ast.parse(source.filter.strip(), mode="eval")

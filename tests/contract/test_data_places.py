@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -98,9 +98,9 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a dataset of one Parquet file needs."""
+    """As much of the hub as a dataset of two Parquet files needs; one is of another kind, which nobody wants by accident."""
 
-    content = b""
+    contents: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self) -> None:
         self._answer(True)
@@ -110,21 +110,21 @@ class _Hub(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        known = [self._file()] if "train.parquet" in asked.get("paths", ()) else []
-        self._send(json.dumps(known).encode())
+        self._send(json.dumps([self._file(name) for name in self.contents if name in asked.get("paths", ())]).encode())
 
-    def _file(self) -> dict[str, Any]:
-        return {"type": "file", "path": "train.parquet", "size": len(self.content), "oid": "0" * 40}
+    def _file(self, name: str) -> dict[str, Any]:
+        return {"type": "file", "path": name, "size": len(self.contents[name]), "oid": "0" * 40}
 
     def _answer(self, _: bool) -> None:
         path = self.path.split("?")[0]
         if path.startswith("/api/datasets/someone/sea/tree/"):
-            self._send(json.dumps([self._file()]).encode())
+            self._send(json.dumps([self._file(name) for name in self.contents]).encode())
         elif path in ("/api/datasets/someone/sea", f"/api/datasets/someone/sea/revision/{SHA}"):
-            info = {"id": "someone/sea", "sha": SHA, "siblings": [{"rfilename": "train.parquet"}], "tags": []}
+            siblings = [{"rfilename": name} for name in self.contents]
+            info = {"id": "someone/sea", "sha": SHA, "siblings": siblings, "tags": []}
             self._send(json.dumps(info).encode())
-        elif path == f"/datasets/someone/sea/resolve/{SHA}/train.parquet":
-            self._send(self.content)
+        elif (name := path.removeprefix(f"/datasets/someone/sea/resolve/{SHA}/")) in self.contents:
+            self._send(self.contents[name])
         elif path.startswith("/datasets/someone/sea/"):
             self._send(b'{"error": "Entry not found"}', 404, {"X-Error-Code": "EntryNotFound"})
         else:
@@ -160,9 +160,10 @@ def local_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parquet = tmp_path_factory.mktemp("hub") / "hub.parquet"
-    pq.write_table(pa.Table.from_pylist(ROWS), parquet)
-    _Hub.content = parquet.read_bytes()
+    for name, rows in (("train.parquet", ROWS), ("best.parquet", ROWS[:3])):
+        parquet = tmp_path_factory.mktemp("hub") / name
+        pq.write_table(pa.Table.from_pylist(rows), parquet)
+        _Hub.contents[name] = parquet.read_bytes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -176,18 +177,18 @@ from trainer.data import hub
 from trainer.run.exits import BadInput, leave
 from trainer.run.settings.data import SourceSpec
 try:
-    files = hub.files_of(SourceSpec(path=sys.argv[1]), "data.sources[0]")
+    files = hub.files_of(SourceSpec(path=sys.argv[1], files=tuple(sys.argv[2:])), "data.sources[0]")
     rows = [row for block in hub.blocks(files[0]) for row in block.read()]
     import datasets
     assert not datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, "data sets are named to a server of the library's"
-    print(json.dumps({"tag": files[0].tag, "rows": rows}))
+    print(json.dumps({"tag": files[0].tag, "key": files[0].key, "rows": rows}))
 except BadInput as error:
     print(json.dumps({"error": str(error)}))
 leave(0)  # as trainer.data.prepare ends
 """
 
 
-def ask_hub(endpoint: str, path: str, home: Path, **extra: str) -> dict[str, Any]:
+def ask_hub(endpoint: str, path: str, home: Path, *files: str, **extra: str) -> dict[str, Any]:
     """In a process of its own: the hub's library reads its endpoint when it is imported."""
     import os
     import subprocess
@@ -198,7 +199,7 @@ def ask_hub(endpoint: str, path: str, home: Path, **extra: str) -> dict[str, Any
     # Left alone, the library loads torch to read rows.
     environment |= {"USE_TORCH": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, path], env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", SCRIPT, path, *files], env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -206,7 +207,15 @@ def ask_hub(endpoint: str, path: str, home: Path, **extra: str) -> dict[str, Any
 
 def test_a_hub_dataset_is_streamed_and_known_by_its_commit(local_hub: str, tmp_path: Path) -> None:
     answer = ask_hub(local_hub, "hf://someone/sea", tmp_path / "home")
-    assert answer == {"tag": SHA, "rows": ROWS}
+    assert answer == {"tag": SHA, "key": "someone/sea  train", "rows": ROWS}
+
+
+def test_of_a_hub_dataset_the_files_that_are_named_are_read_and_no_other(local_hub: str, tmp_path: Path) -> None:
+    answer = ask_hub(local_hub, "hf://someone/sea", tmp_path / "home", "be*.parquet")
+    assert answer == {"tag": SHA, "key": "someone/sea  train be*.parquet", "rows": ROWS[:3]}
+    absent = ask_hub(local_hub, "hf://someone/sea", tmp_path / "home", "worst.parquet")["error"]
+    assert "worst.parquet" in absent
+    assert "\n" not in absent
 
 
 def test_a_hub_dataset_that_is_not_there_or_not_reachable_is_an_error_of_one_line(

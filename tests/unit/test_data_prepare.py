@@ -72,6 +72,18 @@ def test_every_file_type_gives_the_same_tokens(tmp_path: Path, name: str) -> Non
     assert np.array_equal(data.origin[:, 1], np.arange(1, 41)), "rows are numbered from 1"
 
 
+def test_a_source_without_its_system_messages_says_how_many_it_left_out(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "a.jsonl", [chat("q", "a", system="be terse"), chat("r", "b")])
+    kept = data_job(tmp_path, rows, name="kept")
+    job = data_job(tmp_path, [{"path": str(rows), "drop_system": True}])
+    assert "be terse" in texts(tmp_path, prepare(kept), kept)[0]
+    assert texts(tmp_path, prepare(job), job)[0] == (
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    )
+    [source] = report_of(tmp_path)["sources"]
+    assert list(source["changed"].values()) == [1]
+
+
 def test_csv_with_quotes_newlines_and_unicode(tmp_path: Path) -> None:
     rows = [{"question": 'Say "hi",\nplease', "answer": "« hi » 🐬"}, {"question": "x", "answer": " y "}]
     job = data_job(tmp_path, write_as(tmp_path / "a.csv", rows), model={"chat_template": "chatml"})

@@ -270,6 +270,7 @@ def test_online_tracking_without_its_key_is_found_before_the_launch(folder: Path
     [
         ("format: sharegtp", "format: no format is called 'sharegtp'; did you mean 'sharegpt'?"),
         ("fields: {promt: a, response: b}", "fields: `fields` knows messages, prompt, response, system, text, not promt"),
+        ("files: [a.jsonl]", "files: chooses files of a hub dataset (hf://owner/name); name other files in `path`, as a file or a pattern"),
         ("filter: score > ", "filter: 'score >' is no expression: invalid syntax; correct it"),
         ("format: text\n      fields: {text: body}", "format: contradicts `fields` of the same source: both say where the turns are; remove one"),
     ],

@@ -137,7 +137,8 @@ def _tokenize(
 
     def work(task: tuple[int, int, Block]) -> tuple[int, int, int, Fate]:
         source, file, block = task
-        fate = pipeline.run(block.read(), sources[source].shape, sources[source].keep)
+        drops_system = job.spec.data.sources[source].drop_system
+        fate = pipeline.run(block.read(), sources[source].shape, sources[source].keep, drops_system)
         return source, file, block.size_bytes, fate
 
     total_bytes = sum(file.size_bytes for source in sources for file in source.files)

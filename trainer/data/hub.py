@@ -27,11 +27,11 @@ def files_of(source: SourceSpec, place: str) -> list[InputFile]:
     """The dataset as one file whose content is known by its commit. Raises BadInput where the hub has none of that name."""
     repository, _, revision = source.path.removeprefix(PREFIX).removeprefix("datasets/").partition("@")
     commit = _commit(repository, revision or None, place)
-    url = "\n".join((repository, commit, source.subset or "", source.split))
+    url = "\n".join((repository, commit, source.subset or "", source.split, *source.files))
     return [
         InputFile(
             name=f"{PREFIX}{repository}",
-            key=f"{repository} {source.subset or ''} {source.split}",
+            key=" ".join((repository, source.subset or "", source.split, *source.files)),
             url=url,
             kind=HUB,
             compression="",
@@ -44,7 +44,7 @@ def files_of(source: SourceSpec, place: str) -> list[InputFile]:
 
 def blocks(file: InputFile) -> Iterator[Block]:
     """Rows of the split, streamed unless the hub is offline (then from the cache). Raises BadInput."""
-    repository, commit, subset, split = file.url.split("\n")
+    repository, commit, subset, split, *files = file.url.split("\n")
     os.environ.setdefault(
         "HF_UPDATE_DOWNLOAD_COUNTS", "0"
     )  # the library would name the data set to a server of its own
@@ -54,7 +54,10 @@ def blocks(file: InputFile) -> Iterator[Block]:
     try:
         # The library slices a split (train[:1000]) only where it is not streamed.
         streamed = "[" not in split and not datasets.config.HF_HUB_OFFLINE
-        rows = datasets.load_dataset(repository, subset or None, split=split, revision=commit, streaming=streamed)
+        named = {split.partition("[")[0]: files} if files else None
+        rows = datasets.load_dataset(
+            repository, subset or None, data_files=named, split=split, revision=commit, streaming=streamed
+        )
         for batch in rows.with_format("arrow").iter(batch_size=BLOCK_ROWS):
             yield Block(arrow=_serialized(batch))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

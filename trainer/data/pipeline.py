@@ -28,6 +28,7 @@ from trainer.run.formats.conversation import (
     check,
     without_empty_system,
     without_opening_answer,
+    without_system,
 )
 from trainer.run.settings.data import DataSpec
 
@@ -84,7 +85,7 @@ class Pipeline:
         )
         self._encoder = Encoder(tokenizer)
 
-    def run(self, rows: Iterable[Row], shape: DatasetFormat, keep: Filter | None) -> Fate:
+    def run(self, rows: Iterable[Row], shape: DatasetFormat, keep: Filter | None, drops_system: bool = False) -> Fate:
         rendered: list[Rendered] = []
         plain: list[bool] = []
         numbers: list[int] = []
@@ -103,7 +104,7 @@ class Pipeline:
                 if keep is not None and not keep(row):
                     num_filtered += 1
                     continue
-                conversation = parsed(row, shape)
+                conversation = parsed(row, shape, drops_system)
                 written = self._rendered(conversation)
             except BadRow as error:
                 bad.append((num_rows, error.reason, error.detail))
@@ -190,11 +191,13 @@ class Pipeline:
         )
 
 
-def parsed(row: Mapping[str, Any], shape: DatasetFormat) -> Conversation:
+def parsed(row: Mapping[str, Any], shape: DatasetFormat, drops_system: bool = False) -> Conversation:
     """The row's conversation, fit to be learned from. Raises BadRow, whatever the row holds."""
     try:
         conversation = shape.parse(row)
         without_empty_system(conversation)
+        if drops_system:
+            without_system(conversation)
         check(conversation)
     except ODD_ROWS as error:
         raise BadRow(Reason.NOT_TEXT, f"not of the shape '{shape.name}' ({type(error).__name__}: {error})") from error

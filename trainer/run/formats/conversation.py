@@ -77,6 +77,7 @@ class Conversation:
 
 
 EMPTY_SYSTEM = "empty system message left out"
+SYSTEM_DROPPED = "system message left out, as data.sources.drop_system says"
 OPENING_ANSWER = "opening assistant turn left out"
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 """Keys of `Turn.extra` that hold what the assistant thinks before it answers."""
@@ -88,6 +89,14 @@ def without_empty_system(conversation: Conversation) -> None:
     if len(kept) < len(conversation.turns):
         conversation.turns = kept
         conversation.changes.append(EMPTY_SYSTEM)
+
+
+def without_system(conversation: Conversation) -> None:
+    """Leave out the system message, whatever it says."""
+    kept = [turn for turn in conversation.turns if turn.role != SYSTEM]
+    if len(kept) < len(conversation.turns):
+        conversation.turns = kept
+        conversation.changes.append(SYSTEM_DROPPED)
 
 
 def without_opening_answer(conversation: Conversation) -> bool:

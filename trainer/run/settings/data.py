@@ -20,12 +20,16 @@ class SourceSpec(SpecModel):
     """Split of a hub dataset, or of a folder whose files say theirs (train-00000-of-00002.parquet, test.jsonl)."""
     subset: str | None = None
     """Configuration name of a hub dataset, or of a folder cloned from it."""
+    files: tuple[str, ...] = ()
+    """Files of a hub dataset to read, as paths or patterns in its repository (`data/part-*.jsonl`); where none are named, those of its configuration."""
     field: str | None = None
     """Key under which a JSON file holds its rows, where it has several: {"data": [...], "notes": [...]}."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Take this multiple of the source: 0.5 a seeded half, 2 every conversation twice."""
     samples: PositiveInt | None = None
     """Take this many conversations, chosen by the shuffle seed."""
+    drop_system: bool = False
+    """Leave out the system message of every conversation."""
     filter: str | None = None
     """Keep a row where this expression is true, for example `score > 4 and source == "textbook"`."""
     shuffle_seed: int | None = None
