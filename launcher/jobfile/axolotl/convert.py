@@ -25,7 +25,7 @@ from launcher.jobfile.axolotl.model import (
     convert_unfrozen,
 )
 from launcher.jobfile.axolotl.shapes import SHAPES, misshapen, number
-from launcher.jobfile.axolotl.sharding import Parallel, read_deepspeed, read_fsdp
+from launcher.jobfile.axolotl.sharding import Parallel, convert_layout, read_deepspeed, read_fsdp
 from launcher.jobfile.axolotl.training import (
     convert_cadence,
     convert_optimization,
@@ -70,6 +70,7 @@ class _Converter:
         convert_optimization(self.out, stated)
         convert_precision(self.out, stated)
         self._sharding(stated)
+        convert_layout(self.out, stated)
         convert_unfrozen(self.out, stated)
         convert_cadence(self.out, stated)
         self.out.assume(
@@ -191,11 +192,17 @@ class _Converter:
     def _apply(self, found: Parallel, key: str) -> None:
         for message in found.errors:
             self.out.fail(key, message)
+        train = self.out.job.setdefault("train", {})
+        if found.stage == 3 and train.get("precision") == "fp8":
+            found.stage = 2
+            found.remarks.append("not 3, under which fp8 is not done")
         if found.stage is not None:
             self.out.put("train.zero", found.stage, key, "; ".join(found.remarks))
-        if found.offload is not None:
+        if found.offload is not None and train.get("optimizer") in (None, "adamw"):
             self.out.put("train.offload", "optimizer", key, found.offload)
-        train = self.out.job.setdefault("train", {})
+        elif found.offload is not None:
+            remark = f"nothing is offloaded: {train['optimizer']} updates on the GPU, where its state is small"
+            self.out.mapped.append(Mapped(key, "train.zero", remark))
         if found.precision and train.get("precision") not in (None, found.precision):
             self.out.fail(
                 key, f"it computes in {found.precision}, but the configuration says {train['precision']}; change one"
@@ -212,6 +219,8 @@ class _Converter:
     def _secrets(self, stated: dict[str, Any]) -> None:
         secrets = self.out.job.get("secrets", [])
         base = str(stated.get("base_model", ""))
+        if stated.get("hf_use_auth_token"):
+            self.out.mapped.append(Mapped("hf_use_auth_token", "secrets", ""))
         if stated.get("hf_use_auth_token") or re.match(r"(meta-llama|google|mistralai)/", base):
             secrets = ["HF_TOKEN", *secrets]
             self.out.assumed.append(("secrets: HF_TOKEN", "the base model may ask for it"))

@@ -135,12 +135,11 @@ class _Entry:
         if not files:
             self.tell("path", "data.sources.path", located if located != path else "")
             return [located]
-        self.tell("data_files", "data.sources.path")
         if not is_loader and located.startswith("hf://"):
-            self.fail(
-                "data_files",
-                f"files of a hub dataset cannot be chosen; name a configuration of it with `name`, or download {path}",
-            )
+            self.source["files"] = [str(name) for name in files]
+            self.tell("data_files", "data.sources.files")
+            return [located]
+        self.tell("data_files", "data.sources.path")
         if is_loader:
             return [self._locate(str(name)) for name in files]
         return [f"{located.rstrip('/')}/{name}" if not str(name).startswith("/") else str(name) for name in files]
@@ -302,6 +301,9 @@ class _Entry:
         if self.value("name"):
             self.source["subset"] = str(self.value("name"))
             self.tell("name", "data.sources.subset")
+        if self.value("drop_system_message"):
+            self.source["drop_system"] = True
+            self.tell("drop_system_message", "data.sources.drop_system")
         if self.value("shards"):
             self.source["weight"] = self.source.get("weight", 1) / int(self.value("shards"))
             self.tell("shards", "data.sources.weight", "a seeded share, not every n-th row")

@@ -53,8 +53,8 @@ MAPPED: dict[str, str] = {
     "max_grad_norm": "train.max_grad_norm",
     "lr_scheduler": "train.schedule: cosine, linear, constant, constant_with_warmup, cosine_with_min_lr",
     "lr_scheduler_kwargs": "train.min_lr_ratio from `min_lr_rate`; others are an error",
-    "cosine_min_lr_ratio": "train.min_lr_ratio",
-    "warmup_steps": "train.warmup_steps",
+    "cosine_min_lr_ratio": "train.min_lr_ratio; train.schedule: constant for 1",
+    "warmup_steps": "train.warmup_steps; train.warmup_ratio below 1",
     "warmup_ratio": "train.warmup_ratio (0.03 where neither is stated, as in axolotl)",
     "bf16": "train.precision: bf16 for true and auto, fp32 for false",
     "bfloat16": "train.precision: bf16",
@@ -65,7 +65,7 @@ MAPPED: dict[str, str] = {
     "fsdp_config": "train.zero, train.offload from `offload_params`, and train.gradient_checkpointing from `activation_checkpointing`",
     "fsdp_version": "train.zero (FSDP 2 does what ZeRO-3 does)",
     "unfrozen_parameters": "train.unfrozen; a range of rows (`name[:32000]`) is an error",
-    "plugins": "Spectrum's becomes train.unfrozen.spectrum; Liger and cut cross-entropy have no effect; others are an error",
+    "plugins": "Spectrum's becomes train.unfrozen.spectrum; those that change speed or bookkeeping have no effect; others are an error",
     "spectrum_top_fraction": "train.unfrozen.spectrum.top",
     "spectrum_model_name": "train.unfrozen.spectrum.snr",
     "seed": "train.seed",
@@ -108,8 +108,14 @@ MAPPED: dict[str, str] = {
     "peft_init_lora_weights": "train.adapter.init: pissa, olora; others but the default are an error",
     "bnb_config_kwargs": "NF4 with double quantisation, as here; others are an error",
     "peft_trainable_token_indices": "train.adapter.trainable_tokens",
-    "fp16": "false, as here; true is an error unless bf16 is on too",
-    "float16": "false, as here; true is an error unless bf16 is on too",
+    "fp16": "train.precision: bf16, which has the same size and needs no scaling of the loss",
+    "float16": "train.precision: bf16, which has the same size and needs no scaling of the loss",
+    "fp8": "train.precision: fp8, with a scale for each row; full shards become ZeRO-2 then",
+    # layouts
+    "context_parallel_size": "no GPU shares a sequence with others: train.accumulation is divided by it, so that as many GPUs take as many sequences a step",
+    "sequence_parallel_degree": "as context_parallel_size, whose older name it is",
+    "tensor_parallel_size": "ZeRO cuts the weights instead; train.accumulation as for context_parallel_size",
+    "model_config": "model.router_loss from `output_router_logits` and `router_aux_loss_coef`; others are an error",
 }  # fmt: skip
 """Key -> what it becomes."""
 
@@ -155,6 +161,10 @@ NO_EFFECT: dict[str, str] = {
     **_same("how experts are computed, not what they compute", "use_scattermoe use_sonicmoe"),
     **_same("the run goes to its last step; status and metrics.jsonl show the validation loss by step", "early_stopping_patience"),
     **_same("dolphin reports to Weights & Biases, MLflow or TensorBoard", "use_swanlab swanlab_project swanlab_experiment_name swanlab_description swanlab_mode swanlab_log_completions swanlab_completion_log_interval swanlab_completion_max_buffer swanlab_workspace swanlab_run_id swanlab_api_key"),
+    **_same("no GPU shares a sequence with others: how that is done decides nothing", "heads_k_stride ring_attn_func"),
+    **_same("ZeRO cuts experts as it cuts any weight: how they are spread changes no result", "expert_parallel_size expert_parallel_num_nvl_bytes expert_parallel_num_rdma_bytes expert_parallel_token_capacity"),
+    **_same("weights travel in the training precision", "fp8_enable_fsdp_float8_all_gather"),
+    **_same("axolotl does not know it either: the schedule ends at lr_scheduler_kwargs or cosine_min_lr_ratio, else at 0", "eta_min"),
     **_same("GPTQ is not used", "gptq_groupsize gptq_model_v1"),
 }  # fmt: skip
 """Key -> why it has no effect here."""
@@ -166,15 +176,16 @@ ERRORS: dict[str, str] = {
     **_same("adapters are not restarted while they train; remove it", "relora relora_steps relora_warmup_steps relora_cpu_offload relora_prune_ratio relora_prune_method jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps"),
     **_same("peft is set up by train.adapter; remove it", "peft"),
     **_same("dolphin fine-tunes on conversations; preference and reward training is not done here", "rl trl reward_model process_reward_model num_labels dpo_beta dpo_use_weighting dpo_use_logits_to_keep dpo_generate_during_eval dpo_norm_loss dpo_label_smoothing rl_beta orpo_alpha rpo_alpha simpo_gamma cpo_alpha kto_desirable_weight kto_undesirable_weight vllm max_prompt_len ebft center_rewards_coefficient precompute_ref_log_probs dpo_use_liger_kernel dpo_padding_free dpo_loss_type dpo_loss_weights"),
-    **_same("quantized training is not done; remove it", "gptq qat quantization fp8 fp8_enable_fsdp_float8_all_gather model_quantization_config model_quantization_config_kwargs"),
+    **_same("quantized training is not done; remove it", "gptq qat quantization"),
+    **_same("bases are read unquantised; name one whose files are in bf16 as base_model, and remove it", "model_quantization_config model_quantization_config_kwargs"),
     **_same("it changes what the loss or the attention computes; remove it", "scaling_softmax scaling_softmax_factor scaling_softmax_bias liger_use_token_scaling use_eaft trainer_cls"),
     **_same("take a share of each dataset instead (datasets[].shards)", "dataset_shard_num dataset_shard_idx"),
     **_same("write what it does into a chat template of your own", "chat_template_kwargs"),
-    **_same("it changes the model's configuration; put the change into config.json of a copy and name that as base_model", "model_config overrides_of_model_config overrides_of_model_kwargs model_kwargs rope_scaling"),
+    **_same("it changes the model's configuration; put the change into config.json of a copy and name that as base_model", "overrides_of_model_config overrides_of_model_kwargs model_kwargs rope_scaling"),
     **_same("noise on the embeddings is not done; remove it", "neftune_noise_alpha noisy_embedding_alpha"),
     **_same("one learning rate is used for all; remove it", "embedding_lr embedding_lr_scale lr_groups lr_quadratic_warmup lr_div_factor cosine_constant_lr_ratio"),
     **_same("the optimizer is AdamW with the settings of `train`; remove it", "optim_args optim_target_modules torchdistx_path adam_epsilon2 adam_beta3 lisa_n_layers lisa_step_interval lisa_layers_attribute"),
-    **_same("a sequence is not split over GPUs; remove it", "sequence_parallel_degree context_parallel_size tensor_parallel_size expert_parallel_size pipeline_parallel_size heads_k_stride ring_attn_func s2_attention"),
+    **_same("a sequence is not split over GPUs; remove it", "pipeline_parallel_size s2_attention"),
     **_same("a separate validation set is not read; remove it and set val_set_size", "test_datasets"),
     **_same("the run ends at its last step with the last weights; remove it", "load_best_model_at_end"),
     **_same("a run of another trainer cannot be continued; to start from its model, name the folder as base_model", "resume_from_checkpoint"),
@@ -183,8 +194,9 @@ ERRORS: dict[str, str] = {
     **_same("put it into a chat template of your own (model.chat_template: a .jinja file), or into the data as system turns", "default_system_message"),
     **_same("end-of-turn markers are those of the chat template; remove it", "train_on_eot train_on_eos"),
     **_same("only the embeddings of added tokens are new; remove it", "added_tokens_overrides shrink_embeddings fix_untrained_tokens"),
-    **_same("text alone is trained on", "processor_type image_size image_resize_algorithm freeze_mm_modules"),
-    **_same("it is not done here; remove it", "use_pose pose_split_on_token_ids pose_max_context_len pose_num_chunks llama4_linearized_experts max_packed_sequence_len unfrozen_vision"),
+    **_same("text alone is trained on: where every dataset is text, remove it; images and sounds are not trained on", "processor_type image_size image_resize_algorithm freeze_mm_modules"),
+    **_same("it belongs to bases in a layout of axolotl's own, which no other program reads; name the family's own base", "llama4_linearized_experts"),
+    **_same("it is not done here; remove it", "use_pose pose_split_on_token_ids pose_max_context_len pose_num_chunks max_packed_sequence_len unfrozen_vision"),
 }  # fmt: skip
 """Key -> why a value (other than none, false, 0 or 1 for a degree) is an error."""
 
@@ -196,6 +208,8 @@ BESIDE: dict[str, str] = {
     **_same("it belongs to an adapter, and there is none", "lora_r lora_alpha lora_dropout lora_target_linear lora_target_modules lora_modules_to_save peft_use_dora peft_use_rslora peft_layers_to_transform peft_init_lora_weights peft_trainable_token_indices bnb_config_kwargs"),
     **_same("Spectrum's plugin is not listed", "spectrum_top_fraction spectrum_model_name"),
     **_same("bf16 is on and decides", "fp16 float16 float32"),
+    **_same("nothing is set in it", "model_config"),
+    **_same("1 is off, as here", "context_parallel_size sequence_parallel_degree tensor_parallel_size"),
 }  # fmt: skip
 """Mapped key -> why it may state something and still decide nothing."""
 
@@ -208,7 +222,8 @@ DATASET_MAPPED: dict[str, str] = {
     "split": "data.sources[].split; of local files, `train[:N]` becomes samples and `train[:N%]` weight",
     "revision": "data.sources[].path, as hf://owner/name@revision",
     "name": "data.sources[].subset",
-    "data_files": "data.sources[].path, one source for each",
+    "data_files": "data.sources[].files of a hub dataset; of a folder or a kind of file data.sources[].path, one source for each",
+    "drop_system_message": "data.sources[].drop_system",
     "shards": "data.sources[].weight = 1 / shards",
     "shards_idx": "data.sources[].shuffle_seed, with shards",
     "repeats": "data.sources[].weight",
@@ -244,7 +259,7 @@ DATASET_ERRORS: dict[str, str] = {
     **_same("tokens within a turn are trained together; remove it", "message_field_training_detail split_thinking"),
     **_same(
         "prepare the rows so, and remove it",
-        "drop_system_message input_transform input_format field_input skip roles_to_drop prompt_format",
+        "input_transform input_format field_input skip roles_to_drop prompt_format",
     ),
     **_same("distillation is not done here", "logprobs_field temperature"),
     **_same("train_on_eos: turn is what is done here; remove it", "train_on_eot"),

@@ -9,6 +9,7 @@ from typing import Any
 from launcher.config.problems import Finding, key_name
 from launcher.config.yaml_lines import Where
 from launcher.jobfile.axolotl.account import Conversion, Mapped
+from launcher.jobfile.axolotl.shapes import number
 from trainer.run.chat_templates.registry import TEMPLATES
 
 
@@ -55,6 +56,27 @@ def convert_model(out: Conversion, stated: dict[str, Any]) -> None:
     if added:
         out.put("model.added_tokens", added, "tokens" if "tokens" in stated else "special_tokens")
     _attention(out, stated)
+    _configuration(out, stated.get("model_config") or {})
+
+
+def _configuration(out: Conversion, changes: dict[str, Any]) -> None:
+    """`model_config`: of what it changes in the base's configuration, the weight of the experts' load-balancing loss."""
+    weight = changes.get("router_aux_loss_coef")
+    for name, value in changes.items():
+        if name == "output_router_logits":
+            remark = "the load-balancing loss counts with the base's own weight" if value and weight is None else ""
+            if value and weight is None:
+                out.mapped.append(Mapped("model_config", "model.router_loss", remark))
+            elif not value:
+                out.put("model.router_loss", 0, "model_config", "no load-balancing loss")
+        elif name == "router_aux_loss_coef":
+            if changes.get("output_router_logits") is not False:
+                out.put("model.router_loss", number(value), "model_config")
+        else:
+            out.fail(
+                "model_config",
+                f"{name} is not changed here; put it into config.json of a copy and name that as base_model",
+            )
 
 
 def _tokens(out: Conversion, stated: dict[str, Any]) -> list[str]:
@@ -136,7 +158,7 @@ def convert_unfrozen(out: Conversion, stated: dict[str, Any]) -> None:
         name = str(plugin).rpartition(".")[2]
         if name == "SpectrumPlugin":
             spectrum = True
-        elif name in ("LigerPlugin", "CutCrossEntropyPlugin", "KernelsPlugin", "SwanLabPlugin"):
+        elif name in ("LigerPlugin", "CutCrossEntropyPlugin", "KernelsPlugin", "SwanLabPlugin", "ExpertParallelPlugin"):
             out.skip(
                 "plugins",
                 f"{name}: it changes speed or bookkeeping, not the result; train.kernels takes fused kernels by itself, loss and trackers are dolphin's own",

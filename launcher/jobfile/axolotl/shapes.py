@@ -13,7 +13,7 @@ from typing import Any
 SHAPES: dict[str, str] = {
     **dict.fromkeys(("unfrozen_parameters", "plugins", "roles_to_train"), "a list of words"),
     **dict.fromkeys(("special_tokens", "bnb_config_kwargs", "lr_scheduler_kwargs", "message_property_mappings"), "a group of plain values"),
-    "fsdp_config": "a group of plain values",
+    **dict.fromkeys(("fsdp_config", "model_config"), "a group of plain values"),
     "roles": "a group of lists of words",
     **dict.fromkeys(("datasets", "tokens", "pretraining_dataset", "deepspeed", "type", "peft_layers_to_transform", "peft_trainable_token_indices"), "anything"),
     **dict.fromkeys(("fsdp", "data_files", "lora_target_modules", "lora_modules_to_save"), "a word or a list of words"),
@@ -21,7 +21,8 @@ SHAPES: dict[str, str] = {
         (
             "batch_size", "shards", "shards_idx", "repeats", "save_steps", "saves_per_epoch", "eval_steps", "evals_per_epoch",
             "spectrum_top_fraction", "num_epochs", "val_set_size", "logging_steps", "save_total_limit", "micro_batch_size", "lora_r",
-            "lora_alpha", "lora_dropout",
+            "lora_alpha", "lora_dropout", "context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size",
+            "sequence_len", "warmup_steps",
         ),
         "a number",
     ),

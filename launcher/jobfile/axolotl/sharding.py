@@ -6,12 +6,14 @@ Reads the DeepSpeed file where it is at hand, else knows axolotl's own files by 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launcher.config.key_hints import nearest_key
+from launcher.jobfile.axolotl.account import Conversion
 from launcher.jobfile.axolotl.keys import FSDP_CONFIG
 
 SHIPPED = re.compile(r"^zero([123])(_bf16)?(_cpuoffload(?:_all|_params)?)?(_torch_compile)?(\.json)?$")
@@ -160,3 +162,24 @@ def read_fsdp(flags: Any, config: Any, version: Any) -> Parallel:
         0, f"FSDP{f' {version}' if version else ''} becomes DeepSpeed's ZeRO-{found.stage}, which does the same"
     )
     return found
+
+
+def convert_layout(out: Conversion, stated: dict[str, Any]) -> None:
+    """Degrees by which axolotl has GPUs share a sequence or a matrix: here each GPU takes sequences of its own. As many GPUs
+    then take more of them at once, and accumulate fewer times where that divides."""
+    degrees = {
+        key: int(stated[key])
+        for key in ("context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size")
+        if stated.get(key, 1) > 1
+    }
+    shared = math.prod(degrees.values())
+    accumulation = out.job.get("train", {}).get("accumulation", 1)
+    for key in degrees:
+        if accumulation % shared == 0:
+            remark = f"each GPU takes whole sequences of its own, so that as many GPUs accumulate {shared} times fewer"
+            out.put("train.accumulation", accumulation // shared, key, remark)
+        else:
+            remark = (
+                f"each GPU takes whole sequences of its own: for axolotl's global batch take {shared} times fewer GPUs"
+            )
+            out.put("train.accumulation", accumulation, key, remark)

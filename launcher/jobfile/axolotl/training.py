@@ -49,7 +49,7 @@ def convert_optimization(out: Conversion, stated: dict[str, Any]) -> None:
     for key, setting in (
         ("micro_batch_size", "micro_batch"), ("gradient_accumulation_steps", "accumulation"), ("learning_rate", "learning_rate"),
         ("weight_decay", "weight_decay"), ("adam_epsilon", "epsilon"), ("max_grad_norm", "max_grad_norm"),
-        ("cosine_min_lr_ratio", "min_lr_ratio"), ("seed", "seed"),
+        ("seed", "seed"),
     ):  # fmt: skip
         if key in stated:
             out.put(f"train.{setting}", number(stated[key]), key)
@@ -124,6 +124,11 @@ def _schedule(out: Conversion, stated: dict[str, Any]) -> None:
         out.put("train.schedule", SCHEDULES[name], "lr_scheduler")
     elif name is not None:
         out.fail("lr_scheduler", f"{name} is not done; cosine, linear and constant are", "train.schedule")
+    least = number(stated.get("cosine_min_lr_ratio"))
+    if least == 1 and out.job.get("train", {}).get("schedule", "cosine") == "cosine":
+        out.put("train.schedule", "constant", "cosine_min_lr_ratio", "a cosine that ends at its peak")
+    elif least is not None:
+        out.put("train.min_lr_ratio", least, "cosine_min_lr_ratio")
     for key, value in (stated.get("lr_scheduler_kwargs") or {}).items():
         if key == "min_lr_rate":
             out.put("train.min_lr_ratio", number(value), "lr_scheduler_kwargs")
@@ -136,6 +141,8 @@ def _warmup(out: Conversion, stated: dict[str, Any]) -> None:
         for key in ("warmup_steps", "warmup_ratio"):
             if stated.get(key):
                 out.skip(key, "lr_scheduler constant has no warm-up (constant_with_warmup has), as in axolotl")
+    elif isinstance(stated.get("warmup_steps"), float) and 0 < stated["warmup_steps"] < 1:
+        out.put("train.warmup_ratio", stated["warmup_steps"], "warmup_steps", "below 1 it is a share of all steps")
     elif "warmup_steps" in stated:
         out.put("train.warmup_steps", stated["warmup_steps"], "warmup_steps")
         if stated.get("warmup_ratio"):
@@ -149,9 +156,20 @@ def _warmup(out: Conversion, stated: dict[str, Any]) -> None:
 def convert_precision(out: Conversion, stated: dict[str, Any]) -> None:
     brain = stated.get("bf16", None if "bf16" in stated else "auto")
     is_brain = brain in ("auto", "full") or brain is True or stated.get("bfloat16") is True
-    for key in ("fp16", "float16"):
-        if stated.get(key) and not (brain is True or stated.get("bfloat16")):
-            out.fail(key, "dolphin trains in bf16 or fp32; write bf16: true", "train.precision")
+    if stated.get("fp8"):
+        out.put("train.precision", "fp8", "fp8", "bf16 whose matrices multiply in fp8, a scale for each row")
+        for key in ("bf16", "bfloat16"):
+            if key in stated:
+                out.skip(key, "fp8 says it")
+        return
+    half = next((key for key in ("fp16", "float16") if stated.get(key)), None)
+    if half and not (is_brain and "bf16" in stated) and not stated.get("bfloat16"):
+        out.put(
+            "train.precision", "bf16", half, "bf16 takes its place: the same size, and no loss that has to be scaled"
+        )
+        if "bf16" in stated:
+            out.skip("bf16", f"{half} is on")
+        return
     if "bf16" in stated:
         out.put(
             "train.precision", "bf16" if is_brain else "fp32", "bf16", "" if is_brain else "without bf16 all is fp32"
