@@ -31,7 +31,7 @@ FLOORS = {
     "trainer.run": "bounded chat_templates exits local_files log_lines optimizer_state python recomputation redaction trainable work < patterns run_folder secret_file settings stores weights_index < attention_kernel spec weight_names < contradictions result < evaluation_interval formats packages save_interval",
     "trainer.run.settings": "base < adapter checkpoint data export model track < train",
     "trainer.supervise": "disk heartbeat log parent_death rendezvous signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
-    "launcher.runs.policy": "sightings situation < simulate worth < decide",
+    "launcher.runs.policy": "sightings situation < simulate worth < decide < live",
 }
 """The import rules, a line a package: rooms that may know nothing of each other, and behind each `<` those that stand on them."""
 NODE_STACK = ("torch", "transformers", "deepspeed", "datasets", "safetensors", "numpy", "tokenizers")

@@ -50,11 +50,12 @@ def _in_time(now: Situation, seen: Sightings) -> Choice:
         return Choice(Market.SPOT, now.zone)
     if not may_idle:
         return ON_DEMAND
-    return max(_worths(now, seen, above).items(), key=lambda item: item[1])[0]
+    return max(worths(now, seen, above).items(), key=lambda item: item[1])[0]
 
 
-def _worths(now: Situation, seen: Sightings, above_s: float) -> dict[Choice, float]:
-    """Expected saving, in dollars, of each choice that the bound leaves. A spot machine that is to be had is not waited by."""
+def worths(now: Situation, seen: Sightings, above_s: float) -> dict[Choice, float]:
+    """Expected saving, in dollars, of each choice that the bound leaves. A spot machine that is to be had is not waited by.
+    `above_s` is the slack above the reserve."""
     work, slack, restart = now.work_left_s / HOUR, above_s / HOUR, now.restart_s / HOUR
     step = now.until_next_s / HOUR
     into_demand = restart * now.on_demand_usd_per_hour
