@@ -22,7 +22,7 @@ def root(tmp_path):
         "constraints.txt",
         "pyproject.toml",
         "trainer/rank/main.py",
-        "launcher/cli.py",
+        "launcher/cli/main.py",
         "wheels/a-1-py3-none-any.whl",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def test_what_goes_into_the_image_is_in_its_tag(root, changed):
 
 def test_what_does_not_go_in_is_not(root):
     before = image.own_tag(root, {"VARIANT": "cpu"})
-    (root / "launcher/cli.py").write_text("something else")
+    (root / "launcher/cli/main.py").write_text("something else")
     (root / "trainer/rank/main.pyc").write_text("x")
     assert image.own_tag(root, {"VARIANT": "cpu"}) == before
     assert image.own_tag(root, {"VARIANT": "cuda"}) != before

@@ -31,7 +31,7 @@ def found(*installed: PathDistribution) -> Callable[[], list[PathDistribution]]:
     return lambda: list(installed)
 
 
-OURS = {"launcher/cli.py": "ours", "trainer/__init__.py": "", "trainer/run/spec.py": "ours", "share/x.yaml": "x"}
+OURS = {"launcher/cli/main.py": "ours", "trainer/__init__.py": "", "trainer/run/spec.py": "ours", "share/x.yaml": "x"}
 
 
 def test_an_installation_as_it_was_made_is_fine(tmp_path: Path) -> None:
@@ -52,9 +52,9 @@ def test_a_file_that_another_distribution_replaced_is_named_with_its_owner(tmp_p
 
 def test_a_file_that_was_removed_or_changed_by_nobody_known_is_told_too(tmp_path: Path) -> None:
     ours = install(tmp_path, "dolphin-launcher", OURS)
-    (tmp_path / "launcher" / "cli.py").unlink()
+    (tmp_path / "launcher" / "cli" / "main.py").unlink()
     (finding,) = check_own_files(found(ours))
-    assert finding.found == "launcher/cli.py overwritten"
+    assert finding.found == "launcher/cli/main.py overwritten"
     assert finding.advice.startswith("`pip install --force-reinstall")
 
 

@@ -23,7 +23,8 @@ FLOORS = {
     "launcher.backends": "base checks confinement inputs release < home < docker sky",
     "launcher.backends.docker": "container endpoint < engine < image trial < backend doctor",
     "launcher.backends.sky": "answers bucket_copy catalog doctor errors node phases server status task < controller jobs log offers ship store_access < reach < adopting elsewhere records uploads < reading stopping < backend < client",
-    "launcher.commands": "adopt convert data doctor down explain launch merge plan runs schema spectrum validate < reference < init",
+    "launcher.commands": "adopt convert data doctor down explain merge plan schema spectrum validate < launch reference runs < init",
+    "launcher.cli": "arguments < jobs machine models runs < app < main < __main__",
     "launcher.follow": "run_view < readers screen < follow patience status < attend",
     "launcher.jobfile": "limits < axolotl field_docs model_checks paths pattern_checks regions source_checks spec < name_checks < load settle",
     "launcher.plan": "costs data_facts gpu_memory gpus model_rules preemption spot_notice unfrozen < counting host_memory throughput < history zero_stage < adapter_choices launch_plan < notes < make < of_job view",
@@ -108,8 +109,9 @@ def test_only_its_backend_loads_a_backends_library(library: str) -> None:
 
 def test_command_line_loads_only_typer_at_its_top() -> None:
     standard = sys.stdlib_module_names
-    loaded = {name.split(".")[0] for name, _ in top_level_imports(ROOT / "launcher" / "cli.py")}
-    assert loaded - standard - {"__future__"} == {"typer"}
+    loaded = {name for path in sources("launcher/cli") for name, _ in top_level_imports(path)}
+    assert {name.split(".")[0] for name in loaded} - standard - {"__future__"} == {"typer", "launcher"}
+    assert all(is_within(name, "launcher.cli") for name in loaded if is_within(name, "launcher"))
 
 
 def test_the_reader_of_imports_sees_lazy_and_nested_ones(tmp_path: Path) -> None:

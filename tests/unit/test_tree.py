@@ -109,7 +109,11 @@ def test_a_function_of_many_parameters_says_why() -> None:
     found = []
     for path in tracked():
         name = path.relative_to(ROOT)
-        if name.suffix != ".py" or name.parts[0] not in ("launcher", "trainer") or name == Path("launcher/cli.py"):
+        if (
+            name.suffix != ".py"
+            or name.parts[0] not in ("launcher", "trainer")
+            or name.parts[:2] == ("launcher", "cli")
+        ):
             continue
         for node in nodes_of(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

@@ -1,0 +1,17 @@
+"""Commands on this machine. Parse and delegate: each imports what it needs."""
+
+from __future__ import annotations
+
+import typer
+
+from launcher.cli.arguments import Json
+
+app = typer.Typer()
+
+
+@app.command()
+def doctor(json_: Json = False) -> int:
+    """Check this machine, backend by backend, and say what to do."""
+    from launcher.commands.doctor import doctor_command
+
+    return doctor_command(json_wanted=json_)
