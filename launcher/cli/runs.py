@@ -92,6 +92,29 @@ def adopt(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Run ids or their beginnings; the newest run where none is given."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE.html", help="Where to write; into the run's folder else."),
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve the pages of all runs on this machine alone, updating themselves.")
+    ] = False,
+) -> int:
+    """One page of what a run did, or of several side by side: curves, time line, planned against actual."""
+    from launcher.commands.report import report_command, serve_command
+    from launcher.runs.errors import BadUsage
+
+    if live and (runs or output):
+        raise BadUsage("--live serves every run, and writes no file; leave out the runs and -o")
+    return serve_command() if live else report_command(runs or [], output)
+
+
+@app.command()
 def forget(run: OneRun) -> int:
     """Take a run that is over out of the list; its results are kept."""
     from launcher.commands import runs

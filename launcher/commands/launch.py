@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.backends.base import Backend, BackendStatus, Offer, Submission, able_backends, backend_for, get_backend
+from launcher.commands.report import report_at_end
 from launcher.config.yaml_lines import write_yaml
 from launcher.follow import screen
 from launcher.follow.attend import follow_to_end, print_json, say_detached
@@ -241,7 +242,7 @@ def _start(
     screen.say(f"run {record.run_id}, in {record.folder}")
     if not options.is_detached:
         reader = reader or ViewReader(backend, record)
-        return follow_to_end(backend, record, log_from, reader, json_wanted=options.as_json)
+        return follow_to_end(backend, record, log_from, reader, json_wanted=options.as_json, at_end=report_at_end)
     say_detached(backend, record)
     if options.as_json:
         print_json(observe(backend, record), None)

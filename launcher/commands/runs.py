@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from launcher.backends.base import Fetchable, get_backend
+from launcher.commands.report import report_at_end
 from launcher.follow import screen
 from launcher.follow.attend import follow_to_end
 from launcher.follow.follow import LogFrom, show_log
@@ -40,7 +41,7 @@ def logs(record: RunRecord, start: LogFrom, *, is_following: bool) -> int:
             return _log_of_refused(record, seen, start, is_following=is_following)
     backend = get_backend(record.backend)
     if is_following:
-        return follow_to_end(backend, record, start)
+        return follow_to_end(backend, record, start, at_end=report_at_end)
     show_log(backend, record, screen.PlainScreen(sys.stdout, sys.stderr), start)
     return 0
 

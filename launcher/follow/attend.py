@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ def follow_to_end(
     reader: ViewReader | None = None,
     *,
     json_wanted: bool = False,
+    at_end: Callable[[RunRecord], None] = lambda record: None,
 ) -> int:
-    """Follow the run and sum it up; the exit code it deserves, 130 where the person stopped following."""
+    """Follow the run and sum it up; the exit code it deserves, 130 where the person stopped following. `at_end` is called
+    once it is over and summed up."""
     out = sys.stderr if json_wanted else sys.stdout
     try:
         with console.open_screen(out) as screen:
@@ -44,6 +47,8 @@ def follow_to_end(
         return EXIT_CODES[EndReason.DETACHED]
     seen = observe(backend, ledger.load(record.folder))
     sum_up(seen)
+    if is_over(seen.status.state):
+        at_end(seen.record)
     if json_wanted:
         print_json(seen, None)
     return exit_code_of(seen.status.state)

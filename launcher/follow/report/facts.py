@@ -1,0 +1,96 @@
+"""RunFacts: all that the page says of one run, read through its backend. Starts nothing; knows nothing of HTML.
+
+Every file is optional: a run that waits in a queue has none of them, one that failed lacks its end, one of an older trainer lacks
+what that did not write.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.backends.base import Backend, get_backend
+from launcher.config.yaml_lines import read_yaml
+from launcher.follow.readers import JsonLines, read_outcome
+from launcher.follow.report.history import History, Interruption
+from launcher.follow.run_view import RunView
+from launcher.follow.status import Observation, status_of
+from launcher.runs.ledger import PLAN_FILE, RunRecord
+from trainer.run.run_folder import DATA_REPORT_FILE, EVENTS_FILE, JOB_FILE, METRICS_FILE
+
+SAMPLES_FILE = "samples.jsonl"
+RESULTS_FILE = "results.json"
+_RECENT_LINES = 100
+"""Of metrics.jsonl: what the run does now is told by the last ones."""
+_MAX_BYTES = 256 << 20
+"""Of one file of the run's folder: more is no record of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    seen: Observation
+    history: History
+    interruptions: list[Interruption]
+    job_text: str = ""
+    plan: dict[str, Any] = field(default_factory=dict)
+    data_report: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> RunRecord:
+        return self.seen.record
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The job's settings, a dotted key each; empty where its text cannot be read."""
+        return flat(read_yaml(self.job_text).data)
+
+
+def facts_of(record: RunRecord) -> RunFacts:
+    """BackendError where the backend cannot be asked."""
+    backend = get_backend(record.backend)
+    events = JsonLines(backend, record, EVENTS_FILE).read()
+    metrics = JsonLines(backend, record, METRICS_FILE).read()
+    history, view = History(), RunView()
+    history.add_events(events)
+    history.add_metrics(metrics)
+    history.close()
+    for event in events:
+        view.add_event(event)
+    for line in (*history.evaluations.values(), *metrics[-_RECENT_LINES:]):
+        view.add_metric(line)
+    seen = Observation(record, status_of(backend, record), view, read_outcome(backend, record))
+    job = backend.read_file(record, JOB_FILE) or b""
+    return RunFacts(
+        seen,
+        history,
+        history.interruptions(seen.status.attempts),
+        job.decode(errors="replace"),
+        _object(backend, record, PLAN_FILE),
+        _object(backend, record, DATA_REPORT_FILE),
+        JsonLines(backend, record, SAMPLES_FILE).read(),
+        _object(backend, record, RESULTS_FILE),
+    )
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"train.epochs": 3}` of `{"train": {"epochs": 3}}`; a list is one value."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value} if prefix else {}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def _object(backend: Backend, record: RunRecord, name: str) -> dict[str, Any]:
+    data = backend.read_file(record, name)
+    if not data or len(data) > _MAX_BYTES:
+        return {}
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
