@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from trainer.data.batch import IGNORE
-from trainer.model import self_test, twin
+from trainer.model import attention, self_test, twin
 from trainer.model.attention import SEGMENTED
 from trainer.model.loss import LogitTransform
 from trainer.model.packed import PackedModel, Way
@@ -136,3 +136,80 @@ def test_half_precision_is_told_from_a_leak() -> None:
         assert (found.way is None) == leaks, found.trials
         least = min(trial.difference for trial in found.trials)
         assert least > 2 * found.tolerance if leaks else least < found.tolerance / 2
+
+
+class Kernel:
+    """A stand-in for a kernel of a GPU, tried before the one that holds."""
+
+    name = "stand_in_kernel"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.largest = 1 << 20
+        self.leaks = False
+        AttentionInterface.register(self.name, self.attend)
+        monkeypatch.setattr(attention, "HALF", (self.name,))
+        monkeypatch.setattr(attention, "usable", lambda *_: (self.name, SEGMENTED))
+
+    def attend(
+        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **more: Any
+    ) -> Any:
+        self.sizes.append(query.shape[-1])
+        if query.shape[-1] > self.largest:
+            raise RuntimeError(f"this kernel takes heads of at most {self.largest}")
+        out, weights = attention.segmented_attention(module, query, key, value, mask, **more)
+        return (MixedUp.apply(out) if self.leaks else out), weights
+
+
+class MixedUp(torch.autograd.Function):
+    """Gives what it gets, and hands each token's gradient to its neighbour."""
+
+    @staticmethod
+    def forward(ctx: Any, out: torch.Tensor) -> torch.Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0].roll(1, dims=1)
+
+
+def test_a_kernel_whose_backward_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives the right loss, and trains each conversation by its neighbour's mistakes."""
+    kernel = Kernel(monkeypatch)
+    sound = verdict("llama")
+    assert sound.way == Way(kernel.name)
+    kernel.leaks = True
+    found = verdict("llama")
+    assert found.way == Way(SEGMENTED)
+    assert found.trials[0].difference < found.tolerance < found.trials[0].gradient
+    assert "stand_in_kernel does not serve (its gradients differ by" in found.line()
+    monkeypatch.setattr(attention, "usable", lambda *_: (kernel.name,))
+    alone = self_test.of_config(config("llama"), "flash_attention_2", "cpu", "fp32", True)
+    assert alone is not None
+    assert "gives its logits, but gradients that differ" in alone.refusal(packing=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("llama", {"hidden_size": 1280, "head_dim": 320}),
+        ("gpt_neox", {"hidden_size": 1280, "head_dim": None}),
+    ],
+)
+def test_a_kernel_is_tried_at_the_models_own_head_size(
+    family: str, sizes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin's heads of 16 suit every kernel; the model's of 320 would fail in its first step, on nodes that are paid for."""
+    kernel = Kernel(monkeypatch)
+    kernel.largest = 256
+    found = verdict(family, **sizes)
+    assert max(kernel.sizes) == 320
+    assert found.way == Way(SEGMENTED)
+    assert "takes heads of at most 256" in found.line()
+
+
+def test_where_no_kernel_of_a_gpu_is_to_be_tried_the_twin_stays_small() -> None:
+    made: Any = twin.make(config("llama", hidden_size=1280, head_dim=320))
+    assert made.config.head_dim == twin.HEAD_SIZE
+    real: Any = twin.make(config("llama", hidden_size=1280, head_dim=320), has_real_heads=True)
+    assert (real.config.head_dim, real.config.hidden_size) == (320, 4 * 320)

@@ -21,6 +21,13 @@ MOST_LAYERS = 12
 MOST_PARAMETERS = 60_000_000
 """A twin that is larger was not made small by the rules here."""
 
+HEAD_SIZES = ("head_dim", "global_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "qk_head_dim", "v_head_dim",
+              "attention_head_dim", "swa_head_dim", "swa_v_head_dim")  # fmt: skip
+"""Kept where a twin is to have the heads' real size."""
+HIDDEN_SIZES, HEAD_COUNTS = (
+    ("hidden_size", "n_embd", "d_model"),
+    ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+)
 HIDDEN, HEADS, HEAD_SIZE, EXPERTS, EXPERT_WIDTH = 64, 4, 16, 4, 32
 SIZES: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "embedding_size", "lru_width"), HIDDEN),
@@ -56,59 +63,63 @@ KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "num_glob
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
-def make(config: PretrainedConfig, attention: str = "eager", **options: Any) -> nn.Module | None:
+def make(
+    config: PretrainedConfig, attention: str = "eager", *, has_real_heads: bool = False, **options: Any
+) -> nn.Module | None:
     """A twin of what `config` describes, in fp32 on the CPU, in evaluation mode; None where no small one can be made.
 
-    The global random state is left as it was.
+    With `has_real_heads` its heads, four of them, have the size of the model's. The global random state is left as it was.
     """
     for shrink in (_by_rebuilding, _by_setting, _of_its_text):
         try:
-            small = shrink(config)
+            small = shrink(config, has_real_heads)
             with torch.device("meta"):
                 sketch = AutoModelForCausalLM.from_config(small, **options)
             if sum(parameter.numel() for parameter in sketch.parameters()) > MOST_PARAMETERS:
                 continue
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                small = shrink(config)
+                small = shrink(config, has_real_heads)
                 model = AutoModelForCausalLM.from_config(
                     small, attn_implementation=attention, dtype=torch.float32, **options
                 )
-                strengthen(model)
+                strengthen(model, evenly=has_real_heads)
             return model.eval()
         except Exception:  # a family's constructor may raise anything; then the next way is tried
             continue
     return None
 
 
-def strengthen(model: nn.Module) -> None:
-    """Weights so large that what leaks from one conversation into the next shows in the logits."""
+def strengthen(model: nn.Module, *, evenly: bool = False) -> None:
+    """Weights so large that what leaks from one conversation into the next shows in the logits. `evenly`: as large as that in matrices
+    wider than a twin's usual ones, so that rounding does not show too."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 if parameter.ndim < 2:  # a bias, a norm, a gate: what is 0 or 1 at first could be ignored unseen
                     parameter.add_(torch.randn_like(parameter), alpha=0.15)
                 else:
-                    parameter.normal_(0.0, 0.15)
+                    width = max(HIDDEN, parameter.shape[-1]) if evenly else HIDDEN
+                    parameter.normal_(0.0, 0.15 * (HIDDEN / width) ** 0.5)
 
 
-def _by_rebuilding(config: PretrainedConfig) -> PretrainedConfig:
+def _by_rebuilding(config: PretrainedConfig, has_real_heads: bool) -> PretrainedConfig:
     """Through the constructor, which works out again what depends on the sizes."""
     values = config.to_dict()
     text = next((values[key] for key in ("text_config", "llm_config") if isinstance(values.get(key), dict)), values)
-    _shrink(text)
+    _shrink(text, has_real_heads)
     for key in ("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "auto_map"):
         values.pop(key, None)
     return type(config)(**values)
 
 
-def _by_setting(config: PretrainedConfig) -> PretrainedConfig:
+def _by_setting(config: PretrainedConfig, has_real_heads: bool) -> PretrainedConfig:
     """Attribute by attribute on a copy, for constructors that do not take their own values."""
     small = copy.deepcopy(config)
     text = small.get_text_config(decoder=True)
     before = text.to_dict()
     after = copy.deepcopy(before)
-    _shrink(after)
+    _shrink(after, has_real_heads)
     for key, value in after.items():
         if value != before[key]:
             try:
@@ -118,15 +129,16 @@ def _by_setting(config: PretrainedConfig) -> PretrainedConfig:
     return small
 
 
-def _of_its_text(config: PretrainedConfig) -> PretrainedConfig:
+def _of_its_text(config: PretrainedConfig, has_real_heads: bool) -> PretrainedConfig:
     """The language part of a multimodal model alone."""
     text = config.get_text_config(decoder=True)
     if text is config:
         raise ValueError("has no other part")
-    return _by_rebuilding(text)
+    return _by_rebuilding(text, has_real_heads)
 
 
-def _shrink(values: dict[str, Any]) -> None:
+def _shrink(values: dict[str, Any], has_real_heads: bool) -> None:
+    real = _real_heads(values) if has_real_heads else {}
     old_layers = next((values[key] for key in LAYER_KEYS if _is_count(values.get(key))), 0)
     layers = _layers(values, old_layers)
     for key, value in list(values.items()):
@@ -151,7 +163,18 @@ def _shrink(values: dict[str, Any]) -> None:
         if isinstance(inner, dict):
             if "attn" in key or "attention" in key:
                 _shrink_sizes(inner)
-            _shrink_nested(inner)
+            if not has_real_heads:
+                _shrink_nested(inner)
+    values.update(real)
+
+
+def _real_heads(values: dict[str, Any]) -> dict[str, int]:
+    """The sizes of a head as they are, and the width of as many of them as a twin has."""
+    kept = {key: values[key] for key in HEAD_SIZES if _is_count(values.get(key))}
+    width = next((values[key] for key in HIDDEN_SIZES if _is_count(values.get(key))), 0)
+    count = next((values[key] for key in HEAD_COUNTS if _is_count(values.get(key))), 1)
+    size = kept.get("head_dim", width // count)
+    return kept | {key: HEADS * size for key in HIDDEN_SIZES if _is_count(values.get(key))}
 
 
 def _shrink_sizes(values: dict[str, Any]) -> None:
