@@ -139,6 +139,28 @@ def test_nodes_that_share_nothing_but_a_bucket_tell_one_story(tmp_path: Path) ->
     assert (tmp_path / "fetched" / "config.json").exists()
 
 
+def test_a_node_that_is_gone_without_a_word_is_told_of_by_what_the_bucket_heard_in_its_last_seconds(
+    tmp_path: Path,
+) -> None:
+    """It read as reclaimed at step 178 where 198 had been reached: the records went there every 30 s."""
+    bucket = tmp_path / "bucket"
+    first = start(ship(tmp_path, tmp_path / "node-a", bucket), steps=4000, pause_s=0.05)
+    reached = 40
+
+    def is_kept() -> bool:
+        texts = [path.read_text() for path in (bucket / "run").glob("[mt]*s*.json*")]
+        return any(f'"step": {reached},' in text.replace("\\", "") for text in texts)
+
+    wait_until(is_kept, 25)  # of 30 between one upload of the records and the next
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    second = start(ship(tmp_path, tmp_path / "node-b", bucket), steps=3)
+    second.communicate(timeout=60)
+    [told] = [line for line in (tmp_path / "node-b" / "log.txt").read_text().splitlines() if "node reclaimed" in line]
+    step = int(told.split("at step ")[1].split(",")[0])
+    assert step >= reached
+
+
 def test_a_run_that_a_person_stopped_or_that_failed_does_not_read_as_a_reclaimed_node(tmp_path: Path) -> None:
     def run(submission: int, stop_at: int | None = None, **wish: Any) -> str:
         process = start(ship(tmp_path, tmp_path / "run", submission=submission), **wish)

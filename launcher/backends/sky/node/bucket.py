@@ -9,6 +9,7 @@ does not answer now, 64 for one that refuses; and TAKEN.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -20,6 +21,9 @@ from typing import Any
 
 JOURNAL, ATTEMPTS, MODEL, OUTCOME = "journal", "attempts", "model", "outcome.json"
 RECORDS = (JOURNAL, "nodes.jsonl", "events.jsonl", "metrics.jsonl", "log.txt", "log.times", OUTCOME)
+GROWING = RECORDS[1:-1]
+TAILS = "tails.json"
+"""What the growing records have beyond their last upload: a few seconds' lines, in one small object."""
 STOP = "STOP"
 REQUESTS = (STOP, "SAVE")
 """Files that ask something of the trainer in its run folder, and objects that ask it from home."""
@@ -34,8 +38,10 @@ RESTORED = ".restored"
 
 
 SAVE_EVERY_S = 30.0
-"""A node that is taken away loses at most so much of its log, and no step."""
 LOOK_EVERY_S = 3.0
+"""A node that is taken away loses at most so much of its records, and no step."""
+TAIL_BYTES = 1 << 18
+"""A larger tail is no small object any more: the records go whole."""
 WATCHED_S = 600.0
 """Whoever asked for something reads here what became of it: for so long the records go at every look."""
 TAKEN = 73
@@ -46,11 +52,14 @@ def restore(run_dir: Path, store: Any) -> None:
     """What earlier nodes left, into a run folder that has none of it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     there = store.list("run/")
-    for name in RECORDS:
-        if f"run/{name}" in there and not (run_dir / name).exists():
+    missing = [name for name in RECORDS if not (run_dir / name).exists()]
+    for name in missing:
+        if f"run/{name}" in there:
             arriving = run_dir / f"{name}.new"
             arriving.write_bytes(store.get(f"run/{name}"))
             os.replace(arriving, run_dir / name)
+    if JOURNAL in missing and f"run/{TAILS}" in there:
+        _add_tails(run_dir, set(missing), store.get(f"run/{TAILS}"))
     for name in REQUESTS:  # asked of an earlier node
         if f"run/{name}" in there:
             store.delete(f"run/{name}")
@@ -65,6 +74,26 @@ def restore(run_dir: Path, store: Any) -> None:
         (begun / MARK).touch()
     (run_dir / STOPPED).unlink(missing_ok=True)
     (run_dir / RESTORED).touch()
+
+
+def _add_tails(run_dir: Path, names: set[str], text: bytes) -> None:
+    """To records that were taken over, or were not there yet. Tails of another journal are of a node that another one had replaced; tails that
+    make no sense are none, for they hold seconds at most."""
+    try:
+        said = json.loads(text)
+        if said[JOURNAL] != (run_dir / JOURNAL).read_text():
+            return
+        tails = {
+            name: (int(at), words.encode("utf-8", "surrogateescape")) for name, (at, words) in said["tails"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return
+    for name in names.intersection(GROWING).intersection(tails):
+        at, data = tails[name]
+        with open(run_dir / name, "ab") as handle:
+            have = handle.tell() - at  # a part of the tail may have gone whole since
+            if 0 <= have < len(data):
+                handle.write(data[have:])
 
 
 def _begin(run_dir: Path, store: Any, lease: Any) -> None:
@@ -95,12 +124,35 @@ def save(run_dir: Path, store: Any, sent: dict[str, tuple[int, int]] | None = No
             status = (run_dir / name).stat()
             state = (status.st_size, status.st_mtime_ns)
             if sent.get(name) != state:
-                store.put(f"run/{name}", (run_dir / name).read_bytes())
-                sent[name] = state
+                data = (run_dir / name).read_bytes()
+                store.put(f"run/{name}", data)
+                sent[name] = state if name not in GROWING else (len(data), status.st_mtime_ns)
     begun = attempt_of(run_dir)
     if begun and sent.get(ATTEMPT) != (begun, 0):
         store.put(f"run/{ATTEMPT}", str(begun).encode())
         sent[ATTEMPT] = (begun, 0)
+
+
+def send_tails(run_dir: Path, store: Any, sent: dict[str, tuple[int, int]]) -> bool:
+    """What the growing records have beyond what `save` sent, where there is more than at the last call. False where that is too much."""
+    tails = {}
+    for name in GROWING:
+        path = run_dir / name
+        at = sent.get(name, (0, 0))[0]
+        if path.exists() and path.stat().st_size > at:
+            with open(path, "rb") as handle:
+                handle.seek(at)
+                tails[name] = (at, handle.read(TAIL_BYTES + 1))
+    size = sum(len(data) for _, data in tails.values())
+    if size > TAIL_BYTES:
+        return False
+    state = (sum(at for at, _ in tails.values()), size)
+    if tails and sent.get(TAILS) != state:
+        words = {name: (at, data.decode("utf-8", "surrogateescape")) for name, (at, data) in tails.items()}
+        text = json.dumps({JOURNAL: (run_dir / JOURNAL).read_text(), "tails": words})
+        store.put(f"run/{TAILS}", text.encode())
+        sent[TAILS] = state
+    return True
 
 
 def keep(run_dir: Path, store: Any, lease: Any) -> None:
@@ -112,7 +164,8 @@ def keep(run_dir: Path, store: Any, lease: Any) -> None:
             now = time.monotonic()
             if _take_requests(run_dir, store):
                 asked_at = now
-            if now - saved_at >= SAVE_EVERY_S or now - asked_at < WATCHED_S:
+            is_due = now - saved_at >= SAVE_EVERY_S or now - asked_at < WATCHED_S
+            if is_due or not send_tails(run_dir, store, sent):
                 if lease is not None:
                     lease.renew(attempt_of(run_dir))
                 save(run_dir, store, sent)
