@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ import yaml
 
 from launcher.backends.sky.bucket_copy import copy_prefix
 from launcher.backends.sky.log.mirror import Mirror, frames_in
+from launcher.backends.sky.node import branch, instance, relay
 from launcher.backends.sky.node import bucket as sky_bucket
-from launcher.backends.sky.node import instance, relay
 from launcher.backends.sky.task import template_text
 from tests.support import object_stores
 from tests.support.dolphin_cli import FAKE_TRAINER, wait_until
@@ -42,6 +43,7 @@ def ship(folder: Path, run_dir: Path, bucket: Path | str | None = None, submissi
     (inputs / "relay.py").write_text(Path(relay.__file__).read_text())
     (inputs / "bucket.py").write_text(Path(sky_bucket.__file__).read_text())
     (inputs / "instance.py").write_text(Path(instance.__file__).read_text())
+    (inputs / "branch.py").write_text(Path(branch.__file__).read_text())
     spec = TrainSpec(
         name="demo",
         model=ModelSpec(base="@DATA@/0/model"),
@@ -137,6 +139,36 @@ def test_nodes_that_share_nothing_but_a_bucket_tell_one_story(tmp_path: Path) ->
     assert (bucket / "model" / "config.json").exists()
     assert copy_prefix(f"{bucket}/model", tmp_path / "fetched") == tmp_path / "fetched"
     assert (tmp_path / "fetched" / "config.json").exists()
+
+
+def test_what_a_node_said_after_its_last_upload_hides_nothing_of_the_next_one(tmp_path: Path) -> None:
+    """The lines of a node's last seconds come home and not into the bucket: the next node's had the same numbers, and were lost."""
+    bucket, second_dir = tmp_path / "bucket", tmp_path / "node-b"
+    first = start(ship(tmp_path, tmp_path / "node-a", bucket), steps=12, exit=75)
+    before = first.communicate(timeout=60)[0]
+    for name in ("log.txt", "metrics.jsonl", "events.jsonl"):  # as if it had gone before its last upload
+        lines = (bucket / "run" / name).read_bytes().splitlines(keepends=True)
+        (bucket / "run" / name).write_bytes(b"".join(lines[: 8 if len(lines) > 10 else 2]))
+    (bucket / "run" / "outcome.json").unlink()
+    (bucket / "run" / sky_bucket.TAILS).unlink(missing_ok=True)
+    second = start(ship(tmp_path, second_dir, bucket), steps=7)
+    after = second.communicate(timeout=60)[0]
+    assert second.returncode == 0
+    for number, outputs in enumerate(((before, after), (before, after, before, after), (after,), (after, before))):
+        home = tmp_path / f"home-{number}"
+        mirror = mirrored(home, *outputs)
+        mirror.take_files(lambda name: path.read_bytes() if (path := bucket / "run" / name).exists() else None)
+        for name in ("log.txt", "events.jsonl", "metrics.jsonl", "nodes.jsonl"):
+            there = (second_dir / name).read_text().splitlines()
+            here = (home / name).read_text().splitlines()
+            assert not Counter(there) - Counter(here), name
+            if number >= 2:
+                assert here == there, "what the first node said is told once it is too late for it"
+        assert len(list(read_lines(home / "nodes.jsonl"))) == 2
+        assert json.loads((home / "outcome.json").read_text())["exit_code"] == 0
+    assert len((tmp_path / "home-0" / "log.txt").read_text().splitlines()) > len(
+        (second_dir / "log.txt").read_text().splitlines()
+    )
 
 
 def test_a_node_that_is_gone_without_a_word_is_told_of_by_what_the_bucket_heard_in_its_last_seconds(

@@ -170,7 +170,7 @@ def test_launcher_knows_of_the_trainer_only_the_contract() -> None:
 def test_what_ships_alone_to_a_node_needs_nothing_that_a_node_may_lack() -> None:
     """The relay and what it loads run in whatever Python a node has; the bucket's script runs in the trainer's."""
     node = ROOT / "launcher" / "backends" / "sky" / "node"
-    allowed = {"relay": (), "instance": (), "bucket": ("trainer.run",)}
+    allowed = {"relay": (), "instance": (), "branch": (), "bucket": ("trainer.run",)}
     assert {path.stem for path in node.glob("*.py")} - {"__init__"} == set(allowed)
     for module, packages in allowed.items():
         for name, line in imports(node / f"{module}.py"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.sky.node import bucket, instance, relay
+from launcher.backends.sky.node import branch, bucket, instance, relay
 from tests.support.rooms import nodes_of
 from trainer.run import run_folder
 from trainer.run.exits import ExitCode
@@ -18,7 +18,7 @@ from trainer.run.run_folder import EventKind, Phase, RunDir
 from trainer.run.stores import lease
 
 TASK = Path(__file__).parents[2] / "sky" / "task.yaml"
-SHIPPED = [Path(relay.__file__), Path(bucket.__file__), Path(instance.__file__)]
+SHIPPED = [Path(str(module.__file__)) for module in (relay, bucket, instance, branch)]
 
 
 def test_a_node_that_is_told_to_stop_is_recovered_and_one_that_cannot_train_is_not() -> None:
@@ -36,7 +36,7 @@ def test_the_relay_reads_and_writes_the_files_that_the_trainer_and_the_launcher_
     }
     assert instance.OUTCOME == run_folder.OUTCOME_FILE
     assert (relay.OUTCOME, relay.TRAIN) == (run_folder.OUTCOME_FILE, run_folder.TRAIN_FILE)
-    assert (relay.JOURNAL, relay.LOG_TIMES) == (run_folder.JOURNAL_FILE, run_folder.LOG_TIMES_FILE)
+    assert (branch.JOURNAL, relay.LOG_TIMES) == (run_folder.JOURNAL_FILE, run_folder.LOG_TIMES_FILE)
 
 
 def test_the_relay_speaks_of_the_events_that_there_are(tmp_path: Path) -> None:
@@ -50,6 +50,14 @@ def test_the_relay_speaks_of_the_events_that_there_are(tmp_path: Path) -> None:
     assert by_relay.keys() == by_trainer.keys()
 
 
+def test_a_node_is_never_said_to_be_reclaimed_before_the_step_that_the_next_one_resumes_from(tmp_path: Path) -> None:
+    its = relay.Relay({"run_dir": str(tmp_path), "bucket": None}, str(tmp_path))
+    its._learn("M", json.dumps({"step": 178, "loss": 1.0}))
+    its._replay()
+    its._learn("E", json.dumps({"event": relay.RESUMED, "step": 180}))
+    assert RunDir(tmp_path).log.read_text() == "dolphin: node reclaimed at step 180; resuming from 180\n"
+
+
 def test_a_line_about_a_node_has_the_fields_that_prices_are_counted_from(tmp_path: Path) -> None:
     its = relay.Relay({"run_dir": str(tmp_path), "bucket": None}, str(tmp_path))
     node, _, _ = instance.begin(its.config, its.began)
@@ -59,7 +67,7 @@ def test_a_line_about_a_node_has_the_fields_that_prices_are_counted_from(tmp_pat
 
 
 def test_a_bucket_holds_everything_that_a_run_is_read_and_resumed_from() -> None:
-    assert set(bucket.RECORDS) == {relay.JOURNAL, relay.LOG_TIMES, relay.OUTCOME, *relay.FILES.values()}
+    assert set(bucket.RECORDS) == {branch.JOURNAL, relay.LOG_TIMES, relay.OUTCOME, *relay.FILES.values()}
     assert bucket.RECORDS[0] == run_folder.JOURNAL_FILE  # lines without it could not be put in their place
     assert (bucket.MODEL, bucket.ATTEMPTS) == (run_folder.MODEL_FOLDER, run_folder.ATTEMPTS_FOLDER)
     assert run_folder.node_mark(0) == bucket.MARK

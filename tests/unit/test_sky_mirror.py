@@ -11,6 +11,7 @@ import pytest
 
 from launcher.backends.sky.log.feed import Feed
 from launcher.backends.sky.log.mirror import STATE_FILE, Frame, Mirror, frames_in
+from launcher.backends.sky.node.branch import parsed
 from launcher.backends.sky.node.relay import frame, packed
 from launcher.backends.sky.reading import Reading
 from launcher.runs.ledger import RunRecord
@@ -59,6 +60,50 @@ def test_a_node_that_shares_no_folder_with_the_one_before_is_added_behind_it(tmp
     mirror.take(frames(printed("L", range(1, 3), journal="one")))
     mirror.take(frames(printed("L", range(1, 3), journal="two")))
     assert (tmp_path / "log.txt").read_text().splitlines() == ["L line 1", "L line 2", "L line 1", "L line 2"]
+
+
+def replay(journal: str, ancestors: str, lines: list[str]) -> str:
+    return packed(journal, [frame(journal, "B", 1, 0.0, ancestors), *lines])
+
+
+def test_lines_of_every_branch_come_home_once_whatever_was_heard_of_the_ones_before(tmp_path: Path) -> None:
+    """A bucket lacks a node's last lines: the next node's had their numbers, and were taken for them."""
+    one = printed("L", range(1, 11), "one")
+    two = [replay("two", '[["one", {"L": 6}]]', printed("L", range(1, 7), "two"))]
+    two += [frame("two", "L", n, 0.0, f"second {n}") for n in range(7, 13)]
+    kept = [*printed("L", range(1, 7), "three"), *(frame("three", "L", n, 0.0, f"second {n}") for n in (7, 8, 9))]
+    three = [replay("three", '[["two", {"L": 9}], ["one", {"L": 6}]]', kept)]
+    three += [frame("three", "L", n, 0.0, f"third {n}") for n in (10, 11)]
+
+    def home(name: str, *parts: list[str]) -> list[str]:
+        (tmp_path / name).mkdir()
+        for part in parts:
+            Mirror(tmp_path / name).take(frames(part))
+        return (tmp_path / name / "log.txt").read_text().splitlines()
+
+    first = [f"L line {n}" for n in range(1, 11)]
+    second, third = [f"second {n}" for n in range(7, 13)], [f"third {n}" for n in (10, 11)]
+    assert home("all", one, two, three) == first + second + third
+    assert home("again", one, two, one, two, three, two, three) == first + second + third
+    assert home("part", one[:4], two, three) == first[:6] + second + third
+    assert home("gap", one, three) == first + second[:3] + third
+    assert home("last", three, two, one) == first[:6] + second[:3] + third, "what is too late is not told"
+    assert home("cut", one[:8], two[1:], two, three[1:], three) == first[:8] + second + third
+
+
+def test_an_outcome_of_a_branch_that_was_left_does_not_end_the_run(tmp_path: Path) -> None:
+    Mirror(tmp_path).take(frames([*printed("N", range(1, 2), "one")]))
+    Mirror(tmp_path).take(frames([replay("two", '[["one", {"N": 1}]]', []), *printed("N", range(2, 3), "two")]))
+    Mirror(tmp_path).take(frames([frame("one", "O", 1, 5.0, '{"exit_code": 75}')]))
+    assert not (tmp_path / "outcome.json").exists()
+    Mirror(tmp_path).take(frames([frame("two", "O", 2, 5.0, '{"exit_code": 0}')]))
+    assert json.loads((tmp_path / "outcome.json").read_text()) == {"exit_code": 0}
+
+
+@pytest.mark.parametrize("words", ["", "[[", '["one"]', '[["one", 3]]', '{"one": 1}', "[" * 100_000])
+def test_a_journal_that_somebody_else_wrote_has_no_ancestors(words: str) -> None:
+    assert parsed(f"ab12\n{words}") == ("ab12", [])
+    assert parsed(f"../x y\n{words}")[0] == ""
 
 
 def test_the_outcome_of_an_earlier_start_does_not_speak_for_a_new_one(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trainer
-from launcher.backends.sky.node import bucket, instance, relay
+from launcher.backends.sky.node import branch, bucket, instance, relay
 from launcher.backends.sky.task import PRICES_FILE, STAGED, Shipment, constraints, relay_config, requirements
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BackendError
@@ -44,7 +44,7 @@ def pack(
     (target / "relay.json").write_text(json.dumps(config, indent=2))
     (target / "requirements.txt").write_text(requirements())
     (target / "constraints.txt").write_text(constraints())
-    for module in (relay, bucket, instance):
+    for module in (relay, bucket, instance, branch):
         shutil.copy2(Path(str(module.__file__)), target / f"{module.__name__.rpartition('.')[2]}.py")
     shutil.copytree(
         Path(trainer.__file__).parent, target / "source" / "trainer", ignore=shutil.ignore_patterns("__pycache__")

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.backends.sky.node.relay import FILES, MARK, read_times
+from launcher.backends.sky.log.branches import Branches
+from launcher.backends.sky.node.branch import parsed
+from launcher.backends.sky.node.relay import BRANCH, FILES, MARK, read_times
 from trainer.run.run_folder import JOURNAL_FILE, LOG_TIMES_FILE, OUTCOME_FILE, RunDir, write_atomic
 
 STATE_FILE = "mirror.json"
@@ -64,14 +66,14 @@ class Mirror:
             return 0
         with self._locked() as state:
             taken = 0
+            branches = Branches(state)
             new: dict[str, list[Frame]] = {kind: [] for kind in FILES}
             for frame in frames:
-                if frame.kind == "O":
-                    taken += self._outcome(state, frame)
-                    continue
-                key = f"{frame.journal} {frame.kind}"
-                if frame.kind in FILES and frame.number == state["taken"].get(key, 0) + 1:
-                    state["taken"][key] = frame.number
+                if frame.kind == BRANCH:
+                    branches.meet(frame.journal, parsed(f"{frame.journal}\n{frame.text}")[1])
+                elif frame.kind == "O":
+                    taken += self._outcome(state, branches, frame)
+                elif frame.kind in FILES and branches.take(frame.journal, frame.kind, frame.number):
                     new[frame.kind].append(frame)
                     if frame.kind == "N":
                         state["starts"] += 1
@@ -84,11 +86,12 @@ class Mirror:
 
     def take_files(self, read: Callable[[str], bytes | None]) -> int | None:
         """Take the same lines from the run folder itself, by `read(name)`; how many were new, None where it is not there."""
-        journal = (read(JOURNAL_FILE) or b"").decode().strip()
+        said = (read(JOURNAL_FILE) or b"").decode(errors="replace")
+        journal, _ = parsed(said)
         if not journal:
             return None
         times = read_times((read(LOG_TIMES_FILE) or b"").decode(errors="replace"))
-        frames = []
+        frames = [Frame(journal, BRANCH, 1, 0.0, said.partition("\n")[2])]
         for kind in "NEML":
             lines = (
                 (read(FILES[kind]) or b"").decode(errors="replace").split("\n")[:-1]
@@ -99,17 +102,20 @@ class Mirror:
         if outcome:
             starts = sum(frame.kind == "N" for frame in frames)
             frames.append(Frame(journal, "O", starts, 0.0, outcome.decode(errors="replace")))
+        if (read(JOURNAL_FILE) or b"").decode(errors="replace") != said:  # another node took the run over meanwhile
+            return 0
         return self.take(frames)
 
     def times(self) -> list[tuple[int, float]]:
         """Offsets in log.txt, and when the lines from there on were written."""
         return list(self._times())
 
-    def _outcome(self, state: dict, frame: Frame) -> int:  # type: ignore[type-arg]
-        key = f"{frame.journal} O"
-        if frame.number <= state["taken"].get(key, 0) or frame.number < state["taken"].get(f"{frame.journal} N", 0):
+    def _outcome(self, state: dict, branches: Branches, frame: Frame) -> int:  # type: ignore[type-arg]
+        journal, number = frame.journal, frame.number
+        is_past = number <= branches.num_taken(journal, "O") or number < branches.num_taken(journal, "N")
+        if is_past or not branches.is_newest(journal):
             return 0
-        state["taken"][key] = frame.number
+        state["taken"][f"{journal} O"] = number
         write_atomic(RunDir(self._folder).outcome, frame.text)
         return 1
 

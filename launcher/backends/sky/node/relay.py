@@ -7,7 +7,7 @@ so that a reader puts them together once each, in order, whatever reconnects, re
     ~dolphin JOURNAL KIND NUMBER TIME JSON      a line (kinds below); TIME is seconds since the epoch, 0 where unknown
     ~dolphin JOURNAL Z BASE64                   zlib of many such lines: what earlier nodes left in the run folder
 
-JOURNAL names the run folder's contents: it stays the same over recoveries where the folder outlives the node.
+JOURNAL names the run folder's contents (`branch`): it stays the same over recoveries where the folder outlives the node.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from typing import Any
 
 MARK = "~dolphin"
 LOG, EVENTS, METRICS, NODES = "log.txt", "events.jsonl", "metrics.jsonl", "nodes.jsonl"
-OUTCOME, TRAIN, JOURNAL, LOG_TIMES = "outcome.json", "train.json", "journal", "log.times"
+OUTCOME, TRAIN, LOG_TIMES, BRANCH = "outcome.json", "train.json", "log.times", "B"
 FILES = {"L": LOG, "E": EVENTS, "M": METRICS, "N": NODES}
-"""Kind of a frame to the file whose lines it carries. Kind O carries outcome.json, numbered by the start it ended."""
+"""Kind of a frame to the file whose lines it carries. Kind O carries outcome.json, numbered by the start it ended; kind B what
+the journal goes back to."""
 POLL_S = 0.5
 KEPT_AGAIN_S = 30.0
 """Who keeps the records in a bucket is started again after so long, where that ended."""
@@ -113,9 +114,7 @@ class Relay:
         self._kept_at, self._is_taken = -KEPT_AGAIN_S, False
         self._not_restored = self._bucket("restore").wait() if config.get("bucket") else 0
         self.tails = {kind: Tail(os.path.join(self.run_dir, name)) for kind, name in FILES.items()}
-        if self._text(JOURNAL) is None:
-            self._write(JOURNAL, os.urandom(4).hex())
-        self.journal = (self._text(JOURNAL) or "").strip()
+        self.journal = self.ancestors = ""
         self.began = time.time()
         self.child: subprocess.Popen[bytes] | None = None
         self.stops = 0
@@ -133,10 +132,11 @@ class Relay:
             signal.signal(number, self._pass_on)
         if self._not_restored:  # a run without its past would begin anew, and its records take the old ones' place
             return self._not_restored
+        branch = self._shipped("branch.py")
+        self.journal, self.ancestors = branch["begin"](self.run_dir, FILES, bool(self.config.get("bucket")))
         self._replay()
-        self._end_torn_lines()
-        instance = runpy.run_path(os.path.join(self.inputs, "instance.py"))  # found also where no folder is searched
-        node, said, is_refused = instance["begin"](self.config, self.began)
+        branch["end_torn_lines"](tail.path for tail in self.tails.values())
+        node, said, is_refused = self._shipped("instance.py")["begin"](self.config, self.began)
         self._append("N", json.dumps(node))
         for line in said:
             self._say(line)
@@ -184,7 +184,8 @@ class Relay:
 
     def _replay(self) -> None:
         """What earlier nodes left, for a reader that was not there."""
-        frames, size = [], 0
+        first = [frame(self.journal, BRANCH, 1, 0.0, self.ancestors)] if self.ancestors else []
+        frames, size = [*first], 0
         times = read_times(self._text(LOG_TIMES) or "")
         for kind in "NEML":
             at = 0.0
@@ -196,21 +197,15 @@ class Relay:
                 size += len(line)
                 if size > REPLAY_BYTES:
                     self._print(packed(self.journal, frames))
-                    frames, size = [], 0
+                    frames, size = [*first], 0
         if frames:
             self._print(packed(self.journal, frames))
         self._past_step, self._marks = self._last_step, []
         self.start_number = self.tails["N"].number + 1
 
-    def _end_torn_lines(self) -> None:
-        """A node that was taken away in the middle of a line: end it, so that the next one is whole."""
-        for tail in self.tails.values():
-            try:
-                with open(tail.path, "rb+") as handle:
-                    if handle.seek(0, os.SEEK_END) and (handle.seek(-1, os.SEEK_END), handle.read(1))[1] != b"\n":
-                        handle.write(b"\n")
-            except FileNotFoundError:
-                continue
+    def _shipped(self, name: str) -> dict[str, Any]:
+        """A module that lies beside this one; found also where no folder is searched."""
+        return runpy.run_path(os.path.join(self.inputs, name))
 
     def _bucket(self, action: str) -> subprocess.Popen[bytes]:
         """Start bucket.py with the trainer's Python, which has the stores."""
@@ -306,6 +301,8 @@ class Relay:
                 self._marks.append((str(record.get("phase")), record["time"]))
             elif name == RESUMED and self._past_step is not None and not self._told_resume:
                 self._told_resume = True
+                if isinstance(record.get("step"), int):  # a bucket may have heard of the checkpoint alone
+                    self._past_step = max(self._past_step, record["step"])
                 self._say(f"{self._what_happened()}; resuming from {record.get('step')}")
         elif record.get("loss") is not None:
             self._last_step = record.get("step")
