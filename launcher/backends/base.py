@@ -110,6 +110,8 @@ class BackendStatus:
     recoveries: int = 0
     """Nodes taken away and replaced by the backend."""
     attempts: tuple[NodeAttempt, ...] = ()
+    model_url: str | None = None
+    """Where the model of a run that is done lies for good; None where that is where the trainer wrote it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,9 @@ def _not_started(record: RunRecord) -> BackendStatus:
 
 
 def model_of(seen: Observation) -> str | None:
-    """The exported model of a run that is done, on the run's node."""
-    return (seen.outcome.get("model") or seen.view.model) if seen.status.state is RunState.SUCCEEDED else None
+    """The exported model of a run that is done: its URL in the run's bucket, else the folder on the run's node."""
+    written = seen.outcome.get("model") or seen.view.model
+    return ((written and seen.status.model_url) or written) if seen.status.state is RunState.SUCCEEDED else None
 
 
 def as_json(seen: Observation) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from launcher.backends.sky.node import bucket
 from launcher.backends.sky.stopping import Stopping
 from launcher.commands.adopt import adopt_command
 from launcher.config.yaml_lines import write_yaml
+from launcher.follow.status import model_of, observe
 from launcher.jobfile.load import load_job
 from launcher.jobfile.spec import JobSpec
 from launcher.runs import ledger
@@ -99,7 +100,12 @@ class Node:
         bucket.save(self.run.path, self.store)
 
     def end(self) -> None:
-        write_atomic(self.run.outcome, json.dumps({"state": "done", "exit_code": 0, "reason": "", "step": 9}))
+        write_atomic(
+            self.run.outcome,
+            json.dumps(
+                {"state": "done", "exit_code": 0, "reason": "", "step": 9, "model": str(self.run.path / "model")}
+            ),
+        )
         (self.run.path / "model").mkdir()
         (self.run.path / "model" / "config.json").write_text("{}")
         bucket.publish(self.run.path, self.store, self.lease)
@@ -148,6 +154,7 @@ def test_a_run_is_seen_stopped_and_fetched_on_another_laptop(
     there = SkyRuns(Sky())
     status = there.status(record)
     assert (status.state, status.exit_code) == (RunState.SUCCEEDED, 0)
+    assert model_of(observe(there, record)) == f"{node.url}/model", "the node that it was written on is gone"
     there.fetch(record, "model", tmp_path / "model")
     assert (tmp_path / "model" / "config.json").read_text() == "{}"
 

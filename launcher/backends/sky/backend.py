@@ -39,6 +39,7 @@ from launcher.backends.sky.records import (
     hourly_price,
     keep_price,
     last_step,
+    model_url_of,
     node_attempts,
     reach_of,
 )
@@ -144,7 +145,9 @@ class SkyRuns:
             now = time.time()
             attempts = node_attempts(record, None, state, now, hourly_price(record, None))
             price = sky_status.price_of(attempts, now) if attempts else None
-            return BackendStatus(state, detail, exit_code, price_usd_so_far=price, attempts=attempts)
+            return BackendStatus(
+                state, detail, exit_code, price_usd_so_far=price, attempts=attempts, model_url=model_url_of(record)
+            )
         is_managed = kind_of(record) == "managed"
         table = sky_status.MANAGED_JOB_STATES if is_managed else sky_status.CLUSTER_JOB_STATES
         state = sky_status.managed_state(job.status) if is_managed else sky_status.cluster_job_state(job.status)
@@ -168,7 +171,7 @@ class SkyRuns:
         where = "/".join(part for part in (node.infra or job.infra, node.node) if part) if node else job.infra
         return BackendStatus(
             state, detail, exit_code, where, None if is_over(state) else hourly,
-            sky_status.price_of(attempts, now), max(job.recoveries, 0), attempts,
+            sky_status.price_of(attempts, now), max(job.recoveries, 0), attempts, model_url_of(record),
         )  # fmt: skip
 
     def logs(self, record: RunRecord, after: Cursor = BEGINNING) -> Iterator[LogChunk]:

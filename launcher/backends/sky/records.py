@@ -19,7 +19,7 @@ from launcher.backends.sky.task import NODE_PRICES_FILE, PRICES_FILE
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
-from trainer.run.run_folder import EVENTS_FILE, EventKind, read_lines, write_atomic
+from trainer.run.run_folder import EVENTS_FILE, MODEL_FOLDER, EventKind, read_lines, write_atomic
 from trainer.run.spec import NodeJob
 
 
@@ -40,6 +40,14 @@ def reach_of(record: RunRecord) -> Reach | None:
 def run_dir_of(record: RunRecord) -> str | None:
     with contextlib.suppress(OSError, ValueError):
         return NodeJob.read(record.files.train_json).run_dir
+    return None
+
+
+def model_url_of(record: RunRecord) -> str | None:
+    """Where the model lies for good once it is written: in the run's bucket, where it has one."""
+    with contextlib.suppress(OSError, ValueError):
+        store = NodeJob.read(record.files.train_json).store
+        return f"{store}/{MODEL_FOLDER}" if "://" in store else None
     return None
 
 

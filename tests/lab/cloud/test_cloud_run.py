@@ -106,7 +106,6 @@ def test_the_model_comes_home_with_the_keys_that_skypilot_uses(
     assert digest(model) == cloud_lab.local_digest(LONG, tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="the outcome names the folder on the node")
 def test_the_last_words_name_a_model_that_still_exists(story: Story) -> None:
     [line] = [line for line in story.err if line.startswith("model: ")]
     assert line.split()[1].startswith("s3://"), "the node that it lay on is gone"
