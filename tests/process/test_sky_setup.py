@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -171,4 +172,10 @@ def test_a_network_that_fails_for_a_while_ends_no_run(tmp_path: Path) -> None:
     down = node(tmp_path / "other", **settings, DOLPHIN_VENV="venv-other")
     assert down.returncode == 75, "a node elsewhere may reach it"
     assert down.stdout.count("trying again") == 2
-    assert down.stderr.splitlines()[-1] == "dolphin: the trainer cannot be installed on this node now; another is tried"
+    where = f"127.0.0.1:{server.server_port} cannot be reached from this node"
+    assert down.stderr.splitlines()[-1] == f"dolphin: {where} now; another node is tried"
+    hours_ago = str(int(time.time()) - 7200)
+    late = node(tmp_path / "late", **settings, DOLPHIN_VENV="venv-late", DOLPHIN_SUBMITTED_AT=hours_ago)
+    assert late.returncode == 1, "node after node would be paid for, for ever"
+    assert late.stdout.count("trying again") == 2
+    assert late.stderr.splitlines()[-1].startswith(f"dolphin: {where}, after 3 tries;")

@@ -45,7 +45,7 @@ from launcher.backends.sky.records import (
 )
 from launcher.backends.sky.ship import pack, unstage
 from launcher.backends.sky.stopping import Stopping
-from launcher.backends.sky.task import IDLE_MINUTES, PRICES_FILE, build_task, folder_store, places_of, ship
+from launcher.backends.sky.task import IDLE_MINUTES, PRICES_FILE, SUBMITTED_AT, build_task, folder_store, places_of, ship
 from launcher.backends.sky.uploads import Uploads
 from launcher.jobfile.settle import Placement
 from launcher.jobfile.spec import JobSpec
@@ -113,6 +113,7 @@ class SkyRuns:
         shipment = ship(train)
         staging = pack(record.folder, job, train, shipment, list(submission.secrets), record.submissions)
         task = build_task(job, train, places, shipment, staging, is_managed=not cluster, secrets=submission.secrets)
+        task["envs"][SUBMITTED_AT] = str(int(time.time()))
         self._client.check_task(task)
 
         def asked(request: str) -> None:

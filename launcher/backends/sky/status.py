@@ -46,7 +46,7 @@ CLUSTER_JOB_STATES: dict[str, RunState] = {
 _DETAILS = {
     "PENDING": "waits for SkyPilot's jobs controller",
     "STARTING": "looking for a node, and making it ready",
-    "FAILED_SETUP": "the node could not be made ready; the end of the log says why",
+    "FAILED_SETUP": "the node could not be made ready; `sky jobs logs` has its last words",
     "FAILED_CONTROLLER": "SkyPilot's jobs controller died; `sky jobs logs --controller` says why; `dolphin resume` goes on",
 }
 

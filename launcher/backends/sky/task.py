@@ -60,6 +60,8 @@ IDLE_MINUTES = 15
 """Autostop: a node whose run is over and that nobody tore down costs at most this long."""
 SAVING_S = 300
 """How long SkyPilot waits, before it tears a node down, for a trainer that saves into a bucket."""
+SUBMITTED_AT = "DOLPHIN_SUBMITTED_AT"
+"""Variable of a node's `setup`: seconds since the epoch of the submit, by which it knows when to try no other node."""
 OWN_ENVIRONMENT = ("DOLPHIN_PYTHON", "DOLPHIN_TORCH_INDEX")
 """Variables of a job's `env` by which it brings the trainer's environment to the node itself."""
 _ALIASES = {"k8s": "kubernetes"}
