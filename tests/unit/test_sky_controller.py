@@ -15,7 +15,7 @@ from launcher.backends.sky.answers import NO_JOBS, ControllerAway, ControllerSto
 from launcher.backends.sky.backend import SkyRuns
 from launcher.backends.sky.client import SkyClient
 from launcher.runs import ledger
-from launcher.runs.errors import BackendError
+from launcher.runs.errors import BackendError, LauncherError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
 from tests.support.require import needs_skypilot
@@ -189,6 +189,27 @@ def test_a_controller_that_was_stopped_over_a_run_that_goes_on_makes_no_twin(rec
     with pytest.raises(BackendError, match="is active already"):
         runs(sky)._jobs.refuse_twins(record)
     assert sky.done == ["woken"]
+
+
+@pytest.mark.parametrize("submissions", [1, 2])
+def test_a_submit_asks_the_controller_once_for_twins_of_the_run_and_of_its_name(
+    record: RunRecord, submissions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question is an ssh to a VM that starts a Python there: half a minute before anything was submitted."""
+    record = ledger.update(record, submissions=submissions, handle=None)
+    other = ledger.new_id("demo")
+    asked = []
+    own = (record.run_id,) if submissions > 1 else ()  # a first submit has none
+    for names, problem in (((), None), ((other,), "set another `name`"), (own, own and "is active already")):
+        sky = Sky(*names)
+        jobs = sky.jobs
+        monkeypatch.setattr(sky, "jobs", lambda *a, jobs=jobs, **k: (asked.append(a), jobs(*a, **k))[1])
+        if not problem:
+            runs(sky)._jobs.refuse_twins(record)
+        else:
+            with pytest.raises(LauncherError, match=problem):
+                runs(sky)._jobs.refuse_twins(record)
+    assert len(asked) == 3
 
 
 def test_a_run_on_a_cluster_of_ones_own_asks_no_jobs_controller(

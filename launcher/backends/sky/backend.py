@@ -45,7 +45,15 @@ from launcher.backends.sky.records import (
 )
 from launcher.backends.sky.ship import pack, unstage
 from launcher.backends.sky.stopping import Stopping
-from launcher.backends.sky.task import IDLE_MINUTES, PRICES_FILE, SUBMITTED_AT, build_task, folder_store, places_of, ship
+from launcher.backends.sky.task import (
+    IDLE_MINUTES,
+    PRICES_FILE,
+    SUBMITTED_AT,
+    build_task,
+    folder_store,
+    places_of,
+    ship,
+)
 from launcher.backends.sky.uploads import Uploads
 from launcher.jobfile.settle import Placement
 from launcher.jobfile.spec import JobSpec

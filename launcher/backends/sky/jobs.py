@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from launcher.backends.base import Handle
@@ -23,11 +24,15 @@ class Jobs:
     def find(self, run_id: str, *, wake: bool = False) -> Handle | None:
         """The active run of this id. A controller that has stopped had nothing active unless somebody stopped it over a run:
         ControllerStopped, or it is woken and asked."""
-        cluster = self._stated_cluster(run_id)
-        if not cluster:
-            for job in self._active(run_id, wake):
+        if not self._stated_cluster(run_id):
+            for job in self._active(run_id, wake, part=run_id):
                 if job.name == run_id:
                     return {"kind": "managed", "job_id": job.job_id}
+        return self._elsewhere(run_id)
+
+    def _elsewhere(self, run_id: str) -> Handle | None:
+        """The active run on a cluster of the user's, or in a request that is starting it."""
+        cluster = self._stated_cluster(run_id)
         clusters = [cluster] if cluster else []
         if cluster is None:  # any of the user's where no record says
             clusters = [found.name for found in self._client.clusters()]
@@ -48,23 +53,28 @@ class Jobs:
             return None
 
     def refuse_twins(self, record: RunRecord) -> None:
-        """Never two of the same run, nor two of the same job by mistake."""
-        if self.find(record.run_id, wake=True) is not None:
+        """Never two of the same run, nor two of the same job by mistake. SkyPilot's controller, which takes half a minute to
+        answer, is asked once."""
+        was_sent = record.handle is not None or record.submissions > 1 or (record.folder / ledger.REQUEST_FILE).exists()
+        if was_sent and not record.options.get("cluster"):
+            jobs = self._active(record.run_id, wake=True, part=ledger.name_in_id(record.name))
+        else:
+            jobs = self._awake(record.name)
+        is_active = was_sent and any(job.name == record.run_id for job in jobs)
+        if is_active or (was_sent and self._elsewhere(record.run_id) is not None):
             raise BackendError(f"{record.run_id}: is active already; `dolphin logs {record.run_id}` follows it")
-        self.refuse_namesakes(record.name)
+        _refuse_names(record.name, jobs)
 
     def refuse_namesakes(self, name: str) -> None:
         """Names compare whole. A controller that has stopped itself had nothing active, and is left asleep."""
+        _refuse_names(name, self._awake(name))
+
+    def _awake(self, name: str) -> list[Any]:
         try:
-            jobs = self._client.jobs(ledger.name_in_id(name), active_only=True)
+            found: list[Any] = self._client.jobs(ledger.name_in_id(name), active_only=True)
         except ControllerStopped:
-            return
-        for job in jobs:
-            if ledger.is_id_of(job.name, name):
-                raise BadUsage(
-                    f"{name}: a job of this name is {job.status.lower()} already ({job.name}); `dolphin logs {job.name}` "
-                    "follows it; for one more, set another `name`"
-                )
+            return []
+        return found
 
     def of(self, record: RunRecord) -> Any:
         """SkyPilot's record of the run; None where there is none, or where the trainer's last word is here and the controller
@@ -89,15 +99,16 @@ class Jobs:
             return [] if has_ended(record) else list(self._client.jobs(record.run_id, active_only=False, wake=True))
         return found
 
-    def _active(self, run_id: str, wake: bool) -> list[Any]:
+    def _active(self, run_id: str, wake: bool, part: str) -> list[Any]:
+        """Active jobs whose names hold the part, a part of the run's."""
         try:
-            found: list[Any] = self._client.jobs(run_id, active_only=True)
+            found: list[Any] = self._client.jobs(part, active_only=True)
         except (ControllerStopped, ControllerAway) as problem:
             if self._client.pending_launch(run_id):
                 return []
             if isinstance(problem, ControllerAway) or not wake:
                 raise
-            return list(self._client.jobs(run_id, active_only=True, wake=True))
+            return list(self._client.jobs(part, active_only=True, wake=True))
         return found
 
 
@@ -105,6 +116,15 @@ def has_ended(record: RunRecord) -> bool:
     """Whether the trainer's last word is here, and it was the last: a node that was taken away leaves one that is not."""
     code = (record.files.read_outcome() or {}).get("exit_code")
     return isinstance(code, int) and code != ExitCode.PREEMPTED
+
+
+def _refuse_names(name: str, jobs: Iterable[Any]) -> None:
+    for job in jobs:
+        if ledger.is_id_of(job.name, name):
+            raise BadUsage(
+                f"{name}: a job of this name is {job.status.lower()} already ({job.name}); `dolphin logs {job.name}` "
+                "follows it; for one more, set another `name`"
+            )
 
 
 def kind_of(record: RunRecord) -> str:
