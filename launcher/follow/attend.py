@@ -18,7 +18,7 @@ from launcher.follow.status import Observation, as_json, model_of, observe, pric
 from launcher.runs import ledger
 from launcher.runs.errors import LauncherError, ReaderGone
 from launcher.runs.ledger import RunRecord
-from launcher.runs.states import EXIT_CODES, EndReason, RunState, exit_code_of, is_over
+from launcher.runs.states import EXIT_CODES, LIMIT_STATES, EndReason, RunState, exit_code_of, is_over
 
 _SAMPLE_CHARACTERS = 320
 
@@ -68,6 +68,11 @@ def sum_up(seen: Observation) -> None:
         console.say(f"model: {model}")
         if not Path(model).exists():
             console.say(f"  `dolphin fetch {record.run_id} DIR` brings it home")
+    if status.state in LIMIT_STATES:
+        key = LIMIT_STATES[status.state]
+        console.say(
+            f"  `dolphin resume {record.run_id} --set {key}=...` goes on with more; the log is {record.files.log}"
+        )
     elif status.state in (RunState.PREEMPTED, RunState.CANCELLED, RunState.LOST, RunState.FAILED):
         saved = f" from step {view.saved_step}" if view.saved_step is not None else ""
         console.say(f"  `dolphin resume {record.run_id}` goes on{saved}; the log is {record.files.log}")

@@ -124,6 +124,8 @@ class RunView:
                 return f"{prefix}stopped at step {get('step')} with everything saved ({get('reason')})"
             case EventKind.RESTARTING:
                 return f"{prefix}restarting: {get('reason')}"
+            case EventKind.LIMIT_NEAR:
+                return f"{prefix}{get('limit')}: {get('reason')}"
             case EventKind.EXPORTED:
                 self.model = get("model")
                 self.sample = get("sample") or self.sample
@@ -156,7 +158,7 @@ _AMOUNTS = frozenset(
     ["size_bytes", "seconds", "blocked_seconds", "lost_seconds", "tokens_per_second", "epoch", *_GAUGES]
 )
 _LOSSES = frozenset(("loss", "eval_loss"))
-_TEXTS = frozenset(["event", "phase", "device", "checkpoint", "reason", "model", "store"])
+_TEXTS = frozenset(["event", "phase", "device", "checkpoint", "reason", "model", "store", "limit"])
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from launcher.follow.run_view import RunView
 from launcher.follow.screen import numbers
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import REQUEST_FILE, RunRecord
-from launcher.runs.states import EndReason, RunState, is_over
+from launcher.runs.states import LIMIT_STATES, EndReason, RunState, is_over
 from launcher.units import count, seconds, size
 
 _SUBMIT_ERRORS = {EndReason.NO_CAPACITY: RunState.NO_CAPACITY}
@@ -72,9 +72,14 @@ def _not_started(record: RunRecord) -> BackendStatus:
 
 
 def model_of(seen: Observation) -> str | None:
-    """The exported model of a run that is done: its URL in the run's bucket, else the folder on the run's node."""
-    written = seen.outcome.get("model") or seen.view.model
-    return ((written and seen.status.model_url) or written) if seen.status.state is RunState.SUCCEEDED else None
+    """The exported model of a run that is done, or that a limit ended: its URL in the run's bucket, else the folder on the run's
+    node."""
+    written: str | None = seen.outcome.get("model")
+    if seen.status.state is RunState.SUCCEEDED:
+        written = written or seen.view.model
+    elif seen.status.state not in LIMIT_STATES:
+        return None
+    return (written and seen.status.model_url) or written
 
 
 def as_json(seen: Observation) -> dict[str, Any]:

@@ -31,6 +31,10 @@ class RunState(StrEnum):
     """The trainer refused the specification or the data; starting again cannot help."""
     PREEMPTED = "preempted"
     """Stopped with everything saved, and nobody starts it again by itself: `dolphin resume`."""
+    BUDGET_REACHED = "budget reached"
+    """Saved, exported and ended by the job's budget: `dolphin resume --set budget=...` goes on."""
+    DEADLINE_REACHED = "deadline reached"
+    """The same by its deadline."""
     CANCELLED = "cancelled"
     """Stopped by `dolphin down`."""
     NO_CAPACITY = "no capacity"
@@ -66,6 +70,8 @@ END_REASONS: dict[RunState, EndReason | None] = {
     RunState.FAILED: EndReason.FAILED,
     RunState.BAD_INPUT: EndReason.BAD_INPUT,
     RunState.PREEMPTED: EndReason.PREEMPTED,
+    RunState.BUDGET_REACHED: EndReason.CANCELLED,
+    RunState.DEADLINE_REACHED: EndReason.CANCELLED,
     RunState.CANCELLED: EndReason.CANCELLED,
     RunState.NO_CAPACITY: EndReason.NO_CAPACITY,
     RunState.LOST: EndReason.LOST,
@@ -85,15 +91,19 @@ EXIT_CODES: dict[EndReason, int] = {
     EndReason.DETACHED: INTERRUPTED,
 }
 """Exit codes of the launcher: 0 ok, 1 job failed, 2 bad specification, 3 no capacity, 4 backend or credentials,
-5 cancelled, 130 interrupted. A job whose data is bad was started and failed: 1, not 2."""
+5 cancelled (by a person, or by the job's own budget or deadline), 130 interrupted. A job whose data is bad was started and failed: 1, not 2."""
 
 TRAINER_STATES: dict[ExitCode, RunState] = {
     ExitCode.DONE: RunState.SUCCEEDED,
     ExitCode.FAILED: RunState.FAILED,
     ExitCode.BAD_INPUT: RunState.BAD_INPUT,
     ExitCode.PREEMPTED: RunState.PREEMPTED,
+    ExitCode.BUDGET_REACHED: RunState.BUDGET_REACHED,
+    ExitCode.DEADLINE_REACHED: RunState.DEADLINE_REACHED,
 }
 
+LIMIT_STATES = {RunState.BUDGET_REACHED: "budget", RunState.DEADLINE_REACHED: "deadline"}
+"""States that the job's own limits made, and the key that gives more."""
 STOPPED_STATES = frozenset({RunState.FAILED, RunState.PREEMPTED, RunState.LOST})
 """States that `dolphin down` explains: after it they read as CANCELLED."""
 

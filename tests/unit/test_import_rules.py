@@ -30,9 +30,9 @@ FLOORS = {
     "launcher.plan": "costs data_facts gpu_memory gpus model_rules preemption spot_notice unfrozen < counting host_memory throughput < history zero_stage < adapter_choices launch_plan < notes < make < of_job view",
     "launcher.follow.report": "history < facts plots < curves tables < page < server",
     "trainer": "run < data supervise < model < engine < checkpoint export < rank sample",
-    "trainer.run": "bounded chat_templates exits local_files log_lines optimizer_state python recomputation redaction trainable work < patterns run_folder secret_file settings stores weights_index < attention_kernel spec weight_names < contradictions result < evaluation_interval formats packages save_interval",
+    "trainer.run": "bounded chat_templates exits local_files log_lines optimizer_state python recomputation redaction trainable work < patterns run_folder secret_file settings stores weights_index < limits < attention_kernel paid spec weight_names < contradictions result < evaluation_interval formats packages save_interval",
     "trainer.run.settings": "base < adapter checkpoint data export model track < train",
-    "trainer.supervise": "disk heartbeat log parent_death rendezvous signals spot_notices stop_flag < rank_guard torchrun < outcome verdict < attempt < supervisor < __main__",
+    "trainer.supervise": "disk heartbeat log parent_death rendezvous signals spot_notices stop_flag < outcome rank_guard torchrun < limits verdict < attempt < supervisor < __main__",
     "launcher.runs.policy": "sightings situation < simulate worth < decide < live",
 }
 """The import rules, a line a package: rooms that may know nothing of each other, and behind each `<` those that stand on them."""

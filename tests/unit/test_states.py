@@ -31,7 +31,7 @@ def test_exit_codes_are_the_documented_ones():
 @pytest.mark.parametrize(
     ("code", "state"),
     [(0, RunState.SUCCEEDED), (64, RunState.BAD_INPUT), (75, RunState.PREEMPTED), (1, RunState.FAILED),
-     (137, RunState.FAILED), (-9, RunState.FAILED), (2, RunState.FAILED), (None, RunState.LOST)],
+     (76, RunState.BUDGET_REACHED), (77, RunState.DEADLINE_REACHED), (137, RunState.FAILED), (-9, RunState.FAILED), (2, RunState.FAILED), (None, RunState.LOST)],
 )  # fmt: skip
 def test_how_a_trainer_ended(code, state):
     assert state_of_exit_code(code) is state

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.run.exits import BadInput, EndKind, Preempted, TrainingFailed
+from trainer.run.exits import BadInput, EndKind, LimitReached, Preempted, TrainingFailed
 from trainer.run.run_folder import RunDir
 from trainer.supervise.rank_guard import rank_guard, read_rank_end
-from trainer.supervise.stop_flag import POLL_EVERY_S, SECOND_SIGNAL_AFTER_S, StopFlag, ask_ranks_to_stop
+from trainer.supervise.stop_flag import POLL_EVERY_S, SECOND_SIGNAL_AFTER_S, StopFlag, StopRequest, ask_ranks_to_stop
 
 
 class Clock:
@@ -58,7 +58,7 @@ def test_the_supervisors_word_and_the_files_are_seen_within_a_second(run: RunDir
     assert flag.requested is None
     assert not flag.save_requested
     (run.path / "SAVE").touch()
-    ask_ranks_to_stop(run.attempt_dir(1), "spot notice")
+    ask_ranks_to_stop(run.attempt_dir(1), StopRequest("spot notice"))
     assert flag.requested is None, "looked at the files twice within a second"
     clock.now += POLL_EVERY_S
     assert flag.save_requested
@@ -88,6 +88,7 @@ def test_a_stop_file_stops(run: RunDir) -> None:
         (Preempted("at step 3"), EndKind.PREEMPTED, 75, False),
         (TrainingFailed("the loss is nan"), EndKind.FAILED, 1, True),
         (ZeroDivisionError("division by zero"), EndKind.FAILED, 1, False),
+        (LimitReached(EndKind.BUDGET_REACHED, "at step 3"), EndKind.BUDGET_REACHED, 76, False),
         (KeyboardInterrupt(), EndKind.FAILED, 1, False),
         (MemoryError(), EndKind.FAILED, 1, False),
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import time
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -20,10 +21,13 @@ from trainer.data.plan import DataPlan
 from trainer.engine import optimizer
 from trainer.export import example
 from trainer.model.freeze import FreezeReport
+from trainer.run.exits import EndKind
+from trainer.run.paid import paid
 from trainer.run.run_folder import RunDir
 from trainer.run.settings.adapter import AdapterSpec
 from trainer.run.spec import NodeJob
 
+UNFINISHED = {EndKind.BUDGET_REACHED: "budget", EndKind.DEADLINE_REACHED: "deadline"}
 PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
 
 TEMPLATE = """\
@@ -44,6 +48,9 @@ tags:
 ({{ "{:,}".format(tokens) }} tokens, {{ "{:,}".format(trained_tokens) }} of them trained on).
 {%- if final_loss is not none %} Its loss on held-out conversations is {{ "%.4f" | format(final_loss) }}.{% endif %}
 
+{% if unfinished %}
+**Not trained to its end**: the job's {{ unfinished }} ended it at step {{ step }} of {{ steps }}.
+{% endif %}
 ## Prompt format
 {% if example %}
 A conversation of the training data as the model read it:
@@ -90,7 +97,14 @@ The tokenizer in this folder holds the template: `tokenizer.apply_chat_template(
 {{ configuration }}{{ fence_around(configuration) }}
 
 </details>
+{% if costs %}
+## Cost
 
+| | machines, US dollars |
+|---|---|
+{% for what, cost in costs -%}
+| {{ what }} | {{ cost }} |
+{% endfor %}{% endif %}
 ## Framework versions
 
 - attention: {{ kernel }}
@@ -107,6 +121,10 @@ class Made(NamedTuple):
     world_size: int
     kernel: str
     """What `build.kernel_of` says."""
+    step: int
+    """The last one."""
+    limit: EndKind | None = None
+    """The job's limit that ended it there."""
 
 
 def render(
@@ -114,7 +132,7 @@ def render(
 ) -> str:
     """The card's text. Reads the run's metrics.jsonl for the table of results. `adapter` tells how an adapter is made and
     loaded."""
-    report, world_size, kernel = made
+    report, world_size, kernel, step, limit = made
     spec = job.spec
     shown = example.of_run(job.run_dir, tokenizer)
     results = training_results(RunDir(job.run_dir))
@@ -149,9 +167,27 @@ def render(
         "hyperparameters": hyperparameters(job, plan, world_size),
         "results": results,
         "configuration": configuration(job),
+        "steps": plan.total_steps,
+        "step": step,
+        "unfinished": None if limit is None else UNFINISHED[limit],
+        "costs": costs_of(job),
         "versions": [(package, importlib.metadata.version(package)) for package in PACKAGES],
     }
     return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(TEMPLATE).render(facts)
+
+
+def costs_of(job: NodeJob) -> list[tuple[str, str]]:
+    """Planned beside paid until now; nothing where the run costs nothing."""
+    limits = job.limits
+    bill = paid(RunDir(job.run_dir), limits, time.time())
+    if not bill.usd and not limits.planned_usd:
+        return []
+    rows = [("planned", limits.planned_hours, limits.planned_usd), ("paid", bill.hours, bill.usd)]
+    return [
+        (what, f"{hours:,.1f} h, {'price not known' if usd is None else f'${usd:,.2f}'}")
+        for what, hours, usd in rows
+        if hours is not None
+    ]
 
 
 def _verb(job: NodeJob) -> str:

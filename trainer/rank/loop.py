@@ -26,7 +26,7 @@ from trainer.rank.evaluate import validation_loss
 from trainer.rank.gauges import StepCost
 from trainer.rank.metrics import MetricsWriter
 from trainer.run import evaluation_interval
-from trainer.run.exits import Preempted, TrainingFailed
+from trainer.run.exits import EndKind, Preempted, TrainingFailed
 from trainer.run.run_folder import EventKind
 from trainer.run.spec import NodeJob
 from trainer.supervise.rank_guard import Rank
@@ -47,6 +47,8 @@ class Training:
     """On rank 0 only."""
     emit: Callable[..., None] | None
     """On rank 0 only: emit(EventKind, **fields)."""
+    limit: EndKind | None = None
+    """The job's limit that ended the training before its last step: what there is is exported. The same on all ranks."""
 
     def run(self) -> None:
         """Train from `state.step` to the end of the plan, and leave the final step committed.
@@ -56,7 +58,7 @@ class Training:
         self.hand.heartbeat.step(self.state.step)
         if self.state.step == 0 and self.job.spec.train.evaluate_at_start:
             self.evaluate()
-        while self.state.step < self.plan.total_steps:
+        while self.state.step < self.plan.total_steps and self.limit is None:
             self.checkpoints.check()
             self.step()
             if self.is_evaluation_due():
@@ -139,16 +141,21 @@ class Training:
     def save_or_stop(self) -> None:
         """At a step's boundary: what any rank was asked for, all of them do."""
         stop = self.hand.stop.requested
+        limit = stop.limit if stop is not None else None
         due = self.share.rank == 0 and self.checkpoints.local_due(self.state)
-        asked_stop, asked_save, interval_due = sum_over_ranks(
-            stop is not None, self.hand.stop.save_requested, due, device=self.engine.device
-        )
+        asked_stop, asked_save, interval_due, by_budget, by_deadline = sum_over_ranks(
+            stop is not None, self.hand.stop.save_requested, due,
+            limit is EndKind.BUDGET_REACHED, limit is EndKind.DEADLINE_REACHED, device=self.engine.device,
+        )  # fmt: skip
         if asked_stop:
             reason = stop.reason if stop is not None else "another rank was asked to stop"
             if self.emit is not None:
                 self.emit(EventKind.STOP_REQUESTED, reason=reason, step=self.state.step)
             if self.state.step < self.plan.total_steps:
                 self.commit()
+                if by_budget + by_deadline == asked_stop:  # nobody else asks, who would not wait for an export
+                    self.limit = EndKind.DEADLINE_REACHED if by_deadline else EndKind.BUDGET_REACHED
+                    return
                 raise Preempted(f"stopped at step {self.state.step} of {self.plan.total_steps}: {reason}")
         elif (asked_save or interval_due) and self.state.step < self.plan.total_steps:
             with self.hand.heartbeat.busy("saving"):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from trainer.run.exits import ExitCode, leave
+from trainer.run.exits import ExitCode, LimitReached, leave
 from trainer.run.run_folder import EventKind, Phase, RunDir
 from trainer.run.spec import NodeJob
 from trainer.supervise.rank_guard import Rank, rank_guard
@@ -110,11 +110,12 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     enter(Phase.TRAINING)
     metrics = MetricsWriter(job, attempt, Gauges(job, device), total_steps=plan.total_steps) if is_first else None
     with out_of_memory.explained(job, lambda: state.step), determinism.explained():
-        Training(job, plan, engine, checkpoints, state, hand, share, metrics, emit).run()
+        training = Training(job, plan, engine, checkpoints, state, hand, share, metrics, emit)
+        training.run()
 
     enter(Phase.EXPORTING)
     with hand.heartbeat.busy("exporting"):
-        made = card.Made(report, world_size, build.kernel_of(job, engine.model))
+        made = card.Made(report, world_size, build.kernel_of(job, engine.model), state.step, training.limit)
         describe = partial(card.render, job, tokenizer, plan, made)
         end_tokens = plan.data.meta["end_tokens"]
         tensors: Iterator[Any] = iter(())
@@ -133,9 +134,11 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
             pass
         checkpoints.wait_for_all()
     if metrics is not None:
-        metrics.close()
+        metrics.close("done" if training.limit is None else "stopped")
     dist.destroy_process_group()
     sys.stdout.flush()
+    if training.limit is not None:
+        raise LimitReached(training.limit, f"stopped and exported at step {state.step} of {plan.total_steps}")
 
 
 def import_deepspeed() -> None:

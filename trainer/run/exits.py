@@ -18,6 +18,9 @@ class ExitCode(IntEnum):
     """Bad specification or data: never retried."""
     PREEMPTED = 75
     """Stopped on request with everything committed: start again to go on."""
+    BUDGET_REACHED = 76
+    """Saved, exported and ended before the budget was spent: nobody starts it again by itself."""
+    DEADLINE_REACHED = 77
 
 
 INTERRUPTED = 130
@@ -31,13 +34,20 @@ class EndKind(StrEnum):
     PREEMPTED = "preempted"
     BAD_INPUT = "bad_input"
     FAILED = "failed"
+    BUDGET_REACHED = "budget_reached"
+    """Saved and exported as far as it was: goes on with a larger budget."""
+    DEADLINE_REACHED = "deadline_reached"
 
 
+LIMITS = (EndKind.BUDGET_REACHED, EndKind.DEADLINE_REACHED)
+"""Ends that the job's own limits made."""
 EXIT_CODES: dict[EndKind, ExitCode] = {
     EndKind.DONE: ExitCode.DONE,
     EndKind.PREEMPTED: ExitCode.PREEMPTED,
     EndKind.BAD_INPUT: ExitCode.BAD_INPUT,
     EndKind.FAILED: ExitCode.FAILED,
+    EndKind.BUDGET_REACHED: ExitCode.BUDGET_REACHED,
+    EndKind.DEADLINE_REACHED: ExitCode.DEADLINE_REACHED,
 }
 
 
@@ -47,6 +57,14 @@ class BadInput(Exception):
 
 class Preempted(Exception):
     """The run was asked to stop and has committed its state."""
+
+
+class LimitReached(Exception):
+    """The run's budget or deadline is near: it has committed its state, and exported what it has."""
+
+    def __init__(self, kind: EndKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class StoreGone(Preempted):

@@ -28,6 +28,8 @@ METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 OUTCOME_FILE = "outcome.json"
 """How the last start of the trainer ended; there is none while one runs."""
+SPENT_FILE = "spent.json"
+"""What a run with a deadline or a budget has cost so far: time, usd (null where no price is known), step_s (null at first)."""
 DATA_REPORT_FILE = "data_report.json"
 PREPARED_FILE = "prepared.json"
 """Where the prepared data is."""
@@ -71,7 +73,7 @@ class Phase(StrEnum):
 class EventKind(StrEnum):
     """`event` of a line of events.jsonl; the fields that come with it are named behind each."""
 
-    ATTEMPT_STARTED = "attempt_started"  # attempt, nproc, device, pid
+    ATTEMPT_STARTED = "attempt_started"  # attempt, nproc, device, pid, began (when this start of the trainer did)
     PHASE = "phase"  # phase
     PLAN = "plan"  # total_steps, steps_per_epoch, sequences, conversations, tokens, trained_tokens, parameters, trained_parameters
     RESUMED = "resumed"  # step, total_steps, checkpoint, store, lost_steps, lost_seconds
@@ -81,6 +83,7 @@ class EventKind(StrEnum):
     STOP_REQUESTED = "stop_requested"  # reason, step
     PREEMPTED = "preempted"  # step, reason
     RESTARTING = "restarting"  # reason, restarts
+    LIMIT_NEAR = "limit_near"  # limit (budget, deadline), of (US dollars; seconds since the epoch), reason
     EXPORTED = "exported"  # model, sample (question, answer, expected; null where there is none)
     FINISHED = "finished"  # exit_code, reason
 

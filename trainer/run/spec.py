@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from trainer.run.limits import Limits
 from trainer.run.run_folder import CHECKPOINTS_FOLDER
 from trainer.run.settings.base import PositiveInt, SpecModel
 from trainer.run.settings.checkpoint import CheckpointSpec
@@ -63,6 +64,8 @@ class NodeJob(SpecModel):
     """The specification, with `train.global_batch` and `train.zero` settled."""
     work: Work | None = None
     """What it computes, counted by the launcher; None where the model's shape is not known there."""
+    limits: Limits = Limits()
+    """Until when, for how much, and whom it tells."""
 
     @property
     def world_size(self) -> int:

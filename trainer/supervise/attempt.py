@@ -26,7 +26,7 @@ from trainer.supervise.heartbeat import BUSY_FACTOR, DEFAULT_FLOOR_S, Beat, hang
 from trainer.supervise.log import say
 from trainer.supervise.rank_guard import STORE_GONE, RankEnd, read_rank_end, stack_file
 from trainer.supervise.signals import Wake, kill_descendants
-from trainer.supervise.stop_flag import ask_ranks_to_stop, why_file_stop
+from trainer.supervise.stop_flag import StopRequest, ask_ranks_to_stop, why_file_stop
 from trainer.supervise.verdict import Evidence
 
 PEER_GRACE_S = 8.0
@@ -71,23 +71,35 @@ class Nodes:
 
 
 class Stopping:
-    """Requests to stop that reach the supervisor, kept over attempts: signals, notices, the file STOP."""
+    """Requests to stop that reach the supervisor, kept over attempts: signals, notices, the job's limits, the file STOP."""
 
-    def __init__(self, wake: Wake, run: RunDir) -> None:
-        self.wake = wake
+    def __init__(self, wake: Wake, run: RunDir, watch: Callable[[int], StopRequest | None] = lambda step: None) -> None:
+        """`watch` says, after so many steps, whether a limit of the job's is reached."""
+        self.wake, self._watch = wake, watch
+        self._limit: StopRequest | None = None
         self._stop_file = run.path / STOP_FILE
         self.notice: str | None = None
         """Set from the notices' thread."""
         self.notice_grace_s: float | None = None
 
+    def look(self, step: int) -> None:
+        """At the job's limits, after so many steps."""
+        self._limit = self._limit or self._watch(step)
+
+    @property
+    def request(self) -> StopRequest | None:
+        """The most pressing request, or None: who ends the machine comes before the job's own limits."""
+        if self.wake.stop_signals:
+            return StopRequest(f"{self.wake.stop_signals[0]} to the supervisor")
+        if self.notice is not None:
+            return StopRequest(self.notice)
+        why = why_file_stop(self._stop_file)
+        return self._limit if why is None else StopRequest(why)
+
     @property
     def reason(self) -> str | None:
-        """The first request, or None."""
-        if self.wake.stop_signals:
-            return f"{self.wake.stop_signals[0]} to the supervisor"
-        if self.notice is not None:
-            return self.notice
-        return why_file_stop(self._stop_file)
+        """Of `request`."""
+        return None if self.request is None else self.request.reason
 
     @property
     def at_once(self) -> bool:
@@ -202,11 +214,14 @@ class Attempt:
         """Look after the ranks: pass a request on, see a death or a hang, bring down what is left."""
         if self._closed:
             return
-        reason = self._stopping.reason
-        if reason is not None and not self._told:
-            self._told = True
-            self._pass_on(reason)
-            self._on_stop(reason, self.number, max((beat.step for beat in self._beats().values()), default=0))
+        if not self._told:
+            step = max((beat.step for beat in self._beats().values()), default=0)
+            self._stopping.look(step)
+            request = self._stopping.request
+            if request is not None:
+                self._told = True
+                self._pass_on(request)
+                self._on_stop(request.reason, self.number, step)
         if self._stopping.at_once:
             self._close([])
             return
@@ -244,10 +259,10 @@ class Attempt:
             say(f"hang: {self._hang}; bringing all ranks down")
             self._close(list(at_work))
 
-    def _pass_on(self, reason: str) -> None:
+    def _pass_on(self, request: StopRequest) -> None:
         """Tell the ranks to stop: by a file, which also reaches those that have yet to start; else by a signal."""
         try:
-            ask_ranks_to_stop(self.dir, reason)
+            ask_ranks_to_stop(self.dir, request)
         except OSError as error:
             say(f"cannot write to {self.dir} ({error.strerror}); signalling the ranks instead")
             for beat in self._beats().values():

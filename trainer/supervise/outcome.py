@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
-from trainer.run.exits import EXIT_CODES, EndKind
+from trainer.run.exits import EXIT_CODES, LIMITS, EndKind
+from trainer.run.limits import Limits
+from trainer.run.paid import paid
 from trainer.run.redaction import redact
 from trainer.run.run_folder import EventKind, RunDir, write_atomic
 
@@ -33,18 +36,34 @@ class PastEvents:
         return float(found) if isinstance(found, int | float) else None
 
 
-def write_outcome(past: PastEvents, kind: EndKind, reason: str, step: int, attempt: int, seconds: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a start of the trainer ended."""
+
+    kind: EndKind
+    reason: str
+    step: int
+    attempt: int
+    seconds: float
+
+
+def write_outcome(past: PastEvents, ended: Ended, limits: Limits) -> None:
     """The last file of a start of the trainer: whoever finds it knows that the start is over, and how."""
-    done = kind is EndKind.DONE
+    has_model = ended.kind is EndKind.DONE or (
+        ended.kind in LIMITS and past.last(EventKind.EXPORTED, "attempt") == ended.attempt
+    )
+    bill = paid(past.run_dir, limits, None)
     record = {
-        "state": kind.value,
-        "exit_code": int(EXIT_CODES[kind]),
-        "reason": reason,
-        "step": step,
+        "state": ended.kind.value,
+        "exit_code": int(EXIT_CODES[ended.kind]),
+        "reason": ended.reason,
+        "step": ended.step,
         "total_steps": past.last(EventKind.PLAN, "total_steps"),
         "eval_loss": past.last(EventKind.EVALUATED, "eval_loss"),
-        "model": past.last(EventKind.EXPORTED, "model") if done else None,
-        "attempt": attempt,
-        "seconds": seconds,
+        "model": past.last(EventKind.EXPORTED, "model") if has_model else None,
+        "attempt": ended.attempt,
+        "seconds": ended.seconds,
+        "planned": {"hours": limits.planned_hours, "usd": limits.planned_usd},
+        "paid": {"hours": bill.hours, "usd": bill.usd},
     }
     write_atomic(past.run_dir.outcome, redact(json.dumps(record, ensure_ascii=False, indent=1)) + "\n")

@@ -20,7 +20,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, NoContact, Preempted, StoreGone, TrainingFailed
+from trainer.run.exits import (
+    EXIT_CODES,
+    LIMITS,
+    BadInput,
+    EndKind,
+    ExitCode,
+    LimitReached,
+    NoContact,
+    Preempted,
+    StoreGone,
+    TrainingFailed,
+)
 from trainer.run.redaction import redact
 from trainer.run.run_folder import RunDir, write_atomic
 from trainer.supervise import disk
@@ -107,7 +118,7 @@ def rank_guard(run_dir: str | Path, attempt: int, rank: int) -> Iterator[Rank]:
 
     Takes SIGTERM and SIGINT, writes stacks on SIGUSR1, keeps the heartbeat, and turns the error that ended the body
     into `rank-R.json` and the exit code of its kind.
-    Under torchrun a preempted rank exits 0: torchrun would send SIGTERM to the ranks that still write their part.
+    Under torchrun a rank that stopped in order exits 0: torchrun would send SIGTERM to the ranks that still write their part.
     """
     attempt_dir = RunDir(run_dir).attempt_dir(attempt)
     heartbeat = Heartbeat(attempt_dir, rank)
@@ -156,7 +167,8 @@ def rank_guard(run_dir: str | Path, attempt: int, rank: int) -> Iterator[Rank]:
         sys.stdout.flush()
         sys.stderr.flush()
         under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
-        code = ExitCode.DONE if kind is EndKind.PREEMPTED and under_torchrun else EXIT_CODES[kind]
+        is_orderly = kind is EndKind.PREEMPTED or kind in LIMITS
+        code = ExitCode.DONE if is_orderly and under_torchrun else EXIT_CODES[kind]
         raise SystemExit(int(code)) from error
     else:
         report_rank_end(attempt_dir, rank, _end(EndKind.DONE, "", heartbeat, stop, None))
@@ -167,6 +179,8 @@ def _kind_of(error: BaseException) -> EndKind:
         return EndKind.BAD_INPUT
     if isinstance(error, Preempted):
         return EndKind.PREEMPTED
+    if isinstance(error, LimitReached):
+        return error.kind
     return EndKind.FAILED
 
 
@@ -190,6 +204,6 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:2000]
     if disk.is_full(error):
         return disk.explain(error)
-    if isinstance(error, (BadInput, Preempted, TrainingFailed)):
+    if isinstance(error, (BadInput, LimitReached, Preempted, TrainingFailed)):
         return text or type(error).__name__
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

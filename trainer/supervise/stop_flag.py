@@ -19,10 +19,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+from trainer.run.exits import EndKind
 from trainer.run.run_folder import SAVE_FILE, STOP_FILE, RunDir, write_atomic
 
 SECOND_SIGNAL_AFTER_S = 3.0
@@ -35,6 +36,8 @@ LONGEST_REASON = 300
 class StopRequest:
     reason: str
     """For a person: `SIGTERM to rank 1`, `spot notice from AWS: terminate at ...`, `file STOP`."""
+    limit: EndKind | None = None
+    """The limit of the job's that asks: there is time to export what there is. None: somebody else does."""
 
 
 def supervisor_request(attempt_dir: Path) -> Path:
@@ -42,9 +45,9 @@ def supervisor_request(attempt_dir: Path) -> Path:
     return attempt_dir / "stop.json"
 
 
-def ask_ranks_to_stop(attempt_dir: Path, reason: str) -> None:
+def ask_ranks_to_stop(attempt_dir: Path, request: StopRequest) -> None:
     """Called by the supervisor. The ranks see it within POLL_EVERY_S, or when they start."""
-    write_atomic(supervisor_request(attempt_dir), json.dumps({"reason": reason, "time": time.time()}))
+    write_atomic(supervisor_request(attempt_dir), json.dumps({**asdict(request), "time": time.time()}))
 
 
 def why_file_stop(path: Path) -> str | None:
@@ -129,6 +132,7 @@ class StopFlag:
         if self._request is not None:
             return
         if os.path.exists(self._supervisor_file):
-            self._request = StopRequest(json.loads(self._supervisor_file.read_text())["reason"])
+            asked = json.loads(self._supervisor_file.read_text())
+            self._request = StopRequest(asked["reason"], EndKind(asked["limit"]) if asked["limit"] else None)
         elif (why := why_file_stop(self._stop_file)) is not None:
             self._request = StopRequest(why)

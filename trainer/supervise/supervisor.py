@@ -31,11 +31,12 @@ from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, TrainingF
 from trainer.run.packages import require_all
 from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDir, end_torn_line, node_mark
 from trainer.run.spec import NodeJob
-from trainer.supervise import disk, log, parent_death, spot_notices
+from trainer.supervise import disk, limits, log, parent_death, spot_notices
 from trainer.supervise.attempt import Attempt, Nodes, Program, Stopping, rank_environment, whole_number
 from trainer.supervise.log import say
-from trainer.supervise.outcome import PastEvents, write_outcome
+from trainer.supervise.outcome import Ended, PastEvents, write_outcome
 from trainer.supervise.signals import Wake, kill_descendants
+from trainer.supervise.stop_flag import StopRequest
 from trainer.supervise.verdict import AttemptEnd, death, judge
 
 NO_P2P = "NCCL_P2P_DISABLE"
@@ -92,8 +93,9 @@ class Supervisor:
         disk.reserve(self._run_dir.path)
         parent_death.adopt_orphans()
         self._wake = Wake()
-        self._stopping = Stopping(self._wake, self._run_dir)
         self._past = PastEvents(self._run_dir)
+        self._watch: limits.Watch | None = None
+        self._stopping = Stopping(self._wake, self._run_dir, self._look_at_limits)
         self._restarts = 0
         self._stop_said = False
         self._attempt = 0
@@ -177,6 +179,9 @@ class Supervisor:
         asked = self._stopping.reason or (reason if end.at_once else None)
         if asked is not None and (kind is EndKind.PREEMPTED or (kind is EndKind.FAILED and end.can_restart)):
             kind, reason = self._settle_stop(asked, end)
+            request = self._stopping.request
+            if kind is EndKind.PREEMPTED and request is not None and request.limit is not None:
+                kind = request.limit
         elif end.store_gone:
             saved = self._past.saved_step() or 0
             reason = f"{reason}; last checkpoint at step {saved}, {max(0, end.step - saved)} steps to do again"
@@ -209,7 +214,8 @@ class Supervisor:
             self._emit(EventKind.PHASE, attempt, phase=Phase.DONE.value)
         self._emit(EventKind.FINISHED, attempt, exit_code=int(EXIT_CODES[kind]), reason=reason)
         seconds = time.time() - self._began
-        write_outcome(self._past, kind, reason, max(step, saved or 0), attempt, seconds)
+        ended = Ended(kind, reason, max(step, saved or 0), attempt, seconds)
+        write_outcome(self._past, ended, self._job.limits)
 
     def _settle_stop(self, asked: str, end: AttemptEnd) -> tuple[EndKind, str]:
         """How a run ends that was asked to stop: in agreement, at once, or with an error on its way out."""
@@ -238,6 +244,7 @@ class Supervisor:
         printed = log.Following(child, said.append)
 
         def stop_where_asked() -> None:
+            self._stopping.look(0)
             if self._stopping.reason is not None and child.returncode is None:
                 self._on_stop(self._stopping.reason, attempt, 0)
                 kill_descendants(self._wake, child)
@@ -281,6 +288,18 @@ class Supervisor:
             self._stopping.notice = notice.text
             self._wake.rouse()
 
+    def _look_at_limits(self, step: int) -> StopRequest | None:
+        """Node 0 watches deadline and budget for all: its records tell what was paid."""
+        if self._nodes.rank != 0:
+            return None
+        if self._watch is None:  # once this start is among the records
+            self._watch = limits.Watch(self._job.limits, self._past, self._warn_of_limit)
+        return self._watch.look(step)
+
+    def _warn_of_limit(self, **fields: object) -> None:
+        say(str(fields["reason"]))
+        self._emit(EventKind.LIMIT_NEAR, self._attempt, **fields)
+
     def _begin_attempt(self) -> int:
         """1 + the highest attempt that this node has begun, and its folder. Nodes that share the folder agree."""
         number = self._attempt = max(self._run_dir.attempts_begun(self._nodes.rank), default=0) + 1
@@ -288,7 +307,9 @@ class Supervisor:
         folder.mkdir(exist_ok=True)
         (folder / node_mark(self._nodes.rank)).touch()
         job = self._job
-        self._emit(EventKind.ATTEMPT_STARTED, number, nproc=job.nproc, device=job.device, pid=os.getpid())
+        self._emit(
+            EventKind.ATTEMPT_STARTED, number, nproc=job.nproc, device=job.device, pid=os.getpid(), began=self._began
+        )
         return number
 
     def _emit(self, event: EventKind, attempt: int, **fields: object) -> None:

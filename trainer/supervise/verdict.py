@@ -9,7 +9,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trainer.run.exits import EndKind
+from trainer.run.exits import LIMITS, EndKind
 from trainer.supervise.rank_guard import LEFT_AT_ONCE, NO_CONTACT, PEER_LOSS, STORE_GONE, RankEnd
 
 
@@ -94,10 +94,10 @@ def judge(evidence: Evidence) -> AttemptEnd:
     if failed:
         rank, end = failed[0]
         return AttemptEnd(EndKind.FAILED, f"rank {rank}: {end.message}", step, not end.final)
-    preempted = [end for _, end in by_time if end.kind is EndKind.PREEMPTED]
-    if preempted:
-        reason = next((end.stop_reason for end in preempted if end.stop_reason), preempted[0].message)
-        return AttemptEnd(EndKind.PREEMPTED, reason, step)
+    stopped = [end for _, end in by_time if end.kind is EndKind.PREEMPTED or end.kind in LIMITS]
+    if stopped:
+        reason = next((end.stop_reason for end in stopped if end.stop_reason), stopped[0].message)
+        return AttemptEnd(stopped[0].kind, reason, step)
     if _all(ends, evidence.num_ranks, EndKind.DONE):
         return AttemptEnd(EndKind.DONE, "", step)
     missing = [rank for rank in range(evidence.num_ranks) if rank not in ends]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 import platform
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from launcher.runs.errors import BackendError, BadUsage
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState, is_over, state_of_exit_code, told_after_down
 from launcher.units import GIB
+from trainer.run.limits import limits_in
+from trainer.run.paid import paid
 
 if TYPE_CHECKING:
     from launcher.jobfile.settle import Placement
@@ -64,7 +67,8 @@ class HomeBackend(ABC):
         count = nproc or machine.default_ranks(job, len(gpus))
         name, memory_mib = gpus[0] if gpus else (None, None)
         return [Offer(self.name, self.name, name, count, accelerator_memory_mib=memory_mib,
-                      host_memory_gib=machine.memory_bytes() / GIB)]  # fmt: skip
+                      host_memory_gib=machine.memory_bytes() / GIB,
+                      price_usd_per_hour=job.resources.price_per_hour or 0.0)]  # fmt: skip
 
     def place(self, job: JobSpec, run_id: str, folder: Path, nproc: int | None) -> Placement:
         from launcher.jobfile.settle import Placement  # with pydantic, which reading a log does without
@@ -84,8 +88,11 @@ class HomeBackend(ABC):
         state, detail, exit_code = self.look(record)
         if record.down_requested_at is not None:
             state, detail = told_after_down(state, detail)
+        limits = limits_in(record.files.train_json)
+        price = limits.price_usd_per_hour or 0.0
+        spent = paid(record.files, limits, None if is_over(state) else time.time()).usd if price else 0.0
         return BackendStatus(
-            state, detail, exit_code, node=platform.node(), price_usd_per_hour=0.0, price_usd_so_far=0.0
+            state, detail, exit_code, node=platform.node(), price_usd_per_hour=price, price_usd_so_far=spent
         )
 
     @abstractmethod
@@ -123,7 +130,7 @@ class HomeBackend(ABC):
             source = files.checkpoints
         else:
             outcome = record.files.read_outcome()
-            if outcome is None or outcome.get("state") != "done":
+            if outcome is None or (outcome.get("state") != "done" and not outcome.get("model")):
                 state = self.status(record).state
                 raise BackendError(
                     f"{record.run_id}: has no finished model (it is {state.value}); --what checkpoints copies what there is"

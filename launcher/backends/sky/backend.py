@@ -203,7 +203,7 @@ class SkyRuns:
         train = NodeJob.read(record.files.train_json)
         if what == "model":
             status = self.status(record)
-            if status.state is not RunState.SUCCEEDED:
+            if status.state is not RunState.SUCCEEDED and not (record.files.read_outcome() or {}).get("model"):
                 raise BackendError(
                     f"{record.run_id}: has no finished model (it is {status.state.value}); --what checkpoints copies what there is"
                 )
