@@ -67,3 +67,16 @@ def spectrum_names(
     from launcher.commands.spectrum import names_command
 
     return names_command(model, revision, json_)
+
+
+@app.command()
+def sample(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="A model's or adapter's folder, or a run id.")],
+    prompt: Annotated[str | None, typer.Option("--prompt", help="What you say; else the run's held-out one.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="An adapter's base, where it lies elsewhere.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 80,
+) -> int:
+    """Ask a model one question, on this machine's CPU."""
+    from launcher.commands.sample import sample_command
+
+    return sample_command(source, prompt, base, max_tokens)

@@ -5,16 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import subprocess
-import tempfile
 from pathlib import Path
 
-from launcher.backends.base import get_backend
-from launcher.runs import ledger
+from launcher.commands.model_source import model_folder
 from launcher.runs.errors import BadUsage, LauncherError
 from trainer.run import python
+from trainer.run.adapter_files import CONFIG, INNER
 from trainer.run.exits import ExitCode
-
-CONFIG, INNER = "adapter_config.json", "adapter"
 
 
 def merge_command(source: str, target: Path) -> int:
@@ -23,12 +20,8 @@ def merge_command(source: str, target: Path) -> int:
         raise BadUsage("dolphin merge needs the trainer and peft: pip install 'dolphin-launcher[train,lora]'")
     if target.exists():
         raise BadUsage(f"{target} exists; name a folder that does not")
-    if Path(source).is_dir():
-        return _merge(_adapter_in(Path(source)), target)
-    record = ledger.find(source)
-    with tempfile.TemporaryDirectory(prefix="dolphin-merge-") as scratch:
-        folder = get_backend(record.backend).fetch(record, "model", Path(scratch) / "model")
-        return _merge(_adapter_in(Path(folder)), target)
+    with model_folder(source) as folder:
+        return _merge(_adapter_in(folder), target)
 
 
 def _adapter_in(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from launcher.models.hub_cache import local_folder
 from launcher.models.spectrum import read_snr, select, share_of
 from launcher.plan.unfrozen import scan
 from launcher.runs.ledger import cache_dir
+from trainer.run.adapter_files import base_of, is_adapter
 
 
 def scan_command(
@@ -35,6 +36,9 @@ def select_command(snr_path: str, top: str = "50%", as_json: bool = False) -> in
 
 def names_command(model: str, revision: str | None = None, as_json: bool = False) -> int:
     """Print parameter names and shapes, from the safetensors headers where they are here, else from config.json."""
+    if is_adapter(model):
+        model, revision = base_of(Path(model))
+        print(f"this is an adapter; the names are those of its base {model}", file=sys.stderr)
     folder = local_folder(model, revision)
     if folder is not None and any(folder.glob("*.safetensors")):
         shapes = stored_shapes(folder)

@@ -16,6 +16,7 @@ from typing import Any
 from launcher.config.key_hints import nearest_key
 from launcher.config.names import URL, looks_like_path
 from launcher.config.problems import Finding
+from trainer.run.adapter_files import is_adapter
 from trainer.run.chat_templates.registry import TEMPLATES
 
 _TEMPLATE_NAMES = ("tokenizer", *TEMPLATES)
@@ -67,7 +68,12 @@ def _model_folder(model: dict[str, Any], key: str, folder: Path, findings: list[
     if path.is_dir():
         needed = ("config.json",) if key == "base" else ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
         if not any((path / file).exists() for file in needed):
-            findings.append(Finding(("model", key), f"the folder {path} has no {needed[0]}; name a model's folder"))
+            remedy = "name a model's folder"
+            if is_adapter(path):
+                remedy = (
+                    f"it holds an adapter: make one model of it and its base (dolphin merge {path} DIR), and name that"
+                )
+            findings.append(Finding(("model", key), f"the folder {path} has no {needed[0]}; {remedy}"))
         model[key] = str(path)
     elif path.exists():
         findings.append(Finding(("model", key), f"{path} is a file; name the folder of the model"))

@@ -4,6 +4,8 @@ loads where it must."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,12 @@ def test_the_merged_model_answers_as_base_and_adapter(root: Path) -> None:
     with torch.no_grad():
         expected, found = both(ids).logits, merged(ids).logits
     assert (expected - found).abs().max() < 0.05 * expected.std()
+
+    dolphin = Path(sys.executable).with_name("dolphin")
+    asked = [str(dolphin), "sample", str(run.model / "adapter"), "--prompt", "the sea is blue", "--max-tokens", "4"]
+    answers = [subprocess.run(asked, capture_output=True, text=True, timeout=300, check=True).stdout for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert len(answers[0].strip().splitlines()) == 1, "an answer, and nothing that libraries say while they load"
 
 
 def tensors(run: RunDir) -> dict[str, torch.Tensor]:

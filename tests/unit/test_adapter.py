@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support import tiny_job
 from trainer.data.batch import IGNORE
-from trainer.export import adapter_folder, merge
+from trainer.export import adapter_folder, load_folder, merge
 from trainer.model import adapter as adapters
 from trainer.model import build, token_rows
 from trainer.model.packed import PackedModel, Way
@@ -189,6 +189,44 @@ def test_what_cannot_be_read_is_told_in_a_line_and_leaves_nothing(bases: Path, t
     refused(folder, "model.base '/nowhere/at/all' does not load")
     config.write_text("{")
     refused(folder, "is no adapter folder")
+
+
+def test_an_adapter_folder_answers_beside_its_base_and_says_where_that_is_missing(bases: Path, tmp_path: Path) -> None:
+    model = load(bases / "base", grown=True)
+    adapter = adapters.inject(model, spec(trainable_tokens=True), ADDED, seed=1)
+    shaken(model)
+    folder = exported(bases / "base", model, adapter, tmp_path)
+    rows = [[int(i) for i in IDS[0]]]
+    found = load_folder.model_of(folder, torch.float32)
+    assert not found.training
+    assert torch.allclose(logits_of(found, rows), logits_of(model, rows), atol=2e-4)
+    whole = (bases / "base" / "model.safetensors").stat().st_size
+    assert load_folder.size_bytes(folder) > 0.9 * whole, "the base's weights are read too"
+
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(bases / "base"), "/nowhere/at/all"))
+    with pytest.raises(BadInput, match=f"the base of {folder}, /nowhere/at/all, does not load") as raised:
+        load_folder.model_of(folder, torch.float32)
+    assert "\n" not in str(raised.value)
+    again = load_folder.model_of(folder, torch.float32, str(bases / "base"))
+    assert torch.allclose(logits_of(again, rows), logits_of(model, rows), atol=2e-4)
+    with pytest.raises(BadInput, match="there is no base to name"):
+        load_folder.model_of(bases / "base", torch.float32, "x")
+
+
+def test_what_reads_a_model_takes_an_adapter_for_its_base_and_not_for_a_model_of_small_matrices(
+    bases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launcher.commands.spectrum import names_command
+    from trainer.model.spectrum import main as scan
+
+    model = load(bases / "base")
+    folder = exported(bases / "base", model, adapters.inject(model, spec(), (), seed=1), tmp_path)
+    assert scan([str(folder), "--out", str(tmp_path / "adapter.json")]) == 0
+    assert scan([str(bases / "base"), "--out", str(tmp_path / "base.json")]) == 0
+    assert (tmp_path / "adapter.json").read_bytes() == (tmp_path / "base.json").read_bytes()
+    assert names_command(str(folder)) == 0
+    assert "model.layers.1.mlp.down_proj.weight" in capsys.readouterr().out
 
 
 def refused(folder: Path, message: str) -> None:

@@ -25,11 +25,11 @@ from trainer.export import card, merge, model_folder, older_tools, sample
 from trainer.export.telling import guarded
 from trainer.model import token_rows
 from trainer.model.adapter import WRAPPED, Adapter
+from trainer.run.adapter_files import CONFIG, INNER, WEIGHTS
 from trainer.run.exits import TrainingFailed
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
 
-WEIGHTS, CONFIG, INNER = "adapter_model.safetensors", "adapter_config.json", "adapter"
 VLLM_MAX_RANK = 16
 """vLLM's --max-lora-rank where nothing is said."""
 

@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainer.export import base_files, older_tools, shards, weights
+from trainer.export import base_files, load_folder, older_tools, shards, weights
 from trainer.model import build
 from trainer.model.adapter import WRAPPED
+from trainer.run import adapter_files
 from trainer.run.exits import BadInput, ExitCode, TrainingFailed
 from trainer.run.settings.model import ModelSpec
 
@@ -98,24 +99,18 @@ class _Source:
     @classmethod
     def read(cls, adapter: Path) -> _Source:
         """Raises BadInput where a part of it is not there or not whole."""
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig
 
-        settings = _settings(adapter)
+        settings = adapter_files.settings_of(adapter)
         spec = ModelSpec(base=settings["base_model_name_or_path"], revision=settings.get("revision"))
-        path = adapter / "adapter_model.safetensors"
+        path = adapter / adapter_files.WEIGHTS
         try:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise BadInput(f"{path} cannot be read: {' '.join(str(error).split())}") from error
         with build.explained(spec):
             config = AutoConfig.from_pretrained(spec.base, revision=spec.revision)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(adapter)
-        except (OSError, ValueError) as error:
-            raise BadInput(
-                f"the tokenizer of {adapter} cannot be read: {str(error).strip().splitlines()[0]}"
-            ) from error
-        return cls(adapter, settings, tensors, tokenizer, spec, config)
+        return cls(adapter, settings, tensors, load_folder.tokenizer_of(adapter), spec, config)
 
 
 class _Changes:
@@ -242,14 +237,8 @@ def _logits(model: Any, rows: list[list[int]]) -> list[torch.Tensor]:
 
 def _adapted(source: _Source) -> Any:
     """Base and adapter as one module in bf16, its vocabulary grown."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    spec = source.spec
-    with build.explained(spec):
-        model = AutoModelForCausalLM.from_pretrained(spec.base, revision=spec.revision, dtype=torch.bfloat16)
-    build.grow_vocabulary(model, len(source.tokenizer))
-    return PeftModel.from_pretrained(model, source.adapter, autocast_adapter_dtype=False)
+    base = adapter_files.Base(source.spec.base, source.spec.revision)
+    return load_folder.beside_base(source.adapter, base, len(source.tokenizer), torch.bfloat16)
 
 
 def _embeddings(config: Any) -> tuple[frozenset[str], bool]:
@@ -261,16 +250,6 @@ def _embeddings(config: Any) -> tuple[frozenset[str], bool]:
     ends = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
     names = {id(part): name for name, part in model.named_modules()}
     return frozenset(f"{names[id(part)]}.weight" for part in ends), len({id(part.weight) for part in ends}) < len(ends)
-
-
-def _settings(adapter: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{adapter} is no adapter folder: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("base_model_name_or_path"), str):
-        raise BadInput(f"{adapter / 'adapter_config.json'} names no base model")
-    return found
 
 
 if __name__ == "__main__":

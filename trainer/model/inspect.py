@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from trainer.model import self_test
 from trainer.model.build import refuse_unloadable
 from trainer.model.packed import beside_language, decoder_of
+from trainer.run.adapter_files import base_of, is_adapter
 from trainer.run.exits import BadInput, ExitCode, leave
 
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -27,12 +29,15 @@ MLP = ("mlp", "ffn", "feed_forward", "experts", "moe")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="trainer.model.inspect", description=__doc__)
-    parser.add_argument("folder", help="a folder with the model's config.json")
+    parser.add_argument("folder", help="a folder with the model's config.json, or an adapter's")
     parser.add_argument("--attention", default="auto")
     options = parser.parse_args()
     transformers_logging.set_verbosity_error()
     try:
-        facts = inspect(AutoConfig.from_pretrained(options.folder), options.attention)
+        name, revision = options.folder, None
+        if is_adapter(name):
+            name, revision = base_of(Path(name))
+        facts = inspect(AutoConfig.from_pretrained(name, revision=revision), options.attention)
     except (BadInput, OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         print(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__, file=sys.stderr)
         leave(ExitCode.BAD_INPUT)

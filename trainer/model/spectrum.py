@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from trainer.run.adapter_files import base_of, is_adapter
 from trainer.run.exits import BadInput, ExitCode
 from trainer.run.run_folder import write_atomic
 from trainer.run.weights_index import StoredTensor, fingerprint, stored_tensors
@@ -201,7 +202,10 @@ def _read_partial(path: Path, model: str) -> dict[str, float]:
 
 
 def _local_folder(model: str, revision: str | None) -> Path:
-    """The folder itself, or the downloaded snapshot of a hub model (weights and configuration alone)."""
+    """The folder itself, or the downloaded snapshot of a hub model (weights and configuration alone); of an adapter, its base's."""
+    if is_adapter(model):
+        model, revision = base_of(Path(model))
+        print(f"this is an adapter; the weights of its base {model} are measured", file=sys.stderr)
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
