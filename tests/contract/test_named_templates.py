@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from trainer.run.settings.model import ModelSpec, SpecialTokens
 ENDS = {
     "llama3": "<|eot_id|>", "llama3_2_vision": "<|eot_id|>", "llama4": "<|eot|>", "gemma": "<end_of_turn>", "gemma3": "<end_of_turn>",
     "gemma3n": "<end_of_turn>", "gemma4": "<turn|>", "gemma4_unified": "<turn|>", "phi_3": "<|end|>", "phi_35": "<|end|>",
-    "exaone": "[|endofturn|]", "jamba": "<|eom|>", "cohere": "<|END_OF_TURN_TOKEN|>", "aya": "<|END_OF_TURN_TOKEN|>",
-    "chatml": "<|im_end|>", "falcon_h1": "<|im_end|>", "phi4": "<|im_end|>", "phi_4": "<|im_end|>", "qwen2_vl": "<|im_end|>",
+    "exaone": "[|endofturn|]", "exaone4": "[|endofturn|]", "jamba": "<|eom|>", "cohere": "<|END_OF_TURN_TOKEN|>", "aya": "<|END_OF_TURN_TOKEN|>",
+    "command_a": "<|END_OF_TURN_TOKEN|>", "command_a_rag": "<|END_OF_TURN_TOKEN|>", "command_a_tool_use": "<|END_OF_TURN_TOKEN|>",
+    "chatml": "<|im_end|>", "nemotron_h": "<|im_end|>", "falcon_h1": "<|im_end|>", "phi4": "<|im_end|>", "phi_4": "<|im_end|>", "qwen2_vl": "<|im_end|>",
     "qwen3": "<|im_end|>", "qwen3_5": "<|im_end|>", "qwen_25": "<|im_end|>",
 }  # fmt: skip
 """What ends an answer; of the others it is the tokenizer's end token."""
@@ -36,9 +38,11 @@ WRITTEN = {
     "alpaca": "<s>Be kind.\n\n### Instruction:\nHi\n\n### Response:\nHello.</s>\n\n### Instruction:\nBye\n\n### Response:\nSo long.</s>",
     "chatml": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nSo long.<|im_end|>\n",
     "cohere": "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be kind.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>Hello.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Bye<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>So long.<|END_OF_TURN_TOKEN|>",
+    "command_a": "<s><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be kind.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Hi<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>Hello.<|END_RESPONSE|><|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>Bye<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>So long.<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
     "deepseek_v2": "<s>Be kind.\n\n<｜User｜>Hi<｜Assistant｜>Hello.</s><｜User｜>Bye<｜Assistant｜>So long.</s>",
     "deepseek_v3": "<s>Be kind.<｜User｜>Hi<｜Assistant｜>Hello.</s><｜User｜>Bye<｜Assistant｜>So long.</s>",
     "exaone": "[|system|]Be kind.[|endofturn|]\n[|user|]Hi\n[|assistant|]Hello.[|endofturn|]\n[|user|]Bye\n[|assistant|]So long.[|endofturn|]\n",
+    "exaone4": "[|system|]\nBe kind.[|endofturn|]\n[|user|]\nHi[|endofturn|]\n[|assistant|]\n<think>\n\n</think>\n\nHello.[|endofturn|]\n[|user|]\nBye[|endofturn|]\n[|assistant|]\n<think>\n\n</think>\n\nSo long.[|endofturn|]\n",
     "falcon_h1": "<s><|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nSo long.<|im_end|>\n",
     "gemma3": "<s><start_of_turn>user\nBe kind.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\nSo long.<end_of_turn>\n",
     "gemma4": "<s><|turn>system\nBe kind.<turn|>\n<|turn>user\nHi<turn|>\n<|turn>model\nHello.<turn|>\n<|turn>user\nBye<turn|>\n<|turn>model\nSo long.<turn|>\n",
@@ -56,12 +60,15 @@ WRITTEN = {
     "qwen_25": "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nSo long.<|im_end|>\n",
 }  # fmt: skip
 WRITTEN["qwen3_5"] = WRITTEN["qwen3"]
+WRITTEN["command_a_tool_use"] = WRITTEN["command_a"]
 
 CALLS = {
     "llama3": '{"name": "get_weather", "parameters": {"city": "Oslo"}}<|eot_id|>',
     "qwen_25": '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>',
     "qwen3": '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>',
     "qwen3_5": "<tool_call>\n<function=get_weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call><|im_end|>",
+    "exaone4": '<think>\n\n</think>\n\n<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>[|endofturn|]',
+    "command_a": '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Oslo"}}\n]<|END_ACTION|><|END_OF_TURN_TOKEN|>',
     "mistral_v2v3": '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Oslo"}, "id": "aaaaaaaa1"}]</s>',
     "mistral": '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Oslo"}, "id": "aaaaaaaa1"}]</s>',
     "deepseek_v3": '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜></s>',
@@ -126,7 +133,30 @@ def test_a_call_is_written_as_the_family_writes_it(folder: Path, name: str) -> N
     assert "The weather of a city" in rendered.text[:asked], "the functions stand before the question that needs them"
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_5", "deepseek_v3"])
+def test_what_came_of_a_call_is_found_under_its_number(folder: Path) -> None:
+    text = named(folder, "command_a_rag").apply_chat_template(CONVERSATIONS["tools"], tools=[WEATHER], tokenize=False)
+    results = [part.partition("<|END_TOOL_RESULT|>")[0] for part in text.split("<|START_TOOL_RESULT|>")[1:]]
+    expected = [
+        {"tool_call_id": str(n), "results": {"0": said}, "is_error": None} for n, said in enumerate(("three", "nine"))
+    ]
+    assert [json.loads(result) for result in results] == [[one] for one in expected]
+    assert 'tool_result>{"result": "three"}</tool_result>[|endofturn|]' in named(folder, "exaone4").apply_chat_template(
+        CONVERSATIONS["tools"], tokenize=False
+    )
+
+
+def test_documents_stand_behind_the_first_question(folder: Path) -> None:
+    text = named(folder, "command_a_rag").apply_chat_template(
+        EXCHANGE[:2], documents=[{"text": "a"}, {"text": "b"}], tokenize=False, add_generation_prompt=True
+    )
+    before, _, after = text.partition("<|START_TOOL_RESULT|>")
+    assert "Hi" in before
+    [found] = json.loads(after.partition("<|END_TOOL_RESULT|>")[0])
+    assert found["results"] == {"0": {"text": "a"}, "1": {"text": "b"}}
+    assert text.endswith("<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5", "deepseek_v3", "exaone4"])
 @pytest.mark.parametrize("conversation", ["thoughts", "inline"])
 def test_a_thinking_family_trains_the_last_thought_and_each_when_unrolled(
     folder: Path, name: str, conversation: str

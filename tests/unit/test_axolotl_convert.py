@@ -172,7 +172,7 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ("lion", "optimizer: lion_8bit", "optimizer", "AdamW is"),
     ("schedule", "lr_scheduler: rex", "lr_scheduler", "cosine, linear and constant"),
     ("neither-share-nor-count", "val_set_size: 1.5", "val_set_size", "whole number"),
-    ("template-by-name", "chat_template: command_a", "chat_template", "no template 'command_a'"),
+    ("template-by-name", "chat_template: llava", "chat_template", "no template 'llava'"),
     ("two-templates", "datasets: [{path: a/b, type: sharegpt, conversation: chatml}, {path: a/c, type: sharegpt, conversation: llama-3}]", "datasets[1].conversation", "one template renders every dataset"),
     ("strange-type", "datasets: [{path: a/b, type: chatt_template}]", "datasets[0].type", "did you mean 'chat_template'?"),
     ("odd-roles", "datasets: [{path: a/b, type: chat_template, roles: {user: [klaus]}}]", "datasets[0].roles", "'klaus' is not read as user"),
@@ -249,7 +249,7 @@ class TestThroughLoadJob:
 
     def test_an_override_settles_what_axolotl_leaves_open(self, tmp_path: Path) -> None:
         path = tmp_path / "axolotl.yml"
-        path.write_text(BASE + "val_set_size: 100\nchat_template: command_a\nlr_scheduler: rex\n")
+        path.write_text(BASE + "val_set_size: 100\nchat_template: llava\nlr_scheduler: rex\n")
         overrides = ["data.validation_fraction=0.02", "model.chat_template=tokenizer", "train.schedule=linear"]
         job = load_job(path, [*overrides, "resources.accelerators=H100:4"])
         assert (job.data.validation_fraction, job.model.chat_template) == (0.02, "tokenizer")
@@ -282,7 +282,7 @@ class TestThroughLoadJob:
         from launcher.runs.errors import BadUsage
 
         path, output = tmp_path / "axolotl.yml", tmp_path / "job.yaml"
-        path.write_text(BASE + "chat_template: command_a\n")
+        path.write_text(BASE + "chat_template: llava\n")
         assert init_command(str(output), str(path), ["train.epochs=2"]) == 2
         assert f"{path}:6: chat_template: " in capsys.readouterr().err
         answers = ["model.chat_template=tokenizer", "resources.accelerators=H100:4"]

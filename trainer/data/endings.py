@@ -79,9 +79,22 @@ class Endings:
             behind = text[places[-1].end :]
             first = self._added.match(behind.lstrip())
             if first is not None:
-                return first.group()
+                return self._closed_by(first.group(), behind.lstrip()[first.end() :], template)
             return next((stop for stop in self.stops if stop in behind), None)
         return None
+
+    def _closed_by(self, first: str, rest: str, template: ChatTemplate) -> str:
+        """`first`, or the stop token right behind it, where every answer has both: some families close what is said to people,
+        and then the turn."""
+        then = self._added.match(rest)
+        if first in self.stops or then is None or then.group() not in self.stops:
+            return first
+        roles = _PROBES[-1]
+        try:
+            text = template.render([{"role": role, "content": f"word{number}"} for number, role in enumerate(roles)])
+        except TEMPLATE_ERRORS:
+            return first
+        return then.group() if text.count(first + then.group()) >= roles.count("assistant") else first
 
 
 def stop_tokens(model: ModelSpec, tokenizer: PreTrainedTokenizerFast) -> list[int]:

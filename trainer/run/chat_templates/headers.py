@@ -103,6 +103,53 @@ EXAONE = """
 {%- if add_generation_prompt -%}{{- '[|assistant|]' -}}{%- endif -%}
 """
 
+EXAONE4 = (
+    LAST_QUESTION
+    + """
+{%- set lead = '' -%}
+{%- if messages[0].role == 'system' -%}
+  {%- set lead = messages[0].content -%}
+  {%- set messages = messages[1:] -%}
+  {%- set at.last = at.last - 1 -%}
+{%- endif -%}
+{%- if tools or lead -%}
+  {{- '[|system|]\\n' + lead -}}
+  {%- if tools -%}
+    {{- '\\n\\n' if lead -}}
+    {{- '# Available Tools\\nThese functions can be called:\\n' -}}
+    {%- for tool in tools -%}{{- '<tool>' + (tool | tojson) + '</tool>\\n' -}}{%- endfor -%}
+    {{- '\\nTo call one, write:\\n<tool_call>{"name": NAME, "arguments": {ARGUMENT: VALUE}}</tool_call>' -}}
+  {%- endif -%}
+  {{- '[|endofturn|]\\n' -}}
+{%- endif -%}
+{%- for m in messages -%}
+  {%- if m.role == 'assistant' -%}"""
+    + THOUGHT
+    + """
+    {{- '[|assistant|]\\n<think>\\n' + (thought if loop.index0 > at.last else '') + '\\n</think>\\n\\n' + body -}}
+    {%- for call in m.tool_calls or [] -%}
+      {{- '\\n' if body or not loop.first -}}
+      {{- '<tool_call>{"name": "' + call.function.name + '", "arguments": ' -}}
+      {{- call.function.arguments if call.function.arguments is string else call.function.arguments | tojson -}}
+      {{- '}</tool_call>' -}}
+    {%- endfor -%}
+    {{- '[|endofturn|]\\n' -}}
+  {%- elif m.role == 'tool' -%}
+    {{- '[|tool|]\\n' if loop.first or loop.previtem.role != 'tool' -}}
+    {{- '<tool_result>{"result": ' + (m.content | tojson) + '}</tool_result>' -}}
+    {{- '[|endofturn|]\\n' if loop.last or loop.nextitem.role != 'tool' else '\\n' -}}
+  {%- else -%}
+    {{- '[|' + m.role + '|]\\n' + m.content + '[|endofturn|]\\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '[|assistant|]\\n' -}}
+  {{- '<think>\\n\\n</think>\\n\\n' if enable_thinking is defined and enable_thinking is false -}}
+{%- endif -%}
+"""
+)
+"""Every answer has a think block, empty where it has no thought or stands before the last question."""
+
 JAMBA = """
 {{- bos_token -}}
 {%- if messages[0].role != 'system' -%}{{- '<|bom|><|system|> <|eom|>' -}}{%- endif -%}

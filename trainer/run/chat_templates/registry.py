@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from trainer.run.chat_templates import chatml, headers, mistral
+from trainer.run.chat_templates import chatml, command_a, headers, mistral
 
 
 class NamedTemplate(NamedTuple):
@@ -27,6 +27,8 @@ _PHI_4 = NamedTemplate(chatml.PHI_4, (*_IM, "<|im_sep|>"))
 _COHERE = NamedTemplate(
     headers.COHERE, ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")
 )
+_RESPONSE = ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_ACTION|>", "<|END_ACTION|>")
+_COMMAND_A_TOOL_USE = NamedTemplate(command_a.COMMAND_A_TOOL_USE, (*_COHERE.tokens, *_RESPONSE))
 _TEKKEN = NamedTemplate(mistral.V3_TEKKEN, ("[INST]", "[/INST]"))
 _V7 = NamedTemplate(mistral.V7_TEKKEN, ("[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"))
 _DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>")
@@ -36,9 +38,13 @@ TEMPLATES: dict[str, NamedTemplate] = {
     "aya": _COHERE,
     "chatml": NamedTemplate(chatml.CHATML, _IM),
     "cohere": _COHERE,
+    "command_a": NamedTemplate(command_a.COMMAND_A, (*_COHERE.tokens, *_RESPONSE)),
+    "command_a_rag": _COMMAND_A_TOOL_USE,
+    "command_a_tool_use": _COMMAND_A_TOOL_USE,
     "deepseek_v2": NamedTemplate(headers.DEEPSEEK_V2, _DEEPSEEK),
     "deepseek_v3": NamedTemplate(headers.DEEPSEEK_V3, _DEEPSEEK),
     "exaone": NamedTemplate(headers.EXAONE, ("[|endofturn|]",)),
+    "exaone4": NamedTemplate(headers.EXAONE4, ("[|endofturn|]",)),
     "falcon_h1": NamedTemplate(chatml.FALCON_H1, _IM),
     "gemma": _GEMMA,
     "gemma3": _GEMMA,
@@ -55,6 +61,7 @@ TEMPLATES: dict[str, NamedTemplate] = {
     "mistral_v2v3": NamedTemplate(mistral.V2V3, ()),
     "mistral_v3_tekken": _TEKKEN,
     "mistral_v7_tekken": _V7,
+    "nemotron_h": NamedTemplate(chatml.CHATML, _IM),
     "phi4": _PHI_4,
     "phi_3": _PHI_3,
     "phi_35": _PHI_3,
