@@ -229,6 +229,8 @@ class Registered:
     this machine; it answers also where the backend's library is missing."""
     upkeep: str | None = None
     """A function of a job and the backend's own options: what else is paid for by the hour while the run lasts."""
+    fix: str | None = None
+    """A function without arguments: sets up what the backend can do without for most, and says what it did."""
 
 
 BACKENDS: dict[str, Registered] = {
@@ -248,6 +250,7 @@ BACKENDS: dict[str, Registered] = {
         "launcher.backends.sky.catalog:offers_of_job",
         caveats="launcher.backends.sky.catalog:caveats",
         upkeep="launcher.backends.sky.controller:upkeep",
+        fix="launcher.backends.sky.doctor:fix",
     ),
 }
 
@@ -297,6 +300,13 @@ def able_backends(is_able: Callable[[Abilities], bool]) -> list[str]:
 def checks_of(name: str) -> list[Check]:
     """What `dolphin doctor` finds of a backend; it needs nothing that could be missing."""
     found: list[Check] = _load(_registered(name).checks)()
+    return found
+
+
+def fixed_of(name: str) -> list[str]:
+    """Have a backend set up what `dolphin doctor --fix` can; lines about what was done. Raises LauncherError."""
+    fix = _registered(name).fix
+    found: list[str] = [] if fix is None else _load(fix)()
     return found
 
 

@@ -10,8 +10,13 @@ app = typer.Typer()
 
 
 @app.command()
-def doctor(json_: Json = False) -> int:
+def doctor(
+    json_: Json = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="First set up what dolphin can: SkyPilot's plugin that keeps deadlines.")
+    ] = False,
+) -> int:
     """Check this machine, backend by backend, and say what to do."""
     from launcher.commands.doctor import doctor_command
 
-    return doctor_command(json_wanted=json_)
+    return doctor_command(json_wanted=json_, is_fixing=fix)

@@ -1,7 +1,7 @@
 """`dolphin doctor`: what this machine has for each backend, and what to do where something is missing.
 
 Owns what every command needs, and how checks are shown; each backend has checks of its own. A check looks, and
-changes nothing.
+changes nothing; `--fix` does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import asdict
 from importlib.metadata import Distribution, PackagePath, distributions
 from pathlib import Path
 
-from launcher.backends.base import BACKENDS, checks_of
+from launcher.backends.base import BACKENDS, checks_of, fixed_of
 from launcher.backends.checks import Check, Health
 from launcher.follow import screen
 from launcher.runs import ledger
@@ -30,8 +30,12 @@ _LOW_DISK_BYTES = 20_000_000_000
 """A small model with its checkpoints; the reference job needs 140 GB."""
 
 
-def doctor_command(*, json_wanted: bool = False) -> int:
-    """Print the checks; 0 where at least one backend has what it needs, 4 where none has."""
+def doctor_command(*, json_wanted: bool = False, is_fixing: bool = False) -> int:
+    """Print the checks; 0 where at least one backend has what it needs, 4 where none has. With `is_fixing` each backend first sets
+    up what it can, and says what it wrote."""
+    for name in BACKENDS if is_fixing else ():
+        for line in fixed_of(name):
+            screen.say(line)
     checks = [
         *check_python(),
         *check_own_files(),

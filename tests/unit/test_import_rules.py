@@ -22,8 +22,8 @@ FLOORS = {
     "launcher": "config models runs streams units < jobfile < backends < follow plan < commands < cli < __main__",
     "launcher.backends": "base checks confinement inputs release < home < docker sky",
     "launcher.backends.docker": "container endpoint < engine < image trial < backend doctor",
-    "launcher.backends.sky": "answers bucket_copy catalog doctor errors node phases server status task < controller jobs log offers ship store_access < reach < adopting elsewhere records uploads < reading stopping < backend < client",
-    "launcher.commands": "adopt convert data doctor down explain merge model_source plan report sample schema spectrum validate < launch reference runs < init",
+    "launcher.backends.sky": "answers bucket_copy catalog deadline errors node phases plugin_wheel server status < jobs log task < controller offers ship store_access terms < adopting enforcement reach uploads < doctor elsewhere records < reading stopping < backend < client",
+    "launcher.commands": "adopt convert data doctor down explain model_source plan report schema spectrum validate < launch merge reference runs sample < init",
     "launcher.cli": "arguments < jobs machine models runs < app < main < __main__",
     "launcher.follow": "run_view < readers screen < follow patience status < attend report",
     "launcher.jobfile": "limits < axolotl field_docs model_checks paths pattern_checks regions source_checks spec < name_checks < load settle",
@@ -34,6 +34,7 @@ FLOORS = {
     "trainer.run.settings": "base < adapter checkpoint data export model track < train",
     "trainer.supervise": "disk heartbeat log parent_death rendezvous signals spot_notices stop_flag < outcome rank_guard torchrun < limits verdict < attempt < supervisor < __main__",
     "launcher.runs.policy": "sightings situation < simulate worth < decide < live",
+    "launcher.backends.sky.deadline": "names progress < strategy < plugin",
 }
 """The import rules, a line a package: rooms that may know nothing of each other, and behind each `<` those that stand on them."""
 NODE_STACK = ("torch", "transformers", "deepspeed", "datasets", "safetensors", "numpy", "tokenizers")

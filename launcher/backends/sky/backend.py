@@ -31,6 +31,7 @@ from launcher.backends.sky import adopting, elsewhere, store_access
 from launcher.backends.sky import status as sky_status
 from launcher.backends.sky.catalog import has_memory
 from launcher.backends.sky.controller import refuse_homeless
+from launcher.backends.sky.enforcement import deadline_is_enforced
 from launcher.backends.sky.jobs import Jobs, kind_of
 from launcher.backends.sky.offers import offers_of, priced, refuse_losing_progress, tried
 from launcher.backends.sky.reach import InBucket
@@ -49,11 +50,13 @@ from launcher.backends.sky.task import (
     IDLE_MINUTES,
     PRICES_FILE,
     SUBMITTED_AT,
+    TERMS_FILE,
     build_task,
     folder_store,
     places_of,
     ship,
 )
+from launcher.backends.sky.terms import terms_of
 from launcher.backends.sky.uploads import Uploads
 from launcher.jobfile.settle import Placement
 from launcher.jobfile.spec import JobSpec
@@ -118,9 +121,14 @@ class SkyRuns:
         adopting.keep(record, train)
         prices = [[offer.infra, offer.spot, offer.price_usd_per_hour] for offer in offers]
         write_atomic(record.folder / PRICES_FILE, json.dumps(prices))
+        terms = terms_of(job, train, places, prices, _kept(record.folder / ledger.PLAN_FILE))
+        write_atomic(record.folder / TERMS_FILE, json.dumps(terms))
         shipment = ship(train)
         staging = pack(record.folder, job, train, shipment, list(submission.secrets), record.submissions)
-        task = build_task(job, train, places, shipment, staging, is_managed=not cluster, secrets=submission.secrets)
+        task = build_task(
+            job, train, places, shipment, staging, is_managed=not cluster, secrets=submission.secrets,
+            terms=terms if terms is not None and deadline_is_enforced() is None else None,
+        )  # fmt: skip
         task["envs"][SUBMITTED_AT] = str(int(time.time()))
         self._client.check_task(task)
 
@@ -253,3 +261,11 @@ class SkyRuns:
             self._client.tail_managed(job.job_id, follow, stream)
         else:
             self._client.tail_cluster(job.cluster, job.job_id, follow, stream)
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """A file of the run's folder at home; nothing where there is none that can be read."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return {}

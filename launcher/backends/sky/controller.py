@@ -40,6 +40,8 @@ SERVER_SIGNAL = "~/.sky/.jobs_controller_consolidation_reloaded_signal"
 CONFIG = "~/.sky/config.yaml"
 ENDPOINT = "SKYPILOT_API_SERVER_ENDPOINT"
 """Environment variable of SkyPilot's that names an API server."""
+LOCAL_SERVER = "http://127.0.0.1:46580"
+"""Where a client starts one of its own."""
 
 
 def upkeep(job: JobSpec, options: Mapping[str, Any]) -> list[Upkeep]:
@@ -64,9 +66,17 @@ def is_consolidated() -> bool | None:
         "consolidation_mode"
     ):
         return True
-    endpoint = os.environ.get(ENDPOINT) or config.get("api_server", {}).get("endpoint") or ""
-    host = urlsplit(str(endpoint)).hostname
-    return False if host in (None, "127.0.0.1", "localhost", "0.0.0.0", "::1") else None
+    return False if is_server_here() else None
+
+
+def endpoint() -> str:
+    """Where SkyPilot's API server answers."""
+    stated = os.environ.get(ENDPOINT) or _config().get("api_server", {}).get("endpoint") or LOCAL_SERVER
+    return str(stated).rstrip("/")
+
+
+def is_server_here() -> bool:
+    return urlsplit(endpoint()).hostname in (None, "127.0.0.1", "localhost", "0.0.0.0", "::1")
 
 
 def _config() -> dict[str, Any]:

@@ -19,6 +19,7 @@ import yaml
 from launcher.backends import confinement
 from launcher.backends.inputs import Input, local_inputs
 from launcher.backends.release import image_of_release
+from launcher.backends.sky.deadline.names import KEY, STRATEGY
 from launcher.config.names import URL
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
@@ -50,6 +51,8 @@ DATA = "~/dolphin-data"
 AWS_FOLDER = "~/.aws"
 PRICES_FILE = "sky-prices.json"
 """In the run's folder: the offers of its newest start as (infra, spot, US dollars per hour of all nodes), the cheapest first."""
+TERMS_FILE = "sky-terms.json"
+"""In the run's folder: what a run with a deadline or a budget has to keep (`terms.terms_of`)."""
 NODE_PRICES_FILE = "sky-node-prices.json"
 """In the run's folder: number of a node (from 1) to its price, seen from here, of nodes whose cloud told them nothing."""
 REGISTRY_SECRETS = "SKYPILOT_DOCKER_"
@@ -134,9 +137,10 @@ def build_task(
     *,
     is_managed: bool = True,
     secrets: Mapping[str, str] | None = None,
+    terms: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The task as SkyPilot's own parser takes it. `staging` is the folder here that becomes INPUTS on the node; beside it
-    lies STAGED, with the job's own files. Many parameters: all that a task is made of, as nothing is asked for here."""
+    lies STAGED, with the job's own files. `terms` where SkyPilot's controller has dolphin's strategy. Many parameters: all that a task is made of, as nothing is asked for here."""
     template = yaml.safe_load(template_text())
     installed = requirements() + constraints() + job.env.get("DOLPHIN_TORCH_INDEX", "")
     venv = f"venv-{hashlib.sha256(installed.encode()).hexdigest()[:12]}"
@@ -152,7 +156,7 @@ def build_task(
     task = {
         "name": train.run_id,
         "num_nodes": job.resources.num_nodes,
-        "resources": _resources(job, places, is_managed, image),
+        "resources": _resources(job, places, _recovery(terms) if is_managed else None, image),
         "envs": envs,
         "file_mounts": {INPUTS: str(staging), **shipment.file_mounts(staging.parent / STAGED)},
         "setup": template["setup"],
@@ -282,7 +286,15 @@ def _container(job: JobSpec, places: Sequence[Place], image: str | None) -> str:
     return "none" if image is None or all(place.cloud == "slurm" for place in places) else "auto"
 
 
-def _resources(job: JobSpec, places: Sequence[Place], is_managed: bool, image: str | None) -> dict[str, Any]:
+def _recovery(terms: Mapping[str, Any] | None) -> dict[str, Any]:
+    """SkyPilot's `job_recovery`."""
+    common = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [int(ExitCode.PREEMPTED)]}
+    return {**common, "strategy": STRATEGY, KEY: dict(terms)} if terms else common
+
+
+def _resources(
+    job: JobSpec, places: Sequence[Place], recovery: Mapping[str, Any] | None, image: str | None
+) -> dict[str, Any]:
     r = job.resources
     common: dict[str, Any] = {}
     if r.accelerators:
@@ -291,8 +303,8 @@ def _resources(job: JobSpec, places: Sequence[Place], is_managed: bool, image: s
         common["memory"] = f"{r.memory_gb}+"
     if r.max_hourly_cost is not None:
         common["max_hourly_cost"] = r.max_hourly_cost
-    if is_managed:
-        common["job_recovery"] = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [int(ExitCode.PREEMPTED)]}
+    if recovery is not None:
+        common["job_recovery"] = dict(recovery)
     entries = [_entry(job, place, image) | common for place in _by_price(places)]
     # Not any_of: SkyPilot's jobs controller makes a list of that in the order of a set, and tries it in that order.
     return entries[0] if len(entries) == 1 else {"ordered": entries}
