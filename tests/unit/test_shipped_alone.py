@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.backends.sky.node import branch, bucket, instance, relay
+from launcher.backends.sky.deadline import names, progress
+from launcher.backends.sky.node import branch, bucket, deadline, instance, relay
+from launcher.runs.policy.decide import LONGER_STARTS
+from launcher.runs.policy.situation import Market
 from tests.support.rooms import nodes_of
 from trainer.run import run_folder
 from trainer.run.exits import ExitCode
@@ -18,7 +21,7 @@ from trainer.run.run_folder import EventKind, Phase, RunDir
 from trainer.run.stores import lease
 
 TASK = Path(__file__).parents[2] / "sky" / "task.yaml"
-SHIPPED = [Path(str(module.__file__)) for module in (relay, bucket, instance, branch)]
+SHIPPED = [Path(str(module.__file__)) for module in (relay, bucket, instance, branch, deadline)]
 
 
 def test_a_node_that_is_told_to_stop_is_recovered_and_one_that_cannot_train_is_not() -> None:
@@ -66,8 +69,21 @@ def test_a_line_about_a_node_has_the_fields_that_prices_are_counted_from(tmp_pat
     assert next(run_folder.read_lines(RunDir(tmp_path).nodes))["time"] == its.began
 
 
+def test_a_nodes_progress_is_told_and_read_by_the_same_names() -> None:
+    assert (deadline.PROGRESS, deadline.MACHINE) == (progress.FILE, names.MACHINE)
+    assert (Market.SPOT.value, Market.ON_DEMAND.value) == (deadline.SPOT, deadline.ON_DEMAND)
+    assert (deadline.EVENTS, deadline.METRICS) == (run_folder.EVENTS_FILE, run_folder.METRICS_FILE)
+    assert deadline.STOP == run_folder.STOP_FILE
+    events = (EventKind.PLAN, EventKind.CHECKPOINT_SAVED, EventKind.RESUMED, EventKind.PHASE)
+    assert events == (deadline.PLAN, deadline.SAVED, deadline.RESUMED, deadline.PHASE)
+    assert deadline.PREPARING == Phase.PREPARING_DATA
+    assert deadline.LONGER_STARTS == LONGER_STARTS
+
+
 def test_a_bucket_holds_everything_that_a_run_is_read_and_resumed_from() -> None:
-    assert set(bucket.RECORDS) == {branch.JOURNAL, relay.LOG_TIMES, relay.OUTCOME, *relay.FILES.values()}
+    assert set(bucket.RECORDS) == {
+        branch.JOURNAL, relay.LOG_TIMES, relay.OUTCOME, deadline.PROGRESS, *relay.FILES.values()
+    }  # fmt: skip
     assert bucket.RECORDS[0] == run_folder.JOURNAL_FILE  # lines without it could not be put in their place
     assert (bucket.MODEL, bucket.ATTEMPTS) == (run_folder.MODEL_FOLDER, run_folder.ATTEMPTS_FOLDER)
     assert run_folder.node_mark(0) == bucket.MARK

@@ -14,8 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trainer
-from launcher.backends.sky.node import branch, bucket, instance, relay
-from launcher.backends.sky.task import PRICES_FILE, STAGED, Shipment, constraints, relay_config, requirements
+from launcher.backends.sky.node import branch, bucket, deadline, instance, relay
+from launcher.backends.sky.task import (
+    PRICES_FILE,
+    STAGED,
+    TERMS_FILE,
+    Shipment,
+    constraints,
+    relay_config,
+    requirements,
+)
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BackendError
 from trainer.run.run_folder import TRAIN_FILE
@@ -38,13 +46,13 @@ def pack(
     target.mkdir()
     (target / NOTHING_IGNORED).write_text("# everything in this folder travels\n")
     (target / TRAIN_FILE).write_text(shipment.train_json)
-    offers = folder / PRICES_FILE
     config = relay_config(job, train, secret_names, submission)
-    config["offers"] = json.loads(offers.read_bytes()) if offers.exists() else []
+    for key, name, nothing in (("offers", PRICES_FILE, []), ("terms", TERMS_FILE, None)):
+        config[key] = json.loads((folder / name).read_bytes()) if (folder / name).exists() else nothing
     (target / "relay.json").write_text(json.dumps(config, indent=2))
     (target / "requirements.txt").write_text(requirements())
     (target / "constraints.txt").write_text(constraints())
-    for module in (relay, bucket, instance, branch):
+    for module in (relay, bucket, instance, branch, deadline):
         shutil.copy2(Path(str(module.__file__)), target / f"{module.__name__.rpartition('.')[2]}.py")
     shutil.copytree(
         Path(trainer.__file__).parent, target / "source" / "trainer", ignore=shutil.ignore_patterns("__pycache__")

@@ -39,8 +39,8 @@ REPLAY_BYTES = 64_000
 PHASE, RESUMED, ATTEMPT_STARTED, STOPPED, FINISHED = "phase", "resumed", "attempt_started", "preempted", "finished"
 """Events of the trainer."""
 PULLING_IMAGE = "pulling image"
-PREEMPTED = 75
-"""Exit code of a trainer that was asked to stop and has saved; of a bucket that does not answer now."""
+PREEMPTED, WITH_MODEL = 75, (0, 76, 77)
+"""Exit code of a trainer that was asked to stop and has saved; of a bucket that does not answer now. And those with a model."""
 TAKEN = 73
 """Exit code of bucket.py: another node writes this run now, or home stopped it."""
 LEASE, _PR_SET_PDEATHSIG = "DOLPHIN_LEASE", 1
@@ -117,8 +117,7 @@ class Relay:
         self.journal = self.ancestors = ""
         self.began = time.time()
         self.child: subprocess.Popen[bytes] | None = None
-        self.stops = 0
-        self.start_number = 0
+        self.stops = self.start_number = 0
         self._marks: list[tuple[str, float]] = []
         self._last_step: int | None = None
         self._past_step: int | None = None
@@ -146,6 +145,7 @@ class Relay:
             if self.config.get("bucket"):
                 self._bucket("save")
             return 1
+        watch = runpy.run_path(os.path.join(self.inputs, "deadline.py"))["Watch"](self.config, self.run_dir, node)
         command = self._command()
         with open(os.path.join(self.run_dir, LOG), "ab") as log:
             if self.stops:
@@ -156,7 +156,9 @@ class Relay:
         while self.child.poll() is None:
             self._forward()
             self._keep_records()
+            watch.look()
             time.sleep(POLL_S)
+        watch.look(last=True)
         for _ in range(2):  # the second time, what the relay itself said of the last lines
             self._forward(last=True)
         self._outcome()
@@ -167,7 +169,7 @@ class Relay:
                 self._is_taken |= self._keeper.wait() == TAKEN
             if self._is_taken:
                 return 1
-            if code == 0 and self._bucket("publish").wait():
+            if code in WITH_MODEL and self._bucket("publish").wait():
                 self._say("the model could not be written to the bucket; the lines above say why")
                 self._forward(last=True)
                 code = 1
@@ -324,8 +326,7 @@ class Relay:
         """Phase by phase, from the first command on the node to the first step."""
         setup_at = float(os.environ.get("DOLPHIN_SETUP_AT") or self.began)
         marks = [("environment", setup_at), ("relay", self.began), *self._marks, ("", now)]
-        ends = [at for _, at in marks[1:]]
-        parts = [f"{name} {max(0.0, end - at):.1f} s" for (name, at), end in zip(marks, ends)]  # noqa: B905 (Python 3.8 knows no strict)
+        parts = [f"{name} {max(0.0, end - at):.1f} s" for (name, at), (_, end) in zip(marks, marks[1:])]  # noqa: B905, RUF007 (Python 3.8)
         self._say(f"{now - setup_at:.1f} s from the node to step {self._last_step}: {', '.join(parts)}")
 
     def _phase(self, phase: str) -> None:
@@ -340,8 +341,7 @@ class Relay:
             handle.write(line + "\n")
 
     def _outcome(self) -> None:
-        text = self._text(OUTCOME)
-        if text is not None:
+        if (text := self._text(OUTCOME)) is not None:
             self._print(frame(self.journal, "O", self.start_number, time.time(), text))
 
     def _text(self, name: str) -> str | None:
