@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.names import URL
+from launcher.config.problems import key_name
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
 from launcher.units import size
 from trainer.run.local_files import README, data_files, fixed_part, is_glob, is_hidden, kind_of
+from trainer.run.measures import function_of
 from trainer.run.settings.train import UnfrozenSpec
 from trainer.run.spec import TrainSpec
 
@@ -81,9 +83,15 @@ def named_paths(spec: TrainSpec) -> Iterator[tuple[str, str]]:
     for key, value in (("base", model.base), ("tokenizer", model.tokenizer), ("chat_template", model.chat_template)):
         if value is not None and value.startswith("/") and "\n" not in value:
             yield f"model.{key}", value
-    for index, source in enumerate(spec.data.sources):
+    for where, source in spec.data.inputs:
         if not URL.match(source.path):
-            yield f"data.sources[{index}].path", source.path
+            yield key_name((*where, "path")), source.path
+    if isinstance(spec.evaluate.prompts, str):
+        yield "evaluate.prompts", spec.evaluate.prompts
+    for index, metric in enumerate(spec.evaluate.metrics):
+        named = function_of(metric)
+        if named is not None:
+            yield f"evaluate.metrics[{index}]", named[0]
     if isinstance(spec.train.unfrozen, UnfrozenSpec) and spec.train.unfrozen.spectrum.snr.startswith("/"):
         yield "train.unfrozen.spectrum.snr", spec.train.unfrozen.spectrum.snr
 

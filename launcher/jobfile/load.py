@@ -34,6 +34,8 @@ RIVALS = (
     ("train.global_batch", "train.accumulation"),
     ("train.warmup_steps", "train.warmup_ratio"),
     ("data.validation_count", "data.validation_fraction"),
+    ("data.validation", "data.validation_fraction"),
+    ("data.validation", "data.validation_count"),
 )
 """Settings of which a job states one. `--set` of the one takes the place of the other in the file."""
 
@@ -91,7 +93,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     if job is not None:
         findings += job_findings(job)
         findings += name_findings(job, path.resolve().parent)
-        if any(source.format or source.fields or source.filter or source.files for source in job.data.sources):
+        if any(source.format or source.fields or source.filter or source.files for _, source in job.data.inputs):
             from launcher.jobfile.source_checks import source_findings
 
             findings += source_findings(job.data)
@@ -103,6 +105,10 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         from launcher.jobfile.pattern_checks import pattern_findings
 
         findings += model_findings(job) or pattern_findings(job)
+        if job.evaluate.asks:
+            from launcher.jobfile.evaluate_checks import evaluate_findings
+
+            findings += evaluate_findings(job)
     located += [source.locate(finding) for finding in findings]
     if located or job is None:
         raise SpecErrors(sorted(dict.fromkeys(located), key=lambda p: (p.line is None, p.line or 0)))

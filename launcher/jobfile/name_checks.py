@@ -66,9 +66,9 @@ def _names(job: JobSpec) -> Iterator[Finding]:
     yield from _regions(job)
     if job.checkpoint.store is not None and (wrong := url_problem(job.checkpoint.store, ("s3", "gs"))):
         yield Finding(("checkpoint", "store"), wrong)
-    for index, source in enumerate(job.data.sources):
+    for where, source in job.data.inputs:
         if wrong := url_problem(source.path, ("s3", "gs", "hf")):
-            yield Finding(("data", "sources", index, "path"), wrong)
+            yield Finding((*where, "path"), wrong)
 
 
 def _regions(job: JobSpec) -> Iterator[Finding]:
@@ -200,11 +200,14 @@ def _texts(job: JobSpec) -> Iterator[tuple[Where, str]]:
         text = getattr(model, key)
         if text is not None and not (key == "chat_template" and ("{{" in text or "{%" in text)):
             yield ("model", key), text
-    for index, source in enumerate(job.data.sources):
+    for where, source in job.data.inputs:
         for key in ("path", "split", "subset"):
             if getattr(source, key) is not None:
-                yield ("data", "sources", index, key), getattr(source, key)
-        yield from ((("data", "sources", index, "files"), text) for text in source.files)
+                yield (*where, key), getattr(source, key)
+        yield from (((*where, "files"), text) for text in source.files)
+    if isinstance(job.evaluate.prompts, str):
+        yield ("evaluate", "prompts"), job.evaluate.prompts
+    yield from ((("evaluate", "metrics", index), text) for index, text in enumerate(job.evaluate.metrics))
     if job.checkpoint.store is not None:
         yield ("checkpoint", "store"), job.checkpoint.store
     if resources.image is not None:

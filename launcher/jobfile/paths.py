@@ -16,8 +16,10 @@ from typing import Any
 from launcher.config.key_hints import nearest_key
 from launcher.config.names import URL, looks_like_path
 from launcher.config.problems import Finding
+from launcher.config.yaml_lines import Where
 from trainer.run.adapter_files import is_adapter
 from trainer.run.chat_templates.registry import TEMPLATES
+from trainer.run.measures import function_of
 
 _TEMPLATE_NAMES = ("tokenizer", *TEMPLATES)
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt")
@@ -31,10 +33,12 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> tuple[dict[str, Any], l
     for key in ("base", "tokenizer"):
         _model_folder(model, key, folder, findings)
     _template(model, folder, findings)
-    sources = _group(data, "data").get("sources")
-    for index, source in enumerate(sources if isinstance(sources, list) else []):
-        if isinstance(source, dict):
-            _data_path(source, index, folder, findings)
+    for key in ("sources", "validation"):
+        entries = _group(data, "data").get(key)
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            if isinstance(entry, dict):
+                _data_path(entry, ("data", key, index, "path"), folder, findings)
+    _evaluation(_group(data, "evaluate"), folder, findings)
     spectrum = _group(_group(train, "unfrozen"), "spectrum")
     _snr(spectrum, folder, findings)
     checkpoint = _group(data, "checkpoint")
@@ -107,11 +111,10 @@ def _template(model: dict[str, Any], folder: Path, findings: list[Finding]) -> N
         findings.append(Finding(("model", "chat_template"), f"no template is called {name!r}; {hint}"))
 
 
-def _data_path(source: dict[str, Any], index: int, folder: Path, findings: list[Finding]) -> None:
+def _data_path(source: dict[str, Any], where: Where, folder: Path, findings: list[Finding]) -> None:
     name = source.get("path")
     if not isinstance(name, str) or not name or URL.match(name):
         return
-    where = ("data", "sources", index, "path")
     path = _absolute(name, folder)
     if Path(path).exists() or (glob.has_magic(path) and next(glob.iglob(path, recursive=True), None)):
         source["path"] = path
@@ -120,6 +123,27 @@ def _data_path(source: dict[str, Any], index: int, folder: Path, findings: list[
     else:
         hub = f", or write hf://{name} for the hub dataset" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else ""
         findings.append(Finding(where, f"no such file or folder: {path}; {_remedy(folder)}{hub}"))
+
+
+def _evaluation(evaluate: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
+    """The file of prompts, and the files of functions that score answers."""
+    prompts = evaluate.get("prompts")
+    if isinstance(prompts, str) and prompts:
+        evaluate["prompts"] = _file(prompts, ("evaluate", "prompts"), folder, findings)
+    metrics = evaluate.get("metrics")
+    if isinstance(metrics, list):
+        for index, metric in enumerate(metrics):
+            named = function_of(metric) if isinstance(metric, str) else None
+            if named is not None:
+                path = _file(named[0], ("evaluate", "metrics", index), folder, findings)
+                metrics[index] = f"{path}:{named[1]}"
+
+
+def _file(name: str, where: Where, folder: Path, findings: list[Finding]) -> str:
+    path = _absolute(name, folder)
+    if not Path(path).is_file():
+        findings.append(Finding(where, f"no such file: {path}; correct it"))
+    return path
 
 
 def _snr(spectrum: dict[str, Any], folder: Path, findings: list[Finding]) -> None:

@@ -15,15 +15,15 @@ from trainer.run.settings.data import DataSpec, SourceSpec
 
 
 def source_findings(data: DataSpec) -> list[Finding]:
-    """Wrong names and expressions in `data.sources`."""
-    return [finding for index, source in enumerate(data.sources) for finding in _source(source, index)]
+    """Wrong names and expressions in `data.sources`, and in validation sets with files of their own."""
+    return [finding for where, source in data.inputs for finding in _source(source, where)]
 
 
-def _source(source: SourceSpec, index: int) -> list[Finding]:
+def _source(source: SourceSpec, where: tuple[str | int, ...]) -> list[Finding]:
     found = []
 
     def report(key: str, message: str) -> None:
-        found.append(Finding(("data", "sources", index, key), message))
+        found.append(Finding((*where, key), message))
 
     names = [entry.name for entry in FORMATS]
     if source.format is not None and source.format not in names:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.run.settings.data import DataSpec
+from trainer.run.settings.data import DataSpec, ValidationSpec
 
 BYTES_PER_TOKEN = 4.4
 """Of a JSON file with conversations: English text has about 4 characters a token, names of fields and quotes come on top."""
@@ -33,6 +33,8 @@ class DataFacts:
     conversations: int | None = None
     tokens: int | None = None
     trained_tokens: int | None = None
+    held_out: int | None = None
+    """Packed sequences of all validation sets together."""
 
     @property
     def mean_length(self) -> float | None:
@@ -58,12 +60,14 @@ def from_report(path: Path, sequence_length: int) -> DataFacts | None:
         tokens = sum(int(source["tokens"]) for source in sources)
         trained = sum(int(source["trained_tokens"]) for source in sources)
         packed = int(record["totals"].get("packed_sequences") or 0)
+        sets = record["totals"].get("validation")
+        held_out = None if sets is None else sum(int(entry["packed_sequences"]) for entry in sets)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not tokens:
         return None
     packed = packed or max(1, round(tokens / (FILL * sequence_length)))
-    return DataFacts("prepared", str(path), packed, conversations, tokens, trained)
+    return DataFacts("prepared", str(path), packed, conversations, tokens, trained, held_out)
 
 
 def from_plan_event(event: dict[str, Any], source: str) -> DataFacts | None:
@@ -78,8 +82,8 @@ def from_plan_event(event: dict[str, Any], source: str) -> DataFacts | None:
 
 
 def local_files(data: DataSpec) -> list[Path] | None:
-    """Every file of the sources; None where one of them is not on this machine."""
-    found = [_files(source.path) for source in data.sources]
+    """Every file of the sources and of validation sets; None where one of them is not on this machine."""
+    found = [_files(source.path) for _, source in data.inputs]
     return [file for files in found for file in files] if all(found) else None
 
 
@@ -88,13 +92,10 @@ def estimated(data: DataSpec, why: str = "") -> DataFacts | None:
     counted them."""
     tokens = 0.0
     for source in data.sources:
-        files = _files(source.path)
-        if not files:
+        if not _files(source.path):
             return None
-        size = sum(path.stat().st_size * EXPANSION.get(path.suffix, 1.0) for path in files)
-        tokens += size / BYTES_PER_TOKEN * (source.weight or 1.0)
-    if data.validation_count is None:  # what a number of conversations takes of it is not known from sizes
-        tokens *= 1.0 - data.validation_fraction
+        tokens += _tokens_of(source.path) * (source.weight or 1.0)
+    tokens *= 1.0 - _share_held_out(data)  # what a number of conversations takes of it is not known from sizes
     sequences = max(1, round(tokens / (FILL * data.sequence_length)))
     return DataFacts(
         "estimate", f"the size of the files, at {BYTES_PER_TOKEN} bytes a token{f' ({why})' if why else ''}", sequences,
@@ -103,14 +104,31 @@ def estimated(data: DataSpec, why: str = "") -> DataFacts | None:
 
 
 def held_out_sequences(data: DataSpec, facts: DataFacts) -> float:
-    """Sequences of one evaluation. Of a number of conversations among which none is counted: one sequence each, the most."""
-    if not data.holds_out:
-        return 0.0
-    if data.validation_count is None:
-        return facts.sequences * data.validation_fraction / (1 - data.validation_fraction)
-    if facts.conversations:
-        return facts.sequences * data.validation_count / facts.conversations
-    return float(data.validation_count)
+    """Sequences of one evaluation over all validation sets. Of a number of conversations among which none is counted: one
+    sequence each, the most; of a set whose files are not on this machine nothing is known, and nothing counted."""
+    if facts.held_out is not None:
+        return float(facts.held_out)
+    return sum(_sequences_of(entry, data, facts) for entry in data.validation_sets)
+
+
+def _sequences_of(entry: ValidationSpec, data: DataSpec, facts: DataFacts) -> float:
+    whole = facts.sequences / (1 - _share_held_out(data))
+    if entry.path is not None:
+        whole = _tokens_of(entry.path) / (FILL * data.sequence_length)
+    elif entry.count is not None and facts.conversations:
+        return facts.sequences * entry.count / facts.conversations
+    if entry.count is not None:
+        return float(entry.count)
+    return whole * (entry.fraction or 1.0)
+
+
+def _share_held_out(data: DataSpec) -> float:
+    return min(0.99, sum(entry.fraction or 0.0 for entry in data.validation_sets if entry.path is None))
+
+
+def _tokens_of(path: str) -> float:
+    """About; 0 where no such file is on this machine."""
+    return sum(file.stat().st_size * EXPANSION.get(file.suffix, 1.0) for file in _files(path)) / BYTES_PER_TOKEN
 
 
 def _files(path: str) -> list[Path]:

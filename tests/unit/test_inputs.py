@@ -245,3 +245,22 @@ def test_a_linked_folder_in_a_model_is_not_followed_out_of_it(tmp_path: Path) ->
     (model / "home").symlink_to(write(tmp_path / "home", ".bashrc"))
     with pytest.raises(BadUsage, match=r"m/home is a link to a folder outside of"):
         local_inputs(job_of(model=model))
+
+
+def test_what_an_evaluation_reads_travels_too_and_is_told_where_it_is(tmp_path: Path) -> None:
+    write(tmp_path, "rows.jsonl", "test.jsonl", "ask.txt", "scores.py", "id_rsa")
+    values = job_of(tmp_path / "rows.jsonl").model_dump(exclude_defaults=True)
+    values["data"]["validation"] = [
+        {"name": "drawn", "count": 1},
+        {"name": "mine", "path": str(tmp_path / "test.jsonl")},
+    ]
+    values["evaluate"] = {"prompts": str(tmp_path / "ask.txt"), "metrics": ["contains", f"{tmp_path}/scores.py:polite"]}
+    job = JobSpec.model_validate(values)
+    assert sent(job) == [str(tmp_path / name) for name in ("rows.jsonl", "test.jsonl", "ask.txt", "scores.py")]
+    spec = NodeJob.model_validate_json(ship(train_of(job)).train_json).spec
+    assert spec.data.validation is not None
+    assert spec.data.validation[1].path == "@DATA@/1/test.jsonl"
+    assert (spec.evaluate.prompts, spec.evaluate.metrics) == (
+        "@DATA@/2/ask.txt",
+        ("contains", "@DATA@/3/scores.py:polite"),
+    )

@@ -7,17 +7,10 @@ with their lines.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
+from trainer.run.evaluation_problems import Problem, evaluation_problems
 from trainer.run.settings.checkpoint import SaveEvery
 from trainer.run.spec import TrainSpec
-
-
-class Problem(NamedTuple):
-    """One thing wrong with a specification: where (`("train", "warmup_steps")`), what and what to do."""
-
-    where: tuple[str | int, ...]
-    message: str
 
 
 def problems(spec: TrainSpec) -> list[Problem]:
@@ -77,6 +70,7 @@ def problems(spec: TrainSpec) -> list[Problem]:
             "contradicts data.validation_fraction 0: there is nothing to evaluate on; set a fraction or `never`",
         )
     found += _of_adapter(spec)
+    found += evaluation_problems(spec)
     every = spec.checkpoint.every
     if isinstance(every, SaveEvery) and every == SaveEvery():
         report("checkpoint.every", "names no interval: set steps, minutes or epochs, or write `every: auto`")

@@ -12,13 +12,15 @@ from typing import Any
 from trainer.run.spec import TrainSpec
 
 RESULT_NEUTRAL = {
-    "name", "track", "checkpoint", "export",
-    "data.workers", "train.log_every", "train.evaluate_every", "train.evaluate_at_start", "train.zero", "train.offload",
+    "name", "track", "checkpoint", "export", "evaluate",
+    "data.workers", "train.log_every", "train.evaluate_every", "train.evaluate_at_start", "train.stop", "train.zero",
+    "train.offload",
     "train.loss_chunk", "train.micro_batch", "train.accumulation", "train.gradient_checkpointing", "train.deterministic",
     "train.kernels", "model.attention",
 }  # fmt: skip
 """Settings that a resumed run may change: they alter cost or bookkeeping, not which update is computed from which data.
-`train.deterministic` is one: it decides the rounding of a sum, and whether it is the same next time."""
+`train.deterministic` is one: it decides the rounding of a sum, and whether it is the same next time. `train.stop` is another: it
+decides after which step a run ends, as fewer `max_steps` would, and not what any step does."""
 
 
 LENGTH_SETTINGS = ("train.epochs", "train.max_steps")

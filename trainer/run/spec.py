@@ -18,6 +18,7 @@ from trainer.run.run_folder import CHECKPOINTS_FOLDER
 from trainer.run.settings.base import PositiveInt, SpecModel
 from trainer.run.settings.checkpoint import CheckpointSpec
 from trainer.run.settings.data import DataSpec
+from trainer.run.settings.evaluate import EvaluateSpec
 from trainer.run.settings.export import ExportSpec
 from trainer.run.settings.model import ModelSpec
 from trainer.run.settings.track import TrackSpec
@@ -36,6 +37,8 @@ class TrainSpec(SpecModel):
     """The optimization."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     """When and where the state is saved."""
+    evaluate: EvaluateSpec = EvaluateSpec()
+    """What the model is asked at every evaluation, besides its loss."""
     track: TrackSpec = TrackSpec()
     """Where metrics go besides metrics.jsonl."""
     export: ExportSpec = ExportSpec()

@@ -67,7 +67,7 @@ def _refuse_written(store: CheckpointStore) -> None:
 
 def environment_of_node(job: JobSpec) -> dict[str, str]:
     """What the node is told to reach the job's buckets as this machine does. Asks for the buckets' regions."""
-    urls = [job.checkpoint.store or "", *(source.path for source in job.data.sources)]
+    urls = [job.checkpoint.store or "", *(source.path for _, source in job.data.inputs)]
     found = environment_sent(urls, {**os.environ, **job.env})
     if set(KEYS) & set(job.secrets):
         found.pop(aws.PROFILE_VARIABLE, None)

@@ -25,6 +25,7 @@ from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
 from trainer.run import redaction
 from trainer.run.exits import ExitCode
+from trainer.run.measures import function_of
 from trainer.run.spec import NodeJob
 
 NO_SPOT = frozenset({
@@ -179,8 +180,15 @@ def ship(train: NodeJob) -> Shipment:
     inputs = local_inputs(train.spec)
     there = {one.path: f"@DATA@/{number}/{_name_there(one)}" for number, one in enumerate(inputs)}
     spec = values["spec"]
-    for source in spec["data"]["sources"]:
+    for source in (*spec["data"]["sources"], *(spec["data"]["validation"] or ())):
         source["path"] = there.get(source["path"], source["path"])
+    evaluate = spec["evaluate"]
+    if isinstance(evaluate["prompts"], str):
+        evaluate["prompts"] = there[evaluate["prompts"]]
+    for index, metric in enumerate(evaluate["metrics"]):
+        named = function_of(metric)
+        if named is not None:
+            evaluate["metrics"][index] = f"{there[named[0]]}:{named[1]}"
     for key in ("base", "tokenizer", "chat_template"):
         spec["model"][key] = there.get(spec["model"][key], spec["model"][key])
     unfrozen = spec["train"]["unfrozen"]

@@ -18,6 +18,13 @@ class SaveEvery(SpecModel):
     """Save after this share or number of epochs."""
 
 
+class BestMetric(SpecModel):
+    metric: Annotated[str, Field(min_length=1)]
+    """Name in metrics.jsonl: eval_loss, NAME/loss of a validation set, or a score of `evaluate.metrics`."""
+    direction: Literal["lower", "higher"] | None = None
+    """Which is better; known of losses (lower) and scores (higher)."""
+
+
 class CheckpointSpec(SpecModel):
     store: str | None = None
     """Where checkpoints outlive the node: a folder, s3://bucket/prefix or gs://bucket/prefix; the run folder where not given."""
@@ -25,6 +32,8 @@ class CheckpointSpec(SpecModel):
     """When to save; `auto` weighs the measured cost of a save against the preemption rate (Young and Daly)."""
     keep: Annotated[int, Field(ge=2)] = 2
     """Committed checkpoints to keep."""
+    keep_best: Annotated[str, Field(min_length=1)] | BestMetric | None = None
+    """Save whenever this metric of an evaluation is the best so far, and keep that checkpoint besides: eval_loss, NAME/loss, a score, or {metric, direction}."""
     preemptions_per_day: Annotated[float, Field(gt=0)] = 4.0
     """Expected preemptions a day, for `every: auto`; what the run observes takes its place."""
     max_restarts: Annotated[int, Field(ge=0)] = 3

@@ -36,6 +36,43 @@ class SourceSpec(SpecModel):
     """Seed for choosing `samples` or `weight`; train.seed where not given."""
 
 
+class ValidationSpec(SpecModel):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
+    """Name of the set, in metrics and the card: lower-case letters, digits, hyphens and underscores."""
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """Where its conversations come from, as in `sources`; held out of the sources where not given."""
+    fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Take this share of the conversations, of `path` or of the sources, chosen by train.seed."""
+    count: PositiveInt | None = None
+    """Take this many conversations instead of a share; neither takes all of `path`."""
+    format: str | None = None
+    """Format name; detected from the columns where not given."""
+    fields: dict[str, str] | None = None
+    """Column names of one's own, as role: column."""
+    split: str = "validation"
+    """Split of a hub dataset, or of a folder whose files say theirs."""
+    subset: str | None = None
+    """Configuration name of a hub dataset, or of a folder cloned from it."""
+    field: str | None = None
+    """Key under which a JSON file holds its rows, where it has several."""
+    filter: str | None = None
+    """Keep a row where this expression is true."""
+
+    @property
+    def source(self) -> SourceSpec | None:
+        """Its rows, read as a source's; None where it is held out of the sources."""
+        if self.path is None:
+            return None
+        return SourceSpec(
+            path=self.path, format=self.format, fields=self.fields, split=self.split, subset=self.subset,
+            field=self.field, filter=self.filter,
+        )  # fmt: skip
+
+
+HELD_OUT = "held-out"
+"""Name of the one validation set of a job that states none by name."""
+
+
 class DataSpec(SpecModel):
     sources: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
     """Where the conversations come from, in order."""
@@ -43,6 +80,8 @@ class DataSpec(SpecModel):
     """Share of the conversations held out of training, chosen by train.seed; 0 holds out none."""
     validation_count: PositiveInt | None = None
     """Hold out this many conversations instead of a share."""
+    validation: Annotated[tuple[ValidationSpec, ...], Field(min_length=1)] | None = None
+    """Validation sets by name, each with its own loss, in place of validation_fraction; the first one's is eval_loss. No conversation is in two of them, or in one and in training."""
     sequence_length: PositiveInt = 2048
     """Tokens in a packed sequence."""
     packing: bool = True
@@ -65,6 +104,26 @@ class DataSpec(SpecModel):
     """Processes that prepare the data; the number of cores where not given."""
 
     @property
+    def validation_sets(self) -> tuple[ValidationSpec, ...]:
+        """Those by name; else the one that `validation_count` or `validation_fraction` hold out, if any."""
+        if self.validation is not None:
+            return self.validation
+        if self.validation_count is not None:
+            return (ValidationSpec(name=HELD_OUT, count=self.validation_count),)
+        return (ValidationSpec(name=HELD_OUT, fraction=self.validation_fraction),) if self.validation_fraction else ()
+
+    @property
     def holds_out(self) -> bool:
-        """Whether anything is held out; `validation_count` takes the place of the fraction."""
-        return self.validation_count is not None or self.validation_fraction > 0
+        """Whether there is anything to evaluate on."""
+        return bool(self.validation_sets)
+
+    @property
+    def inputs(self) -> list[tuple[tuple[str | int, ...], SourceSpec]]:
+        """Everything that rows are read from, behind the key that names it: the sources, then files of validation sets."""
+        found: list[tuple[tuple[str | int, ...], SourceSpec]] = [
+            (("data", "sources", index), source) for index, source in enumerate(self.sources)
+        ]
+        for index, entry in enumerate(self.validation or ()):
+            if entry.source is not None:
+                found.append((("data", "validation", index), entry.source))
+        return found

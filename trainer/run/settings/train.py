@@ -34,6 +34,17 @@ class EvaluateEvery(SpecModel):
     """Measure after this share or number of epochs, rounded to whole steps."""
 
 
+class StopSpec(SpecModel):
+    metric: Annotated[str, Field(min_length=1)] = "eval_loss"
+    """Name in metrics.jsonl: eval_loss, NAME/loss of a validation set, or a score of `evaluate.metrics`."""
+    patience: PositiveInt = 3
+    """Stop after this many evaluations in a row without a gain; the one before the first step does not count."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """A gain is better than the best so far by more than this."""
+    direction: Literal["lower", "higher"] | None = None
+    """Which is better; known of losses (lower) and scores (higher)."""
+
+
 class OptimizerSettings(SpecModel):
     """(group `train`)"""
 
@@ -91,6 +102,8 @@ class OptimizerSettings(SpecModel):
     """Measure the validation loss every this many steps, at the end of each `epoch`, after a share of one ({epochs: 0.25}), or `never`."""
     evaluate_at_start: bool = True
     """Measure the validation loss before the first step too."""
+    stop: StopSpec | None = None
+    """Stop early, when evaluations get no better; the schedule is that of the whole length."""
     log_every: PositiveInt = 1
     """Print a line every this many steps; metrics.jsonl has every step."""
     seed: int = 42
