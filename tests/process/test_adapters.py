@@ -4,6 +4,7 @@ loads where it must."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ def test_lora_gives_the_same_losses_under_every_sharding(root: Path) -> None:
     assert expected[-1] < expected[0]
     for zero, run in runs.items():
         assert tiny_job.losses(run) == pytest.approx(expected, rel=1e-5), zero
+        assert re.search(r"loaded again, its logits differ by 0(\.0\d+)? of", run.log.read_text())
         config = json.loads((run.model / "adapter" / "adapter_config.json").read_text())
         assert (config["r"], config["base_model_name_or_path"]) == (4, str(root / "base"))
         assert "adapter | lora, rank 4, alpha 8" in (run.model / "README.md").read_text()

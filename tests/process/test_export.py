@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def test_the_export_has_the_base_s_names_shapes_and_types(root: Path, zero: int)
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert changed
     assert all(".layers.1.mlp." in name for name in changed)
+    assert re.search(r"loaded again, its logits differ by 0(\.0\d+)? of", run.log.read_text())
     card = (run.model / "README.md").read_text()
     assert "<|im_start|>assistant" in card
     assert "An answer ends with `<|im_end|>`" in card

@@ -24,7 +24,7 @@ from transformers import (
 from tests.support.data_job import FIXTURES, data_job
 from trainer.data.prepare import prepare
 from trainer.data.tokenizer import load_tokenizer
-from trainer.export import example, model_folder, older_tools, shards, weights
+from trainer.export import example, model_folder, older_tools, same_logits, shards, weights
 from trainer.run.exits import TrainingFailed
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
@@ -237,3 +237,31 @@ def test_keys_that_only_the_base_s_configuration_has_are_kept_and_changed_ones_a
     assert merged == written | {
         "vocab_size": 32000, "pretraining_tp": 1, "torch_dtype": "bfloat16", "rope_theta": 7.0, "rope_scaling": None,
     }  # fmt: skip
+
+
+def reference_of(model: LlamaForCausalLM) -> same_logits.Reference:
+    rows = ((5, 6, 7, 8, 9, 10, 11, 12), (20, 30, 40, 50, 60))
+    with torch.no_grad():
+        return same_logits.Reference(rows, tuple(model.eval()(torch.tensor([row])).logits[0] for row in rows))
+
+
+def test_an_export_of_another_model_than_the_trained_one_is_no_success(
+    job: NodeJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names, shapes and types are right, and one matrix is not what was trained."""
+    model, tokenizer = tiny_model(), load_tokenizer(job.spec.model)
+    reference, state = reference_of(model), state_of(model)
+    model_folder.write(job, model, tokenizer, gathered(state), [], lambda: "a card", reference)
+    assert "logits differ by 0.0" in capsys.readouterr().out
+    state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"].flip(0)
+    with pytest.raises(TrainingFailed, match="another model than the trained one"):
+        model_folder.write(job, model, tokenizer, gathered(state), [], lambda: "a card", reference)
+
+
+def test_an_export_that_does_not_fit_into_memory_is_not_loaded_and_it_is_told(
+    job: NodeJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(same_logits, "free_memory_bytes", lambda: 1000)
+    model, tokenizer = tiny_model(), load_tokenizer(job.spec.model)
+    model_folder.write(job, model, tokenizer, gathered(state_of(model)), [], lambda: "a card", reference_of(model))
+    assert "not compared with the trained model's" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import deepspeed
@@ -200,6 +200,22 @@ class Engine:
         """This rank's summed loss of one micro batch, without gradients."""
         self.deepspeed.eval()
         return self._loss_sum(batch)
+
+    @torch.no_grad()
+    def logits(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Logits (T, V) of each row of T token ids alone, in fp32 on the CPU, by the model as it is trained. All ranks call it."""
+        self.deepspeed.eval()
+        head = self.deepspeed.module.head
+        head.gives_logits, found = True, []
+        try:
+            for row in rows:
+                ids_BT = torch.tensor([list(row)])
+                ones_BT, ends = torch.ones(ids_BT.shape), torch.tensor([0, len(row)], dtype=torch.int32)
+                positions_BT = torch.arange(len(row))[None]
+                found.append(self._loss_sum(Batch.of(ids_BT, ids_BT, ones_BT, positions_BT, ends)).cpu())
+        finally:
+            head.gives_logits = False
+        return found
 
     def _loss_sum(self, batch: Batch) -> torch.Tensor:
         b = batch.to(self.device)

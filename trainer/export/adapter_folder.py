@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from trainer.export import card, merge, model_folder, older_tools, sample
+from trainer.export import card, merge, model_folder, older_tools, same_logits, sample
 from trainer.export.telling import guarded
 from trainer.model import token_rows
 from trainer.model.adapter import WRAPPED, Adapter
@@ -42,6 +42,7 @@ def write(
     state: dict[str, torch.Tensor],
     end_tokens: Sequence[int],
     describe: Callable[..., str],
+    reference: same_logits.Reference | None = None,
 ) -> Path:
     """Write the adapter folder of a run, and the merged model if the job asks for it; returns the folder.
 
@@ -56,6 +57,8 @@ def write(
     generation = model_folder.generation_config(model, tokenizer, end_tokens)
     guarded("generation_config.json", bound(older_tools.write_generation_config, generation, partial))
     older_tools.write_tokenizer(tokenizer, partial, job.spec.model)
+    if reference is not None:
+        merge.hold(reference, partial, is_quantised=adapter.spec.type == "qlora")
     lines = [where_it_loads(json.loads((partial / CONFIG).read_text(encoding="utf-8")))]
     print(f"adapter: {lines[0]}", flush=True)
     if job.spec.export.merged:

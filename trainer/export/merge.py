@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainer.export import base_files, load_folder, older_tools, shards, weights
+from trainer.export import base_files, load_folder, older_tools, same_logits, shards, weights
 from trainer.model import build
 from trainer.model.adapter import WRAPPED
 from trainer.run import adapter_files
@@ -77,6 +77,18 @@ def merge(adapter: Path, target: Path, rows: list[list[int]] | None) -> float:
         )
     os.replace(partial, target)
     return difference
+
+
+def hold(reference: same_logits.Reference, adapter: Path, *, is_quantised: bool) -> None:
+    """Print how far base and written adapter together are from the trained model; as `same_logits.hold`.
+
+    Raises TrainingFailed where they are another model. Beside a base in 4 bits nothing is compared: others load it in 16.
+    """
+    if is_quantised:
+        return
+    source = _Source.read(adapter)
+    stored = base_files.tensors_of(source.spec.base, source.spec.revision)
+    same_logits.hold(reference, sum(tensor.size_bytes for tensor in stored.values()), lambda: _adapted(source))
 
 
 def told(difference: float) -> str:

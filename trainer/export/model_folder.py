@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from trainer.export import base_files, older_tools, sample, shards, weights
+from trainer.export import base_files, older_tools, same_logits, sample, shards, weights
 from trainer.export.telling import guarded, warn
 from trainer.run.exits import TrainingFailed
 from trainer.run.run_folder import RunDir
@@ -43,10 +43,11 @@ def write(
     gathered: Iterable[shards.Gathered],
     end_tokens: Sequence[int],
     describe: Callable[[], str],
+    reference: same_logits.Reference | None = None,
 ) -> Path:
     """Write config, safetensors, tokenizer with its chat template, generation config and card; returns the folder.
 
-    Rank 0 only. `gathered` is `Engine.gathered`, `end_tokens` are what answers were trained to end with, `describe` makes
+    Many parameters: the model, its three parts that are gathered elsewhere, and what it is held against. Rank 0 only. `gathered` is `Engine.gathered`, `end_tokens` are what answers were trained to end with, `describe` makes
     the card's text. Written beside and renamed: a killed export leaves no model folder, and the next attempt, which resumes
     at the last step, exports again. Raises TrainingFailed where the folder is not the base plus what was trained.
     """
@@ -68,6 +69,8 @@ def write(
     try:
         for line in weights.compare(partial, model, base):
             warn(line)
+        if reference is not None:
+            same_logits.hold_folder(reference, partial)
     except TrainingFailed as error:
         raise TrainingFailed(f"{error}; what was written lies in {partial}") from error
     text = guarded("the model card", describe)

@@ -69,6 +69,8 @@ class LossHead(nn.Module):
         token_rows.move(linear, self)
         self.chunk = chunk
         self.transform = transform
+        self.gives_logits = False
+        """Asked for the logits of the labelled positions instead, for a comparison."""
 
     def forward(
         self,
@@ -84,6 +86,8 @@ class LossHead(nn.Module):
         """
         where_N = (labels_BT.reshape(-1) != IGNORE).nonzero().squeeze(1) if labelled_N is None else labelled_N
         hidden_NH = hidden_BTH.reshape(-1, hidden_BTH.shape[-1]).index_select(0, where_N)
+        if self.gives_logits:
+            return self.logits(hidden_NH)
         targets_N = labels_BT.reshape(-1).index_select(0, where_N)
         weights_N = weights_BT.reshape(-1).index_select(0, where_N)
         with_gradient = torch.is_grad_enabled()

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from trainer.run.exits import ExitCode, LimitReached, leave
@@ -119,6 +120,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
         describe = partial(card.render, job, tokenizer, plan, made)
         end_tokens = plan.data.meta["end_tokens"]
         tensors: Iterator[Any] = iter(())
+        reference = reference_of(job, engine)
         if adapter is None:
             dtype_of = weights.dtype_chooser(engine.model, model_folder.base_tensors(job))
             tensors = engine.gathered(dtype_of, hand.heartbeat.alive)
@@ -127,7 +129,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
             trained = engine.gathered_trainable()
             write = partial(adapter_folder.write, job, engine.model, adapter, tokenizer, trained)
         if is_first:
-            folder = write(end_tokens, describe)
+            folder = write(end_tokens, describe, reference)
             answer = model_folder.sample_of(folder, run)
             run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), sample=answer)
         for _ in tensors:  # the other ranks hold their parts out; rank 0 has taken all
@@ -139,6 +141,18 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     sys.stdout.flush()
     if training.limit is not None:
         raise LimitReached(training.limit, f"stopped and exported at step {state.step} of {plan.total_steps}")
+
+
+def reference_of(job: NodeJob, engine: Any) -> Any:
+    """What the trained model gives for a few held-out texts: the export is held against it. None where it computes in fp8, as
+    nobody who loads the folder does. All ranks call it."""
+    from trainer.export import sample
+    from trainer.export.same_logits import NUM_ROWS, ROW_TOKENS, Reference
+
+    if job.spec.train.precision == "fp8":
+        return None
+    rows = [row for row in sample.held_out_rows(Path(job.run_dir), NUM_ROWS, ROW_TOKENS) if row]
+    return Reference(tuple(map(tuple, rows)), tuple(engine.logits(rows)))
 
 
 def import_deepspeed() -> None:
