@@ -53,7 +53,14 @@ def test_every_step_has_its_line_of_metrics(finished):
     steps = [line for line in finished.read_metrics() if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 21))
     keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "seconds", "attempt", "time"}
-    keys |= {"tokens_per_second", "trained_tokens_per_second", "data_wait_s", "save_stall_s"}
+    keys |= {
+        "perplexity",
+        "token_accuracy",
+        "tokens_per_second",
+        "trained_tokens_per_second",
+        "data_wait_s",
+        "save_stall_s",
+    }
     assert all(set(line) == keys for line in steps)
     assert all(0 <= line["data_wait_s"] <= line["seconds"] and line["save_stall_s"] >= 0 for line in steps)
     assert all(line["tokens"] > 0 and math.isfinite(line["grad_norm"]) for line in steps)
@@ -91,8 +98,8 @@ def test_transformers_loads_the_model_folder_and_it_has_the_loss_that_was_report
     plan = DataPlan.open(NodeJob.read(finished.train_json))
     total = weight = 0.0
     with torch.no_grad():
-        for index in range(plan.eval_num_micro_batches(Share(0, 1, 1))):
-            batch = plan.eval_batch(Share(0, 1, 1), index)
+        for index in range(plan.eval_num_micro_batches(Share(0, 1, 1), "held-out")):
+            batch = plan.eval_batch(Share(0, 1, 1), "held-out", index)
             for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
                 part = slice(start, end)
                 logits = model.float()(input_ids=batch.ids_BT[:, part]).logits[0]

@@ -14,6 +14,7 @@ from trainer.checkpoint import manager as manager_module
 from trainer.checkpoint.manager import CheckpointManager
 from trainer.data.batch import Share
 from trainer.engine import threads
+from trainer.model.tally import Tally
 from trainer.rank import evaluate, loop
 from trainer.rank.loop import Training
 from trainer.run.settings.train import OptimizerSettings
@@ -46,6 +47,10 @@ class Engine:
         self._told.append("batch")
         return torch.tensor(2.0)
 
+    @property
+    def tally(self) -> Tally:
+        return Tally()
+
     def apply(self, _rate: float) -> float:
         return 1.0
 
@@ -73,9 +78,9 @@ def test_a_step_beats_after_every_micro_batch() -> None:
 def test_an_evaluation_beats_after_every_batch() -> None:
     beats = Beats()
     batch = SimpleNamespace(weights_BT=torch.ones(1, 2))
-    plan: Any = SimpleNamespace(eval_num_micro_batches=lambda _: 2, eval_batch=lambda *_: batch)
+    plan: Any = SimpleNamespace(eval_num_micro_batches=lambda *_: 2, eval_batch=lambda *_: batch)
     engine: Any = Engine(beats)
-    assert evaluate.validation_loss(engine, plan, Share(0, 1, 1), beats.alive) == 1.0
+    assert evaluate.measure_set(engine, plan, Share(0, 1, 1), "held-out", beats.alive)["loss"] == 1.0
     assert beats.told == ["batch", "alive"] * 2
 
 

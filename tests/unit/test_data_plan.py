@@ -23,6 +23,7 @@ from trainer.data.packing import by_falling_length, deal, one_a_row, pack, row_o
 from trainer.data.plan import DataPlan
 from trainer.data.prepare import prepare
 from trainer.run.exits import BadInput
+from trainer.run.settings.data import HELD_OUT
 
 GLOBAL_BATCH = 6
 
@@ -157,8 +158,8 @@ def test_evaluation_sees_each_held_out_conversation_once_at_any_number_of_ranks(
         seen = [
             conversation
             for rank in range(world_size)
-            for index in range(plan.eval_num_micro_batches(Share(0, world_size, micro_batch)))
-            for conversation in conversations_of(plan.eval_batch(Share(rank, world_size, micro_batch), index))
+            for index in range(plan.eval_num_micro_batches(Share(0, world_size, micro_batch), HELD_OUT))
+            for conversation in conversations_of(plan.eval_batch(Share(rank, world_size, micro_batch), HELD_OUT, index))
         ]
         assert sorted(seen) == held_out
 

@@ -23,7 +23,7 @@ from trainer.run.settings.track import TrackSpec
 from trainer.run.spec import NodeJob
 
 STEP_KEYS = [
-    "step", "epoch", "loss", "lr", "grad_norm", "tokens", "seconds", "tokens_per_second", "trained_tokens_per_second",
+    "step", "epoch", "loss", "perplexity", "token_accuracy", "lr", "grad_norm", "tokens", "seconds", "tokens_per_second", "trained_tokens_per_second",
     "data_wait_s", "save_stall_s", "attempt", "time",
 ]  # fmt: skip
 CPU = torch.device("cpu")
@@ -49,14 +49,14 @@ def node_job(run_dir: Path, **track: Any) -> NodeJob:
 
 
 def write(writer: MetricsWriter, step: int, loss: float = 0.5, lr: float = 5e-6) -> None:
-    writer.step(step=step, epoch=step / 4, loss=loss, lr=lr, grad_norm=0.93, cost=COST)
+    writer.step(step=step, epoch=step / 4, loss=loss, accuracy=0.5, lr=lr, grad_norm=0.93, cost=COST)
 
 
 def test_a_loss_reads_back_to_the_same_bits_with_exactly_the_promised_keys(tmp_path: Path) -> None:
     writer, losses = writer_of(node_job(tmp_path), 3, total_steps=50), [random.random() * 12 for _ in range(50)]
     for step, loss in enumerate(losses, 1):
         write(writer, step, loss, lr=loss * 1e-6)
-    writer.evaluation(step=50, epoch=1.0, eval_loss=losses[0])
+    writer.evaluation(step=50, epoch=1.0, measures={"eval_loss": losses[0]})
     writer.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines[:-1]] == losses

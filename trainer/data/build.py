@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trainer.data.filters import Filter
-from trainer.data.inputs import blocks_of, where
-from trainer.data.packing import one_a_row, pack
+from trainer.data.inputs import blocks_of, place_of
+from trainer.data.packing import Layout, one_a_row, pack
 from trainer.data.pipeline import Fate, Pipeline
 from trainer.data.prepared import Writer
 from trainer.data.progress import Progress
@@ -26,6 +26,7 @@ from trainer.data.workers import Workers, available_cores
 from trainer.run.exits import BadInput
 from trainer.run.formats.base import DatasetFormat
 from trainer.run.formats.registry import choose
+from trainer.run.settings.data import DataSpec
 from trainer.run.spec import NodeJob
 
 if TYPE_CHECKING:
@@ -60,7 +61,10 @@ def build(
     data = job.spec.data
     sources = [_settle(job, number, own) for number, own in enumerate(files)]
     report = Report(
-        [SourceReport(spec.path, own.shape.name) for spec, own in zip(data.sources, sources, strict=True)],
+        [
+            SourceReport(spec.path, own.shape.name, validation_set=_set_of(data, where))
+            for (where, spec), own in zip(data.inputs, sources, strict=True)
+        ],
         tokenizer.eos_token,
     )
     totals: dict[str, Any] = {}
@@ -96,9 +100,14 @@ def build(
     )
 
 
+def _set_of(data: DataSpec, where: tuple[str | int, ...]) -> str | None:
+    _, key, index = where
+    return data.validation_sets[int(index)].name if key == "validation" else None
+
+
 def _settle(job: NodeJob, number: int, files: list[InputFile]) -> Source:
-    spec = job.spec.data.sources[number]
-    place = where(number, spec)
+    key, spec = job.spec.data.inputs[number]
+    place = place_of(key, spec)
     columns = _columns(files, place)
     keep = Filter(spec.filter, place) if spec.filter else None
     if keep is not None and not keep.columns <= set(columns):
@@ -217,7 +226,7 @@ def _describe(
         members = selection.train[sequence_sources[selection.train] == number]
         describe_lengths(own, lengths[members], trained[members])
     data = job.spec.data
-    layout = pack(train_lengths, data.sequence_length) if data.packing else one_a_row(train_lengths)
+    layout = _lay_out(train_lengths, data)
     tokens = int(train_lengths.sum())
     return {
         "train_conversations": int(selection.train_conversations.sum()),
@@ -227,4 +236,18 @@ def _describe(
         "packed_sequences": layout.num_rows,
         "packing_efficiency": round(tokens / max(1, layout.num_rows * data.sequence_length), 6),
         "sequence_length": data.sequence_length,
+        "validation": [
+            {
+                "name": name,
+                "conversations": selection.validation_sizes[name],
+                "tokens": int(lengths[members].sum()),
+                "trained_tokens": int(trained[members].sum()),
+                "packed_sequences": _lay_out(lengths[members], data).num_rows,
+            }
+            for name, members in selection.validation.items()
+        ],
     }
+
+
+def _lay_out(lengths: np.ndarray, data: DataSpec) -> Layout:
+    return pack(lengths, data.sequence_length) if data.packing else one_a_row(lengths)

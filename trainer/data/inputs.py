@@ -25,9 +25,10 @@ from trainer.run.settings.data import SourceSpec
 _READ_BYTES = 1 << 22
 
 
-def where(number: int, source: SourceSpec) -> str:
-    """How messages name a source."""
-    return f"data.sources[{number}] {source.path}"
+def place_of(key: tuple[str | int, ...], source: SourceSpec) -> str:
+    """How messages name a source, or the files of a validation set: `data.sources[0] PATH`."""
+    group, name, index = key
+    return f"{group}.{name}[{index}] {source.path}"
 
 
 def files_of(source: SourceSpec, place: str) -> list[InputFile]:

@@ -153,13 +153,18 @@ class DataPlan:
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
-    def eval_num_micro_batches(self, share: Share) -> int:
-        """Micro batches of an evaluation on every rank."""
-        return share.num_micro_batches(self._validation_layout.num_rows)
+    @cached_property
+    def validation_names(self) -> tuple[str, ...]:
+        """Of the validation sets, in the job's order."""
+        return tuple(self.data.validation_sets)
 
-    def eval_batch(self, share: Share, micro_index: int) -> Batch:
-        """A micro batch of the held-out conversations, always packed and dealt in the same way."""
-        layout, order = self._validation_layout, self._validation_order
+    def eval_num_micro_batches(self, share: Share, name: str) -> int:
+        """Micro batches of an evaluation on the set of that name, on every rank."""
+        return share.num_micro_batches(self._validation[name][1].num_rows)
+
+    def eval_batch(self, share: Share, name: str, micro_index: int) -> Batch:
+        """A micro batch of a validation set, always packed and dealt in the same way."""
+        order, layout = self._validation[name]
         rows = share.rows(micro_index, layout.num_rows)
         return self._assemble(
             [order[layout.slots[layout.starts[row] : layout.starts[row + 1]]] for row in rows], share.micro_batch
@@ -182,14 +187,13 @@ class DataPlan:
         return self._lay_out(self._sorted_lengths)
 
     @cached_property
-    def _validation_order(self) -> np.ndarray:
-        validation = np.asarray(self.data.validation)
-        found: np.ndarray = validation[by_falling_length(self.data.lengths(validation))]
+    def _validation(self) -> dict[str, tuple[np.ndarray, Layout]]:
+        """Of each set its sequences, by falling length, and how they share rows."""
+        found = {}
+        for name, members in self.data.validation_sets.items():
+            order = np.asarray(members)[by_falling_length(self.data.lengths(members))]
+            found[name] = (order, self._lay_out(self.data.lengths(order)))
         return found
-
-    @cached_property
-    def _validation_layout(self) -> Layout:
-        return self._lay_out(self.data.lengths(self._validation_order))
 
     def _lay_out(self, lengths: np.ndarray) -> Layout:
         return pack(lengths, self.sequence_length) if self.packing else one_a_row(lengths)

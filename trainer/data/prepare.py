@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from trainer.data.build import build
 from trainer.data.checksums import DamagedEntry
 from trainer.data.endings import stop_tokens
-from trainer.data.inputs import files_of, fingerprints, where
+from trainer.data.inputs import files_of, fingerprints, place_of
 from trainer.data.kept import KeptEntry
 from trainer.data.kept_base import bring_base
 from trainer.data.prepared import REPORT, VERSION, Prepared
@@ -51,7 +51,7 @@ def prepare(job: NodeJob, progress: Progress | None = None) -> Prepared:
     Path(job.run_dir).mkdir(parents=True, exist_ok=True)
     cache = Path(job.cache_dir) / "data"
     make_private(cache)
-    files = [files_of(source, where(number, source)) for number, source in enumerate(job.spec.data.sources)]
+    files = [files_of(source, place_of(key, source)) for key, source in job.spec.data.inputs]
     contents = fingerprints([file for own in files for file in own], cache)
     key = cache_key(job, tokenizer, stops, files, contents)
     entry = cache / key
@@ -107,10 +107,10 @@ def cache_key(
     data = job.spec.data
     decides = {
         "version": VERSION,
-        "settings": data.model_dump(mode="json", exclude={"workers", "sources", "max_bad_fraction"}),
+        "settings": data.model_dump(mode="json", exclude={"workers", "sources", "max_bad_fraction", "validation"}),
         "sources": [
             {**spec.model_dump(mode="json", exclude={"path"}), "files": [file.key for file in own]}
-            for spec, own in zip(data.sources, files, strict=True)
+            for (_, spec), own in zip(data.inputs, files, strict=True)
         ],
         "contents": list(contents),
         "seed": job.spec.train.seed,
@@ -119,6 +119,11 @@ def cache_key(
         "special": dict(tokenizer.special_tokens_map),
         "stops": list(stops),
     }
+    if data.validation is not None:  # without, an entry and a run of before such sets existed keep their key
+        decides["validation"] = [
+            {**entry.model_dump(mode="json", exclude={"path"}), "has_files": entry.path is not None}
+            for entry in data.validation
+        ]
     text = json.dumps(decides, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

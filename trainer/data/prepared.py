@@ -10,7 +10,8 @@ Refuses to know formats, templates, packing and ranks. A *sequence* is one conve
     offsets.npy    int64, sequences + 1: where each begins
     origin.npy     int64 (sequences, 2): file and row that each came from
     weight_sum.npy float64 a sequence; trained.npy int32 a sequence (tokens with a weight above 0)
-    train.npy, validation.npy   int64: the sequences of each part; a sequence may be in training more than once
+    train.npy, validation.npy   int64: the sequences of each part; a sequence may be in training more than once; the
+                   validation sets stand one behind another, as meta.json's validation_sets says
     report.json    what became of every row
     checksums.json, tokens.bin.blocks, weights.bin.blocks   what all of these must hold (checksums.py)
 """
@@ -31,6 +32,7 @@ from trainer.data import checksums
 from trainer.data.checksums import Blocks, DamagedEntry
 from trainer.run.exits import BadInput, TrainingFailed
 from trainer.run.run_folder import RunDir, write_atomic
+from trainer.run.settings.data import HELD_OUT
 
 VERSION = 4
 MAX_WEIGHTS = 256
@@ -99,6 +101,13 @@ class Prepared:
             return cls.load(content["path"], content["key"])
         except DamagedEntry as error:
             raise _damaged(Path(content["path"]), error) from error
+
+    @property
+    def validation_sets(self) -> dict[str, np.ndarray]:
+        """Sequences of each set by its name, in the job's order; empty ones are left out."""
+        sizes = self.meta.get("validation_sets", [[HELD_OUT, len(self.validation)]])
+        ends = np.cumsum([size for _, size in sizes])
+        return {name: self.validation[end - size : end] for (name, size), end in zip(sizes, ends, strict=True) if size}
 
     def point_to(self, run_dir: str | Path) -> None:
         """Leave in the run folder what `open` reads."""
@@ -190,7 +199,7 @@ class Writer:
         self,
         destination: Path,
         train: np.ndarray,
-        validation: np.ndarray,
+        validation: Mapping[str, np.ndarray],
         files: list[str],
         report: dict[str, Any],
         pad_token: int,
@@ -210,7 +219,7 @@ class Writer:
             "weight_sum": _joined(self._weight_sum, np.float64),
             "trained": _joined(self._trained, np.int32),
             "train": train.astype(np.int64),
-            "validation": validation.astype(np.int64),
+            "validation": _joined(list(validation.values()), np.int64),
         }.items():
             np.save(self.folder / f"{name}.npy", array)
         meta = {
@@ -222,6 +231,7 @@ class Writer:
             "files": files,
             "pad_token": pad_token,
             "end_tokens": end_tokens,
+            "validation_sets": [[name, len(members)] for name, members in validation.items()],
         }
         (self.folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False) + "\n", encoding="utf-8")
         (self.folder / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -28,6 +28,8 @@ class SourceReport:
 
     path: str
     format: str
+    validation_set: str | None = None
+    """The set whose own files these are; None of a source of training."""
     rows: int = 0
     filtered: int = 0
     bad: dict[str, int] = field(default_factory=dict)

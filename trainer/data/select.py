@@ -1,7 +1,8 @@
 """Chooses, from everything that was tokenized, what is trained on and what is held out.
 
-Owns deduplication, the size of each source and the held-out part: pure functions of arrays and seeds. Works on
-conversations; a split one goes with all of its pieces.
+Owns deduplication and the size of each source: pure functions of arrays and seeds; validation sets are chosen in
+`trainer.data.hold_out`. Works on conversations; a split one goes with all of its pieces. Inputs are the sources, and
+behind them the files of validation sets (`DataSpec.inputs`).
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.data.hold_out import first_of_each, held_out, taken_of_files
 from trainer.data.minhash import near_duplicates
 from trainer.data.packing import generator
-from trainer.run.exits import BadInput
 from trainer.run.settings.data import DataSpec
 
-_SAMPLE_STREAM, _VALIDATION_STREAM = 1 << 40, 1 << 41
-"""Streams of random numbers that no epoch uses."""
+_SAMPLE_STREAM = 1 << 40
+"""Stream of random numbers that no epoch uses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """All usable conversations, in order of source, file and row."""
+    """All usable conversations, in order of input, file and row."""
 
     sources: np.ndarray
-    """int32: source of each conversation."""
+    """int32: input of each conversation."""
     hashes: np.ndarray
     """uint64."""
     pieces: np.ndarray
@@ -36,34 +37,46 @@ class Pool:
 class Selection:
     train: np.ndarray
     """int64: sequences, those of a conversation taken twice twice."""
-    validation: np.ndarray
+    validation: dict[str, np.ndarray]
+    """Sequences of each set, by its name, in the order of the sets."""
+    validation_sizes: dict[str, int]
+    """Conversations of each set."""
     duplicates: np.ndarray
-    """Conversations of each source dropped as exact duplicates."""
+    """Conversations of each input dropped as exact duplicates."""
     near: np.ndarray
-    """Conversations of each source dropped as near-duplicates."""
+    """Conversations of each input dropped as near-duplicates."""
     unsampled: np.ndarray
-    """Conversations of each source that `samples` or `weight` left out."""
+    """Conversations of each input that `samples`, `weight` or a set's size left out."""
     copies_of_held_out: np.ndarray
-    """Conversations of each source kept out of training because the same one is held out."""
+    """Conversations of each input kept out of training because the same one is in a validation set."""
     train_conversations: np.ndarray
-    """Of each source, counting one that is taken twice twice."""
+    """Of each input, counting one that is taken twice twice."""
     validation_conversations: np.ndarray
 
 
 def select(pool: Pool, data: DataSpec, seed: int) -> Selection:
-    """Deduplicate across sources, size each source, hold out a part."""
-    num_sources = len(data.sources)
+    """Deduplicate across inputs, size each source, choose the validation sets. Raises BadInput where nothing would be left."""
+    inputs = data.inputs
+    by_index = {where[2]: number for number, (where, _) in enumerate(inputs) if where[1] == "validation"}
 
-    def per_source(conversations: np.ndarray) -> np.ndarray:
-        return np.bincount(pool.sources[conversations], minlength=num_sources)
+    def per_input(conversations: np.ndarray) -> np.ndarray:
+        return np.bincount(pool.sources[conversations], minlength=len(inputs))
 
     alive = pool.pieces > 0
-    exact, near = np.zeros(len(alive), bool), np.zeros(len(alive), bool)
+    of_sets = pool.sources >= len(data.sources)
+    is_first = first_of_each(
+        pool.hashes, alive & of_sets
+    )  # a set's own files have none twice, and no two sets the same
+    exact = alive & of_sets & ~is_first
+    barred = alive & ~of_sets & np.isin(pool.hashes, pool.hashes[is_first])
+    alive &= ~exact & ~barred
+    near = np.zeros(len(alive), bool)
     if data.deduplicate != "none":
-        exact = alive & ~_first_of_each(pool.hashes, alive)
-        alive &= ~exact
+        repeated = alive & ~of_sets & ~first_of_each(pool.hashes, alive & ~of_sets)
+        exact |= repeated
+        alive &= ~repeated
     if data.deduplicate == "near":
-        candidates = np.flatnonzero(alive)
+        candidates = np.concatenate([np.flatnonzero(alive & of_sets), np.flatnonzero(alive & ~of_sets)])
         assert pool.signatures is not None
         near[candidates[near_duplicates(pool.signatures[candidates])]] = True
         alive &= ~near
@@ -77,33 +90,34 @@ def select(pool: Pool, data: DataSpec, seed: int) -> Selection:
             size = round(source.weight * len(members))
         own_seed = seed if source.shuffle_seed is None else source.shuffle_seed
         copies[members] = _copies(len(members), size, own_seed, number)
-    unsampled = np.flatnonzero(alive & (copies == 0))
     chosen = np.flatnonzero(copies)
-    held, also_held = _hold_out(pool.hashes[chosen], data, seed)
-    validation, barred = chosen[held], chosen[also_held]
-    copies[validation] = 0
+    drawn, also_held = held_out(pool.hashes[chosen], data, seed)
+    sets = {name: chosen[positions] for name, positions in drawn.items()}
+    for index, entry in enumerate(data.validation_sets):
+        if entry.path is not None:
+            members = np.flatnonzero(alive & (pool.sources == by_index[index]))
+            sets[entry.name] = taken_of_files(members, entry, seed, index)
+    sets = {entry.name: sets[entry.name] for entry in data.validation_sets if entry.name in sets}
+    held = np.concatenate([*sets.values(), np.zeros(0, np.int64)])
+    unsampled = alive & (copies == 0)
+    unsampled[held] = False
+    copies[held] = 0
+    barred[chosen[also_held]] = True
     copies[barred] = 0
     taken = np.flatnonzero(copies)
     return Selection(
         train=_sequences(pool.pieces, np.repeat(taken, copies[taken])),
-        validation=_sequences(pool.pieces, validation),
-        duplicates=per_source(np.flatnonzero(exact)),
-        near=per_source(np.flatnonzero(near)),
-        unsampled=per_source(unsampled),
-        copies_of_held_out=per_source(barred),
-        train_conversations=np.bincount(pool.sources[taken], weights=copies[taken], minlength=num_sources).astype(
+        validation={name: _sequences(pool.pieces, members) for name, members in sets.items()},
+        validation_sizes={name: len(members) for name, members in sets.items()},
+        duplicates=per_input(np.flatnonzero(exact)),
+        near=per_input(np.flatnonzero(near)),
+        unsampled=per_input(np.flatnonzero(unsampled)),
+        copies_of_held_out=per_input(np.flatnonzero(barred)),
+        train_conversations=np.bincount(pool.sources[taken], weights=copies[taken], minlength=len(inputs)).astype(
             np.int64
         ),
-        validation_conversations=per_source(validation),
+        validation_conversations=per_input(held),
     )
-
-
-def _first_of_each(hashes: np.ndarray, among: np.ndarray) -> np.ndarray:
-    members = np.flatnonzero(among)
-    _, first = np.unique(hashes[members], return_index=True)
-    out = np.zeros(len(hashes), bool)
-    out[members[first]] = True
-    return out
 
 
 def _copies(members: int, size: int, seed: int, source: int) -> np.ndarray:
@@ -114,30 +128,6 @@ def _copies(members: int, size: int, seed: int, source: int) -> np.ndarray:
     copies = np.full(members, each, np.int64)
     copies[generator(seed, _SAMPLE_STREAM + source).permutation(members)[:more]] += 1
     return copies
-
-
-def _hold_out(hashes: np.ndarray, data: DataSpec, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions held out, and positions of their copies, which may not be trained on either. Raises BadInput where a
-    stated count leaves nothing to train on."""
-    count = data.validation_count
-    if not data.holds_out or (len(hashes) < 2 and count is None):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    order = np.argsort(first)  # distinct conversations in the order in which they appear
-    if count is not None and count >= len(first):
-        raise BadInput(
-            f"data.validation_count {count} leaves none of the {len(first)} different conversations to train on; lower it"
-        )
-    number = max(1, round(data.validation_fraction * len(first))) if count is None else count
-    if number >= len(first):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    picked = order[generator(seed, _VALIDATION_STREAM).permutation(len(first))[:number]]
-    held = np.sort(first[picked])
-    is_held = np.zeros(len(first), bool)
-    is_held[picked] = True
-    also = is_held[inverse]
-    also[held] = False
-    return held, np.flatnonzero(also)
 
 
 def _sequences(pieces: np.ndarray, conversations: np.ndarray) -> np.ndarray:

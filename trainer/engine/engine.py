@@ -25,6 +25,7 @@ from trainer.data.batch import Batch
 from trainer.engine import gpu, numa, process_group, zero_state
 from trainer.engine import optimizer as optim
 from trainer.model.packed import PackedModel, hf_name
+from trainer.model.tally import Tally
 from trainer.run.exits import NoContact, TrainingFailed
 from trainer.run.spec import NodeJob
 from trainer.supervise import rendezvous
@@ -164,6 +165,12 @@ class Engine:
     def model(self) -> nn.Module:
         """The transformers model inside."""
         return self.deepspeed.module.model
+
+    @property
+    def tally(self) -> Tally:
+        """What the loss counted on this rank."""
+        found: Tally = self.deepspeed.module.head.tally
+        return found
 
     def forward_backward(self, batch: Batch, step_weight: float) -> torch.Tensor:
         """One micro batch; gradients accumulate. Returns this rank's summed loss (fp32 scalar on the device)."""

@@ -86,10 +86,10 @@ The tokenizer in this folder holds the template: `tokenizer.apply_chat_template(
 {% endfor %}
 ## Training results
 
-| Training loss | Epoch | Step | Validation loss |
-|---:|---:|---:|---:|
+| Training loss | Epoch | Step | Validation loss |{% for name in other_sets %} {{ name }} |{% endfor %}
+|---:|---:|---:|---:|{% for name in other_sets %}---:|{% endfor %}
 {% for row in results -%}
-| {{ row.loss }} | {{ "%.4f" | format(row.epoch) }} | {{ row.step }} | {{ "%.4f" | format(row.eval_loss) }} |
+| {{ row.loss }} | {{ "%.4f" | format(row.epoch) }} | {{ row.step }} | {{ "%.4f" | format(row.eval_loss) }} |{% for name in other_sets %} {{ "%.4f" | format(row[name]) }} |{% endfor %}
 {% endfor %}
 <details><summary>Configuration</summary>
 
@@ -155,6 +155,7 @@ def render(
         "conversations": plan.num_conversations,
         "tokens": plan.tokens_per_epoch,
         "trained_tokens": plan.trained_tokens_per_epoch,
+        "other_sets": [f"{entry.name}/loss" for entry in (spec.data.validation or ())[1:]],
         "final_loss": results[-1]["eval_loss"] if results else None,
         "example": shown,
         "fence": example.fence_around(shown.text) if shown is not None else "",

@@ -16,6 +16,7 @@ from torch import nn
 
 from trainer.data.batch import IGNORE
 from trainer.model import token_rows
+from trainer.model.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class LossHead(nn.Module):
         self.chunk = chunk
         self.transform = transform
         self.gives_logits = False
-        """Asked for the logits of the labelled positions instead, for a comparison."""
+        """Asked for the logits of the labelled positions instead: for a comparison, for an answer."""
+        self.tally = Tally()
 
     def forward(
         self,
@@ -100,6 +102,7 @@ class LossHead(nn.Module):
             self.chunk,
             self.transform,
             with_gradient,
+            self.tally,
         )
 
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
@@ -135,6 +138,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         transform: LogitTransform,
         with_gradient: bool,
+        tally: Tally,
     ) -> torch.Tensor:
         """Many parameters: autograd takes none by name."""
         loss = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
@@ -152,7 +156,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits = transform.apply_(logits.float())
             log_shares = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
             target = targets_N[part, None]
-            loss -= (log_shares.gather(1, target).squeeze(1) * weights_N[part]).sum()
+            of_targets = log_shares.gather(1, target).squeeze(1)
+            loss -= (of_targets * weights_N[part]).sum()
+            tally.add(log_shares, of_targets, with_entropy=not with_gradient)
             if grad_hidden is None and grad_weight is None and grad_bias is None:
                 continue
             derivative = transform.derivative_(logits)
@@ -186,4 +192,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         (scale,) = grad_outputs
         gradients = tuple(None if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = ()
-        return (*gradients, None, None, None, None, None)
+        return (*gradients, None, None, None, None, None, None)

@@ -21,8 +21,8 @@ from trainer.data.batch import Batch, Share
 from trainer.data.plan import DataPlan
 from trainer.engine import optimizer
 from trainer.engine.engine import Engine, sum_over_ranks
+from trainer.rank import evaluate
 from trainer.rank.ahead import Ahead
-from trainer.rank.evaluate import validation_loss
 from trainer.rank.gauges import StepCost
 from trainer.rank.metrics import MetricsWriter
 from trainer.run import evaluation_interval
@@ -71,7 +71,10 @@ class Training:
         began, step = time.perf_counter(), self.state.step
         weight = self.plan.step_weight(step)
         losses = [self.one_micro_batch(next(self.batches), weight) for _ in range(self.num_micro_batches)]
-        (loss_sum,) = sum_over_ranks(torch.stack(losses).sum(), device=self.engine.device)
+        counts = self.engine.tally.take()
+        loss_sum, labels, correct = sum_over_ranks(
+            torch.stack(losses).sum(), counts.labels, counts.correct, device=self.engine.device
+        )
         loss = loss_sum / weight if weight else 0.0
         if not math.isfinite(loss):
             raise TrainingFailed(self.name_the_culprits(step, losses, loss))
@@ -86,6 +89,7 @@ class Training:
                 step=self.state.step,
                 epoch=self.plan.epoch_of(self.state.step),
                 loss=loss,
+                accuracy=correct / max(1.0, labels),
                 lr=rate,
                 grad_norm=norm,
                 cost=self.cost(step, time.perf_counter() - began),
@@ -127,16 +131,17 @@ class Training:
     def evaluate(self) -> None:
         if not self.plan.has_validation:
             return
+        alive, by_name = self.hand.heartbeat.alive, self.job.spec.data.validation is not None
         with self.hand.heartbeat.busy("evaluating"):
-            loss = validation_loss(self.engine, self.plan, self.share, self.hand.heartbeat.alive)
-        best = self.state.best_eval_loss
+            measures = evaluate.measure(self.engine, self.plan, self.share, alive, by_name=by_name)
+        loss, best = measures["eval_loss"], self.state.best_eval_loss
         self.state.last_eval_loss = loss
         self.state.best_eval_loss = loss if best is None else min(best, loss)
-        epoch = self.plan.epoch_of(self.state.step)
+        step, epoch = self.state.step, self.plan.epoch_of(self.state.step)
         if self.metrics is not None:
-            self.metrics.evaluation(step=self.state.step, epoch=epoch, eval_loss=loss)
+            self.metrics.evaluation(step=step, epoch=epoch, measures=measures)
         if self.emit is not None:
-            self.emit(EventKind.EVALUATED, step=self.state.step, epoch=epoch, eval_loss=loss)
+            self.emit(EventKind.EVALUATED, step=step, epoch=epoch, eval_loss=loss, measures=measures)
 
     def save_or_stop(self) -> None:
         """At a step's boundary: what any rank was asked for, all of them do."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from trainer.engine import threads
+from trainer.rank.evaluate import perplexity
 from trainer.rank.gauges import Gauges, StepCost
 from trainer.rank.trackers import JsonlTracker, Tracker, requested_trackers
 from trainer.run.log_lines import evaluation_line, step_line
@@ -32,18 +33,27 @@ class MetricsWriter:
         self._attempt, self._total_steps, self._gauges = attempt, total_steps, gauges
         self._log_every = job.spec.train.log_every
         self._pace: deque[float] = deque(maxlen=PACE_STEPS + 1)
-        self._jsonl = JsonlTracker(RunDir(job.run_dir).metrics)
+        self._run = RunDir(job.run_dir)
+        self._jsonl = JsonlTracker(self._run.metrics)
         self._jsonl.start(job)
         self._trackers = [Background(tracker, job) for tracker in requested_trackers(job)]
         self._closed = False
         atexit.register(self.close, "stopped")  # a rank that leaves by an error still closes its trackers
 
-    def step(self, *, step: int, epoch: float, loss: float, lr: float, grad_norm: float, cost: StepCost) -> None:
-        """Step `step` is applied. `grad_norm` is the one before clipping."""
+    def step(
+        self, *, step: int, epoch: float, loss: float, accuracy: float, lr: float, grad_norm: float, cost: StepCost
+    ) -> None:
+        """Step `step` is applied. `accuracy` is the share of its labels that were the likeliest token, `grad_norm` the one before
+        clipping.
+
+        Many parameters: each is a column.
+        """
         gauges = self._gauges.read(cost)
         values = {
             "epoch": float(epoch),
             "loss": float(loss),
+            "perplexity": perplexity(float(loss)),
+            "token_accuracy": float(accuracy),
             "lr": float(lr),
             "grad_norm": float(grad_norm),
             "tokens": int(cost.tokens),
@@ -57,14 +67,18 @@ class MetricsWriter:
             self._pace.append(now - cost.seconds)
         self._pace.append(now)
         if step % self._log_every == 0 or step == self._total_steps:
-            pace_s = (self._pace[-1] - self._pace[0]) / (len(self._pace) - 1)
             speed = gauges["tokens_per_second"]
-            print(step_line(step, self._total_steps, loss, lr, grad_norm, speed, pace_s), flush=True)
+            print(step_line(step, self._total_steps, loss, lr, grad_norm, speed, self.pace_s), flush=True)
 
-    def evaluation(self, *, step: int, epoch: float, eval_loss: float) -> None:
-        """The validation loss after `step` steps."""
-        self._record(step, {"epoch": float(epoch), "eval_loss": float(eval_loss)})
-        print(evaluation_line(step, self._total_steps, epoch, eval_loss), flush=True)
+    @property
+    def pace_s(self) -> float:
+        """Seconds of a step, evaluations and saves counted in, over the last of them; 0 before the first."""
+        return (self._pace[-1] - self._pace[0]) / max(1, len(self._pace) - 1) if self._pace else 0.0
+
+    def evaluation(self, *, step: int, epoch: float, measures: Mapping[str, float]) -> None:
+        """What was measured after `step` steps."""
+        self._record(step, {"epoch": float(epoch), **measures})
+        print(evaluation_line(step, self._total_steps, epoch, measures), flush=True)
 
     def close(self, outcome: str = "done") -> None:
         """End the trackers, waiting a little for what they still have to send. `outcome`: done or stopped."""

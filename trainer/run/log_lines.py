@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 Kind = Literal["step", "evaluation"]
@@ -27,9 +28,16 @@ def step_line(
     )
 
 
-def evaluation_line(step: int, total_steps: int, epoch: float, eval_loss: float) -> str:
-    """`step 840/3420 · epoch 0.74 · validation loss 0.5671`"""
-    return f"step {step}/{total_steps} · {_EVALUATION} {epoch:.2f} · validation loss {eval_loss:.4f}"
+def evaluation_line(step: int, total_steps: int, epoch: float, measures: Mapping[str, float]) -> str:
+    """`step 840/3420 · epoch 0.74 · validation loss 0.5671 · mine/loss 0.6012 · exact_match 0.25`
+
+    Of `measures` the losses and scores; perplexity, accuracy and entropy are in metrics.jsonl."""
+    parts = [f"step {step}/{total_steps} · {_EVALUATION} {epoch:.2f}"]
+    if "eval_loss" in measures:
+        parts.append(f"validation loss {measures['eval_loss']:.4f}")
+    parts += [f"{name} {value:.4f}" for name, value in measures.items() if name.endswith("/loss")][1:]
+    parts += [f"{name} {value:.4g}" for name, value in measures.items() if "/" not in name and name[:5] != "eval_"]
+    return " · ".join(parts)
 
 
 def subject_of(line: str) -> tuple[int, Kind] | None:
@@ -40,7 +48,7 @@ def subject_of(line: str) -> tuple[int, Kind] | None:
 
 def subject_of_record(record: dict[str, Any]) -> tuple[int, Kind]:
     """The same of a line of metrics.jsonl, which is written with it."""
-    return record["step"], "evaluation" if "eval_loss" in record else "step"
+    return record["step"], "step" if "loss" in record else "evaluation"
 
 
 def clock(seconds: float) -> str:

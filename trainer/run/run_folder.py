@@ -79,7 +79,7 @@ class EventKind(StrEnum):
     RESUMED = "resumed"  # step, total_steps, checkpoint, store, lost_steps, lost_seconds
     CHECKPOINT_REFUSED = "checkpoint_refused"  # checkpoint, reason
     CHECKPOINT_SAVED = "checkpoint_saved"  # step, checkpoint, size_bytes, blocked_seconds, seconds
-    EVALUATED = "evaluated"  # step, epoch, eval_loss
+    EVALUATED = "evaluated"  # step, epoch, eval_loss, measures (name -> value)
     STOP_REQUESTED = "stop_requested"  # reason, step
     PREEMPTED = "preempted"  # step, reason
     RESTARTING = "restarting"  # reason, restarts
