@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli import jobs, machine, models, runs
+from launcher.cli import finished, jobs, machine, models, runs
 
 app = typer.Typer(
     name="dolphin",
@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
 )
-for group in (jobs, runs, models, machine):
+for group in (jobs, runs, finished, models, machine):
     app.add_typer(group.app)
 
 

@@ -129,6 +129,7 @@ EXAMPLES: dict[str, str] = {
     "evaluate.temperature": "0.7",
     "evaluate.top_p": "0.9",
     "evaluate.metrics": "[exact_match, scores.py:polite]",
+    "export.gguf": "[f16, q8_0, q4_k_m]",
     "track.wandb": "{project: my-model}",
     "track.wandb.project": "my-model",
     "track.wandb.entity": "my-team",

@@ -130,6 +130,8 @@ class RunView:
                 self.model = get("model")
                 self.sample = get("sample") or self.sample
                 return f"{prefix}model written to {get('model')}"
+            case EventKind.AFTERWARDS:
+                return f"{prefix}{get('what')}{'' if get('ok') else ' failed'}: {get('detail')}"
             case _:
                 return None  # the end, which the status tells; an event of a newer trainer, whose log is shown all the same
 
@@ -158,7 +160,7 @@ _AMOUNTS = frozenset(
     ["size_bytes", "seconds", "blocked_seconds", "lost_seconds", "tokens_per_second", "epoch", *_GAUGES]
 )
 _LOSSES = frozenset(("loss", "eval_loss"))
-_TEXTS = frozenset(["event", "phase", "device", "checkpoint", "reason", "model", "store", "limit"])
+_TEXTS = frozenset(["event", "phase", "device", "checkpoint", "reason", "model", "store", "limit", "what", "detail"])
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,11 @@ def _of_adapter(spec: TrainSpec) -> list[Problem]:
         report("train.unfrozen", "contradicts train.adapter, which freezes the base; remove one (adapter.modules_to_save trains modules whole)")  # fmt: skip
     if spec.model.init == "random":
         report("train.adapter", "contradicts model.init random: adapters need a base that can do something; remove one")
+    if spec.export.gguf and not spec.export.merged:
+        report(
+            "export.gguf",
+            "needs a whole model, and train.adapter leaves an adapter; set export.merged: true, or remove one",
+        )
     if adapter.type == "qlora" and adapter.init != "default":
         report("train.adapter.init", f"{adapter.init} changes the weights that qlora holds in 4 bits; use default, or type lora")  # fmt: skip
     if adapter.dora and adapter.init != "default":

@@ -19,6 +19,7 @@ def require_all(spec: TrainSpec) -> None:
     _require(
         ("train.adapter", "lora", adapter is not None, "peft"),
         ("train.adapter.type qlora", "lora", adapter is not None and adapter.type == "qlora", "bitsandbytes"),
+        ("export.gguf", "gguf", bool(spec.export.gguf), "gguf"),
         ("train.optimizer adamw_8bit", "quantised", spec.train.optimizer == "adamw_8bit", "bitsandbytes"),
     )
 

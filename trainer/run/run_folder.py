@@ -67,6 +67,7 @@ class Phase(StrEnum):
     RESTORING = "restoring checkpoint"
     TRAINING = "training"
     EXPORTING = "exporting"
+    FINISHING = "finishing the model"
     DONE = "done"
 
 
@@ -85,6 +86,7 @@ class EventKind(StrEnum):
     RESTARTING = "restarting"  # reason, restarts
     LIMIT_NEAR = "limit_near"  # limit (budget, deadline), of (US dollars; seconds since the epoch), reason
     EXPORTED = "exported"  # model, sample (question, answer, expected; null where there is none)
+    AFTERWARDS = "afterwards"  # what (of that which a job asks of its exported model), ok, detail
     FINISHED = "finished"  # exit_code, reason
 
 

@@ -45,6 +45,11 @@ class TrainSpec(SpecModel):
     """What a finished run leaves besides the trained weights."""
 
 
+def has_more_to_do(spec: TrainSpec) -> bool:
+    """Whether the job asks for anything once its model is there."""
+    return bool(spec.export.gguf)
+
+
 class NodeJob(SpecModel):
     """`train.json`: absolute facts for one run on one backend, and no cloud. Paths in `spec` are absolute here."""
 

@@ -30,7 +30,7 @@ from trainer.run import python, secret_file
 from trainer.run.exits import EXIT_CODES, BadInput, EndKind, ExitCode, TrainingFailed
 from trainer.run.packages import require_all
 from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDir, end_torn_line, node_mark
-from trainer.run.spec import NodeJob
+from trainer.run.spec import NodeJob, has_more_to_do
 from trainer.supervise import disk, limits, log, parent_death, spot_notices
 from trainer.supervise.attempt import Attempt, Nodes, Program, Stopping, rank_environment, whole_number
 from trainer.supervise.log import say
@@ -40,6 +40,8 @@ from trainer.supervise.stop_flag import StopRequest
 from trainer.supervise.verdict import AttemptEnd, death, judge
 
 NO_P2P = "NCCL_P2P_DISABLE"
+FINISH = "trainer.finished.steps"
+"""What does the rest once the model is there."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,6 +106,8 @@ class Supervisor:
         """Everything, to the exit code. Only node 0 writes events and the outcome."""
         try:
             end = self._work()
+            if end.kind is EndKind.DONE and has_more_to_do(self._job.spec) and self._nodes.rank == 0:
+                end = self._finish_model(self._attempt, end)
         except OSError as error:  # a folder of an attempt that cannot be made
             end = AttemptEnd(EndKind.FAILED, f"{error.filename or self._run_dir.path}: {error.strerror}", 0)
         return self._finish(self._attempt, end)
@@ -234,10 +238,33 @@ class Supervisor:
         if self._prepare == "none":
             return None
         self._emit(EventKind.PHASE, attempt, phase=Phase.PREPARING_DATA.value)
-        command = python.command(self._prepare, str(self._train_json))
+        code, last = self._run_child({"OMP_NUM_THREADS": "1"}, attempt, self._prepare, str(self._train_json))
+        if code == 0:
+            return None
+        if self._stopping.reason is not None:
+            return AttemptEnd(EndKind.PREEMPTED, "while preparing data", self._past.saved_step() or 0)
+        if code == ExitCode.BAD_INPUT:
+            return AttemptEnd(EndKind.BAD_INPUT, last, 0)
+        reason = f"preparing data {death(code, 0)}" if code < 0 else f"preparing data failed: {last}"
+        return AttemptEnd(EndKind.FAILED, reason, 0)
+
+    def _finish_model(self, attempt: int, end: AttemptEnd) -> AttemptEnd:
+        """What the job asks of the exported model. What fails of it is told; the model is whole, and so the run is done."""
+        self._emit(EventKind.PHASE, attempt, phase=Phase.FINISHING.value)
+        code, last = self._run_child({}, attempt, FINISH, str(self._train_json), "--attempt", str(attempt))
+        if self._stopping.reason is not None and code != 0:
+            return AttemptEnd(EndKind.PREEMPTED, "while finishing the model", end.step)
+        if code == 0:
+            return end
+        why = death(code, 0) if code < 0 else f"failed: {last}"
+        return AttemptEnd(EndKind.DONE, f"the model is whole, but what follows it {why}", end.step)
+
+    def _run_child(self, defaults: dict[str, str], attempt: int, module: str, *arguments: str) -> tuple[int, str]:
+        """Run a module beside the ranks, passing its output on: its exit code and the last line that it said."""
+        command = python.command(module, *arguments)
         child = subprocess.Popen(
             parent_death.command(os.getpid(), *command),
-            env=rank_environment(self._job, {"OMP_NUM_THREADS": "1", **os.environ}),
+            env=rank_environment(self._job, {**defaults, **os.environ}),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         said = ["it said nothing"]
@@ -252,15 +279,7 @@ class Supervisor:
         code = self._wake.wait_for(child, stop_where_asked)
         kill_descendants(self._wake)
         printed.end()
-        last = said[-1]
-        if code == 0:
-            return None
-        if self._stopping.reason is not None:
-            return AttemptEnd(EndKind.PREEMPTED, "while preparing data", self._past.saved_step() or 0)
-        if code == ExitCode.BAD_INPUT:
-            return AttemptEnd(EndKind.BAD_INPUT, last, 0)
-        reason = f"preparing data {death(code, 0)}" if code < 0 else f"preparing data failed: {last}"
-        return AttemptEnd(EndKind.FAILED, reason, 0)
+        return code, said[-1]
 
     def _on_stop(self, reason: str, attempt: int, step: int) -> None:
         """The first time a request is seen: the event, one line, and a warning where the grace is too short."""

@@ -1,0 +1,27 @@
+"""Commands of a finished model. Parse and delegate: each imports what it needs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer()
+
+Model = Annotated[
+    str, typer.Argument(metavar="RUN|MODEL", help="A run id or its beginning, or a model folder.", show_default=False)
+]
+
+
+@app.command()
+def export(
+    source: Model,
+    to: Annotated[Literal["gguf"], typer.Option("--to", help="The format: gguf, for llama.cpp and Ollama.")] = "gguf",
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", help="f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m; may be repeated.")
+    ] = None,
+) -> int:
+    """Write a finished model in another format, and read it back."""
+    from launcher.commands.export import export_command
+
+    return export_command(source, kind or ())
