@@ -143,11 +143,11 @@ def _tokenize(
     Many parameters: what `build` has opened so far.
     """
     pipeline = Pipeline(tokenizer, job.spec.data, stops)
+    drops_system = [source.drop_system for _, source in job.spec.data.inputs]
 
     def work(task: tuple[int, int, Block]) -> tuple[int, int, int, Fate]:
         source, file, block = task
-        drops_system = job.spec.data.sources[source].drop_system
-        fate = pipeline.run(block.read(), sources[source].shape, sources[source].keep, drops_system)
+        fate = pipeline.run(block.read(), sources[source].shape, sources[source].keep, drops_system[source])
         return source, file, block.size_bytes, fate
 
     total_bytes = sum(file.size_bytes for source in sources for file in source.files)
