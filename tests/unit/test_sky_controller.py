@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from launcher.backends.sky.answers import NO_JOBS, ControllerAway, ControllerStopped, without_controller
+from launcher.backends.sky import jobs as jobs_module
+from launcher.backends.sky.answers import NO_JOBS, ControllerAway, ControllerLost, ControllerStopped, without_controller
 from launcher.backends.sky.backend import SkyRuns
 from launcher.backends.sky.client import SkyClient
 from launcher.runs import ledger
 from launcher.runs.errors import BackendError, LauncherError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
+from launcher.runs.waiting import awaited
 from tests.support.require import needs_skypilot
 
 
@@ -189,6 +191,55 @@ def test_a_controller_that_was_stopped_over_a_run_that_goes_on_makes_no_twin(rec
     with pytest.raises(BackendError, match="is active already"):
         runs(sky)._jobs.refuse_twins(record)
     assert sky.done == ["woken"]
+
+
+@pytest.mark.parametrize("problem", [ControllerLost("broke off"), ControllerStopped("asleep")])
+def test_down_of_a_run_whose_controller_stops_itself_meanwhile_wakes_it_and_cancels(
+    record: RunRecord, problem: BackendError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "AGAIN_S", (0.0,))
+    sky = Sky(record.run_id)
+    cancel, look, failing = sky.cancel_managed, sky.jobs, [problem]
+
+    def cancel_managed(job_id: int) -> None:
+        if failing:
+            sky.controller = "STOPPED"
+            raise failing.pop()
+        cancel(job_id)
+
+    def jobs(part: str, *, active_only: bool, wake: bool = False) -> list[SimpleNamespace]:
+        if sky.controller == "STOPPED" and sky.done == []:
+            sky.done.append("broke off")
+            raise ControllerLost("broke off")
+        return look(part, active_only=active_only, wake=wake)
+
+    monkeypatch.setattr(sky, "cancel_managed", cancel_managed)
+    monkeypatch.setattr(sky, "jobs", jobs)
+    assert runs(sky).down(record, 0.0).is_gone
+    assert sky.done == ["broke off", "woken", "cancelled 1"]
+
+
+@pytest.mark.parametrize(
+    "text", ["Failed to fetch managed jobs with returncode: 255.\nssh: ...", "Failed to cancel managed job", "x failed with return code 255"]
+)  # fmt: skip
+def test_an_ssh_that_breaks_off_is_a_controller_that_is_lost(text: str) -> None:
+    broken, _ = client(RuntimeError(text))
+    with pytest.raises(ControllerLost):
+        broken.jobs("demo", active_only=True)
+    with pytest.raises(BackendError, match="SkyPilot failed: RuntimeError: no room") as caught:
+        client(RuntimeError("no room, exit 2555"))[0].jobs("demo", active_only=True)
+    assert not isinstance(caught.value, ControllerAway)
+
+
+def test_a_person_is_told_that_a_controller_is_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes of `dolphin status` were an unexplained question about jobs."""
+    sleeping, _ = client(None)
+    told = []
+    monkeypatch.setattr(sleeping._modules["sky.client.sdk"], "get", lambda _: ([], told.append(awaited())))
+    sleeping.jobs("demo", active_only=False, wake=True)
+    sleeping.jobs("demo", active_only=False)
+    assert "starting its jobs controller, a VM that has stopped itself" in told[0].what
+    assert "starting" not in told[1].what
 
 
 @pytest.mark.parametrize("submissions", [1, 2])

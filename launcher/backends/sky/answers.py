@@ -4,6 +4,7 @@ what it is given."""
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from launcher.runs.errors import BackendError
 
 NO_JOBS = "No in-progress managed jobs"
 """SkyPilot's words where the controller has no address yet."""
+SSH_FAILED = 255
+"""Exit code of ssh where it is ssh itself that failed."""
+_LOST = re.compile(rf"return ?code:? {SSH_FAILED}\b|^Failed to cancel managed job")
 JOB_FIELDS = (
     "job_id", "task_id", "job_name", "status", "recovery_count", "failure_reason", "details", "submitted_at", "start_at",
     "end_at", "last_recovered_at", "cluster_resources", "infra", "cloud", "region", "zone", "current_cluster_name",
@@ -54,6 +58,19 @@ class ControllerStopped(BackendError):
 
 class ControllerAway(BackendError):
     """The jobs controller is there and does not answer: what it knows, and what runs, is not known."""
+
+
+class ControllerLost(ControllerAway):
+    """It broke off in the middle of an answer, as one does that stops itself just then: the next answer may tell."""
+
+
+def lost_controller(error: BaseException) -> ControllerLost | None:
+    """Of what SkyPilot raises where its ssh to the jobs controller ends with 255, or where a cancel fails for no stated reason."""
+    if getattr(error, "returncode", None) != SSH_FAILED and not _LOST.search(str(error)):
+        return None
+    return ControllerLost(
+        "SkyPilot's jobs controller was there and broke off, as one does that is just stopping itself; ask again in a minute"
+    )
 
 
 def without_controller(error: BaseException) -> BackendError | None:

@@ -26,6 +26,7 @@ from launcher.backends.sky.answers import (
     Job,
     cluster_job,
     cluster_of,
+    lost_controller,
     managed_job,
     without_controller,
 )
@@ -105,14 +106,20 @@ class SkyClient:
         ControllerStopped where it has stopped itself, unless `wake` starts it again, which takes minutes; ControllerAway where
         it does not answer."""
         jobs, sdk = self._jobs(), self._sdk()
-        with self._explained("asking for the managed jobs"):
+        waking = (
+            "starting its jobs controller, a VM that has stopped itself, which takes minutes; then " if wake else ""
+        )
+        with self._explained(f"{waking}asking for the managed jobs") as wait:
             try:
-                records, *_ = sdk.get(
-                    jobs.queue_v2(refresh=wake, skip_finished=active_only, fields=JOB_FIELDS, name_match=name_part)
+                request = jobs.queue_v2(
+                    refresh=wake, skip_finished=active_only, fields=JOB_FIELDS, name_match=name_part
                 )
+                if wake:
+                    self._tell_phases(request, wait)
+                records, *_ = sdk.get(request)
             except Exception as error:
                 if type(error).__name__ != "ClusterNotUpError":
-                    raise
+                    raise lost_controller(error) or error from None
                 problem = without_controller(error)
                 if problem is None:
                     return []
@@ -157,7 +164,11 @@ class SkyClient:
 
     def cancel_managed(self, job_id: int) -> None:
         with self._explained(f"cancelling managed job {job_id}"):
-            self._sdk().get(self._jobs().cancel(job_ids=[job_id]))
+            try:
+                self._sdk().get(self._jobs().cancel(job_ids=[job_id]))
+            except Exception as error:
+                is_down = type(error).__name__ == "ClusterNotUpError"
+                raise (without_controller(error) if is_down else lost_controller(error)) or error from None
 
     def tail_managed(self, job_id: int, follow: bool, stream: io.TextIOBase) -> None:
         with self._explained(f"reading the log of managed job {job_id}"):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from launcher.backends.base import Handle
 from launcher.backends.sky import status as sky_status
-from launcher.backends.sky.answers import ControllerAway, ControllerStopped
+from launcher.backends.sky.answers import ControllerAway, ControllerLost, ControllerStopped
 from launcher.runs import ledger
 from launcher.runs.errors import BackendError, BadUsage, LauncherError
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import is_over
 from trainer.run.exits import ExitCode
+
+AGAIN_S = (5.0, 15.0, 30.0)
+"""Pauses before a controller that broke off is asked again."""
 
 
 class Jobs:
@@ -71,10 +75,9 @@ class Jobs:
 
     def _awake(self, name: str) -> list[Any]:
         try:
-            found: list[Any] = self._client.jobs(ledger.name_in_id(name), active_only=True)
+            return self._ask(ledger.name_in_id(name), active_only=True)
         except ControllerStopped:
             return []
-        return found
 
     def of(self, record: RunRecord) -> Any:
         """SkyPilot's record of the run; None where there is none, or where the trainer's last word is here and the controller
@@ -88,27 +91,36 @@ class Jobs:
         wanted = handle.get("job_id")
         return next((job for job in jobs if wanted is None or job.job_id == wanted), None)
 
+    def _ask(self, part: str, *, active_only: bool, wake: bool = False) -> list[Any]:
+        """Again where the controller broke off, which one does that stops itself just then: at the next question it has."""
+        for pause_s in AGAIN_S:
+            try:
+                return list(self._client.jobs(part, active_only=active_only, **({"wake": True} if wake else {})))
+            except ControllerLost:
+                time.sleep(pause_s)
+        return list(self._client.jobs(part, active_only=active_only, **({"wake": True} if wake else {})))
+
     def _all(self, record: RunRecord) -> list[Any]:
         try:
-            found: list[Any] = self._client.jobs(record.run_id, active_only=False)
+            found = self._ask(record.run_id, active_only=False)
         except (ControllerStopped, ControllerAway) as problem:
             if self._client.pending_launch(record.run_id):
                 return []  # it is being made, or woken, for this very run
             if isinstance(problem, ControllerAway):
                 raise
-            return [] if has_ended(record) else list(self._client.jobs(record.run_id, active_only=False, wake=True))
+            return [] if has_ended(record) else self._ask(record.run_id, active_only=False, wake=True)
         return found
 
     def _active(self, run_id: str, wake: bool, part: str) -> list[Any]:
         """Active jobs whose names hold the part, a part of the run's."""
         try:
-            found: list[Any] = self._client.jobs(part, active_only=True)
+            found = self._ask(part, active_only=True)
         except (ControllerStopped, ControllerAway) as problem:
             if self._client.pending_launch(run_id):
                 return []
             if isinstance(problem, ControllerAway) or not wake:
                 raise
-            return list(self._client.jobs(part, active_only=True, wake=True))
+            return self._ask(part, active_only=True, wake=True)
         return found
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.backends.base import DownReport
 from launcher.backends.sky import elsewhere
 from launcher.backends.sky import status as sky_status
+from launcher.backends.sky.answers import ControllerLost, ControllerStopped
 from launcher.backends.sky.jobs import Jobs, kind_of
 from launcher.backends.sky.reach import InBucket
 from launcher.backends.sky.records import hourly_price, last_step, node_attempts, reach_of, run_dir_of, saved_at
@@ -23,6 +25,7 @@ from trainer.run.run_folder import SAVE_FILE
 _SAVED_AGAIN_S = 2.0
 _DOWN_TIMEOUT_S = 420.0
 _LATE_LOOKS = 6
+_CANCELS = 3
 _KEPT_OF_NAME = 20
 """Letters of a job's name in the name of its cluster, at least."""
 
@@ -57,7 +60,7 @@ class Stopping:
             was_saved = self._save_first(record, job, grace_s)
             was_killed = not was_saved and bool(last_step(record))
             if is_managed:
-                self._client.cancel_managed(job.job_id)
+                job = self._cancel(record, job, table) or job
             else:
                 self._client.cancel_cluster_job(job.cluster, job.job_id)
             detail = f"cancelled{', its progress saved first' if was_saved else ''}"
@@ -70,6 +73,22 @@ class Stopping:
         attempts = node_attempts(record, job, RunState.CANCELLED, now, hourly_price(record, job))
         price = sky_status.price_of(attempts, now)
         return DownReport(not left, tuple(left), detail, was_killed, price)
+
+    def _cancel(self, record: RunRecord, job: Any, table: Mapping[str, RunState]) -> Any:
+        """Again where the controller broke off or stopped itself just then: it is woken and asked. The job as it was then; None
+        where SkyPilot knows none any more."""
+        for _ in range(_CANCELS):
+            try:
+                self._client.cancel_managed(job.job_id)
+                return job
+            except (ControllerLost, ControllerStopped) as problem:
+                said = problem
+            time.sleep(self._poll_s)
+            now = self._jobs.of(record)
+            if now is None or is_over(table.get(now.status, RunState.RUNNING)):
+                return now
+            job = now
+        raise said
 
     def _save_first(self, record: RunRecord, job: Any, grace_s: float) -> bool:
         """Ask the trainer for a save and wait for it, where the store can be reached; True once it is done.
