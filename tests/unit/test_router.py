@@ -36,13 +36,29 @@ def test_a_router_s_logits_are_those_of_fp32_and_nothing_else_changes_its_type(f
     model.train()(input_ids=ids, use_cache=False).logits.float().sum().backward()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, "jetmoe", "afmoe"))
 def test_in_fp32_a_model_is_the_one_that_it_was_bit_for_bit(family: str) -> None:
     model = model_of(family)
     ids = torch.randint(3, 60, (1, 12))
     before = model(input_ids=ids, use_cache=False).logits
     router.compute_in_fp32(model)
     assert torch.equal(model(input_ids=ids, use_cache=False).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("family", "count"),
+    [("jetmoe", 4), ("afmoe", 1), ("granitemoe", 2), ("deepseek_v3", 1), ("inkling_text", 1), ("longcat_flash", 1)],
+)
+def test_a_router_is_found_where_its_family_keeps_it(family: str, count: int) -> None:
+    """Inside a gating module, beside experts that are one weight, in attention, and with shared experts in its rows."""
+    model = model_of(family)
+    found = list(router.routers_of(model))
+    assert len(found) >= count
+    assert len(found) == len({id(one) for one in found})
+    names = [name for name, part in model.named_modules() if any(part is one for one in found)]
+    assert all("router" in name or "gate" in name for name in names), names
+    router.compute_in_fp32(model.to(torch.bfloat16))
+    assert model(input_ids=torch.randint(3, 60, (1, 12)), use_cache=False).logits.dtype == torch.bfloat16
 
 
 def test_a_model_without_experts_has_no_router() -> None:

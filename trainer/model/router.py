@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
+_WEIGHED_TOO = ("n_shared_experts", "zero_expert_num")
+"""Experts that every token meets, and experts that do nothing: some families weigh them with the others."""
+
 
 def numbers_of_experts(model: Any) -> set[int]:
     """What the configuration says of experts in a layer; empty for a model without."""
@@ -26,17 +29,28 @@ def numbers_of_experts(model: Any) -> set[int]:
 
 
 def routers_of(model: Any) -> Iterator[nn.Module]:
-    """The module beside the `experts` of a layer whose weight has a row for each of them."""
+    """The module beside the experts of a layer whose weight has a row for each of them, or one inside a module that is called a router."""
     counts = numbers_of_experts(model)
+    config = model.config.get_text_config()
+    others = [getattr(config, key, None) for key in _WEIGHED_TOO]
+    rows = counts | {count + other for count in counts for other in others if isinstance(other, int)}
     for block in model.modules():
-        if not isinstance(getattr(block, "experts", None), nn.Module):
-            continue
-        for part in block.children():
-            weight = getattr(part, "weight", None)
-            if part is block.experts or not isinstance(weight, nn.Parameter):
-                continue
-            if weight.dim() == 2 and weight.shape[0] in counts:
-                yield part
+        experts = [part for name, part in block.named_children() if _are_experts(name, part, counts)]
+        for name, part in block.named_children() if experts else ():
+            if part not in experts:
+                inside = part.modules() if name in ("router", "gate") else (part,)
+                yield from (one for one in inside if _rows_of(one) in rows)
+
+
+def _are_experts(name: str, part: nn.Module, counts: set[int]) -> bool:
+    """Modules of that name, and weights of a matrix for each expert."""
+    weight = getattr(part, "weight", None)
+    return name == "experts" or (isinstance(weight, nn.Parameter) and weight.dim() == 3 and weight.shape[0] in counts)
+
+
+def _rows_of(part: nn.Module) -> int | None:
+    weight = getattr(part, "weight", None)
+    return weight.shape[0] if isinstance(weight, nn.Parameter) and weight.dim() == 2 else None
 
 
 def compute_in_fp32(model: Any) -> int:
