@@ -8,12 +8,13 @@ to the same codes and scales, and a run that is cut at the same places goes on w
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from trainer.engine.own_step import OwnStep
+from trainer.model import quiet
 from trainer.run.optimizer_state import OPTIMIZER_STATES, StateTensor
 
 MOMENTS = OPTIMIZER_STATES["adamw_8bit"].moments
@@ -21,11 +22,11 @@ BLOCK = MOMENTS[0].block
 """bitsandbytes has kernels for this size alone."""
 
 
-class AdamW8bit(torch.optim.Optimizer):
+class AdamW8bit(OwnStep):
     """Over flat or whole parameters of any shape. Needs the package bitsandbytes; raises ImportError."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels for inference
+        quiet.bitsandbytes()
         from bitsandbytes import functional
 
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
@@ -34,24 +35,16 @@ class AdamW8bit(torch.optim.Optimizer):
         self._tables = (table(signed=True), table(signed=False))
         self._tables[0][0] = -self._tables[0][-1]
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        if closure is not None:
-            raise ValueError("a closure is not called here")
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state.update(_empty(p))
-                state["step"] += 1
-                first, second = (state[moment.name] for moment in MOMENTS)
-                self._update(
-                    "adam", p.grad.contiguous(), p, first, second, *group["betas"], 0.0, 0.0, group["eps"], state["step"],
-                    group["lr"], *self._tables_on(p.device), *(state[_scales(moment)] for moment in MOMENTS),
-                    group["weight_decay"],
-                )  # fmt: skip
+    def update(self, p: torch.Tensor, grad: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            state.update(_empty(p))
+        state["step"] += 1
+        first, second = (state[moment.name] for moment in MOMENTS)
+        self._update(
+            "adam", grad.contiguous(), p, first, second, *group["betas"], 0.0, 0.0, group["eps"], state["step"],
+            group["lr"], *self._tables_on(p.device), *(state[_scales(moment)] for moment in MOMENTS),
+            group["weight_decay"],
+        )  # fmt: skip
 
     def moment(self, p: torch.Tensor, moment: StateTensor, offset: int, numel: int) -> torch.Tensor:
         """Elements [offset, offset + numel) of a moment, in fp32."""

@@ -10,7 +10,7 @@ Refuses to know DeepSpeed: `attach` is told which elements of which parameter li
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.optim import _muon
 from torch.optim.adamw import adamw
+
+from trainer.engine.own_step import OwnStep
 
 MOMENTUM = 0.95
 NUM_STEPS = 5
@@ -51,7 +53,7 @@ class _Matrix:
         return math.prod(self.shape)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(OwnStep):
     """A group with `is_matrix` is Muon's, the others are AdamW's. Where parameters are cut, `attach` comes before the first
     step."""
 
@@ -79,40 +81,26 @@ class Muon(torch.optim.Optimizer):
                 for number, parts in enumerate(sorted(each, key=lambda p: p[1].start) for each in found.values())
             ]
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        if closure is not None:
-            raise ValueError("a closure is not called here")
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if group["is_matrix"]:
-                    self._step_of_matrices(p, group)
-                else:
-                    self._step_of_adam(p, group)
-
-    def _step_of_adam(self, p: torch.Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p]
+    def update(self, p: torch.Tensor, grad: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if group["is_matrix"]:
+            self._of_matrices(p, grad, state, group)
+            return
         if not state:
             state.update(
                 step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
             )
-        assert p.grad is not None
         adamw(
-            [p], [p.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]], fused=True, amsgrad=False,
+            [p], [grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]], fused=True, amsgrad=False,
             beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
             eps=group["eps"], maximize=False,
         )  # fmt: skip
 
-    def _step_of_matrices(self, p: torch.Tensor, group: dict[str, Any]) -> None:
-        state = self.state[p]
+    def _of_matrices(self, p: torch.Tensor, grad: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
             state.update(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p))
         state["step"] += 1
-        assert p.grad is not None
-        momentum = state["exp_avg"].lerp_(p.grad, 1 - MOMENTUM)
-        ahead = p.grad.lerp(momentum, MOMENTUM).to(torch.bfloat16).view(-1)  # Nesterov's
+        momentum = state["exp_avg"].lerp_(grad, 1 - MOMENTUM)
+        ahead = grad.lerp(momentum, MOMENTUM).to(torch.bfloat16).view(-1)  # Nesterov's
         p.mul_(1 - group["lr"] * group["weight_decay"])
         rank = dist.get_rank() if dist.is_initialized() else 0
         for batch in _batches(self._matrices.get(id(p)) or [_whole(p, rank)]):

@@ -44,8 +44,10 @@ def beside_base(adapter: Path, base: Base, vocabulary: int, dtype: torch.dtype) 
         from peft import PeftModel
     except ImportError:
         raise BadInput("an adapter needs peft: pip install 'dolphin-launcher[lora]'") from None
+    from trainer.model import quiet
     from trainer.model.build import grow_vocabulary
 
+    quiet.bitsandbytes()
     model = _loaded(base.name, base.revision, dtype, f"the base of {adapter}, {base.name}, does not load")
     grow_vocabulary(model, vocabulary)
     try:

@@ -7,7 +7,6 @@ sees one more set of parameters and nothing else.
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from trainer.data.tokenizer import added_token_ids
-from trainer.model import token_rows
+from trainer.model import quiet, token_rows
 from trainer.model.freeze import FreezeReport
 from trainer.model.packed import beside_language
 from trainer.run.exits import BadInput
@@ -53,16 +52,11 @@ def quantisation(spec: AdapterSpec | None, dtype: torch.dtype) -> Any:
         return None
     from transformers import BitsAndBytesConfig
 
-    _quiet()
+    quiet.bitsandbytes()
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=dtype,
     )  # fmt: skip
-
-
-def _quiet() -> None:
-    """bitsandbytes warns of kernels that it would look for on the hub, which no run needs."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def keep_quantised_layout(model: nn.Module) -> None:
@@ -78,7 +72,7 @@ def of_job(model: Any, job: NodeJob, tokenizer: Any) -> Adapter | None:
     spec = job.spec.train.adapter
     if spec is None:
         return None
-    _quiet()
+    quiet.bitsandbytes()
     adapter = inject(model, spec, added_token_ids(job.spec.model, tokenizer), job.spec.train.seed)
     adapter.has_grown = model.has_grown
     return adapter
