@@ -231,6 +231,9 @@ class Registered:
     """A function of a job and the backend's own options: what else is paid for by the hour while the run lasts."""
     fix: str | None = None
     """A function without arguments: sets up what the backend can do without for most, and says what it did."""
+    switching: str | None = None
+    """A function without arguments, of a backend whose machines may be taken away: None where somebody changes between spot and
+    on demand as a run's deadline asks, else why not and what to do."""
 
 
 BACKENDS: dict[str, Registered] = {
@@ -251,6 +254,7 @@ BACKENDS: dict[str, Registered] = {
         caveats="launcher.backends.sky.catalog:caveats",
         upkeep="launcher.backends.sky.controller:upkeep",
         fix="launcher.backends.sky.doctor:fix",
+        switching="launcher.backends.sky.enforcement:deadline_is_enforced",
     ),
 }
 
@@ -334,6 +338,13 @@ def upkeep_of(name: str, job: JobSpec, options: Mapping[str, Any]) -> list[Upkee
     """What a run of this backend pays for besides its nodes. `options` are the backend's own of the command line."""
     upkeep = _registered(name).upkeep
     found: list[Upkeep] = [] if upkeep is None else _load(upkeep)(job, options)
+    return found
+
+
+def why_not_switched(name: str) -> str | None:
+    """Why nobody changes machines for a run's deadline; None where somebody does, or there is one machine alone."""
+    switching = _registered(name).switching
+    found: str | None = None if switching is None else _load(switching)()
     return found
 
 

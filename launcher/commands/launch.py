@@ -31,6 +31,13 @@ from launcher.jobfile.load import load_job
 from launcher.jobfile.settle import settle, with_moment
 from launcher.jobfile.spec import JobSpec
 from launcher.plan.launch_plan import LaunchPlan
+from launcher.plan.limits import (
+    is_still_wanted,
+    limits_of,
+    refuse_what_cannot_be_met,
+    refuse_what_is_spent,
+    with_chosen_market,
+)
 from launcher.plan.model_rules import rules_of
 from launcher.plan.of_job import plan_of, planned_step_s, settled_zero, with_memory, with_recomputation
 from launcher.plan.unfrozen import with_resolved_unfrozen
@@ -98,7 +105,7 @@ class Start:
     def fitting_offers(self) -> tuple[Offer, ...]:
         """Those that the plan found possible, cheapest first; all of them where it found none (a start that was forced)."""
         fitting = () if self.plan is None else tuple(row.offer for row in self.plan.rows if row.is_possible)
-        return fitting or self.offers
+        return tuple(offer for offer in fitting or self.offers if is_still_wanted(offer, self.plan))
 
     def keep_plan(self, record: RunRecord) -> None:
         if self.plan is not None:
@@ -111,8 +118,10 @@ class Start:
         ranks = place.nproc * job.resources.num_nodes
         zero = settled_zero(job, self.plan, ranks=ranks, device=place.device)
         settled = with_recomputation(job, self.plan)
+        job = with_chosen_market(job, self.plan)
         train = settle(settled, place, run_id=run_id, zero=zero, step_seconds=planned_step_s(self.plan))
-        train = train.model_copy(update={"work": self.plan.machine.work if self.plan else None})
+        work = self.plan.machine.work if self.plan else None
+        train = train.model_copy(update={"work": work, "limits": limits_of(job, self.plan)})
         return with_memory(job, self.plan, place.device) if self.backend.abilities.chooses_machine else job, train
 
 
@@ -131,6 +140,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
     _show_plan(start, train, notes)
     if not options.is_forced:
         _refuse_what_does_not_fit(start)
+        refuse_what_cannot_be_met(job, start.plan)
     _confirm(options, start)
     while True:
         try:
@@ -179,6 +189,7 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
             _refuse_other_results(record, before, train, is_finished)
     else:
         job, train = start.job, before
+    refuse_what_is_spent(job, record.files, train.limits)
     notes = patiently(backend.preflight)(job, train, record.options)
     screen.say(f"{record.run_id}: was {status.state.value}; starting it again")
     if is_finished:
@@ -214,6 +225,8 @@ def _refuse_unable(backend: Backend, job: JobSpec, options: Mapping[str, Any]) -
         able = " or ".join(able_backends(lambda abilities: abilities.options >= set(unknown)))
         raise BadUsage(f"{flags}: means nothing --on {backend.name}; leave it out, or use --on {able}")
     num_nodes = job.resources.num_nodes
+    if job.resources.price_per_hour is not None and backend.abilities.chooses_machine:
+        raise BadUsage(f"resources.price_per_hour: is of a machine of your own; --on {backend.name} knows its prices")
     if num_nodes > 1 and not backend.abilities.has_many_nodes:
         able = " or ".join(able_backends(lambda abilities: abilities.has_many_nodes))
         raise BadUsage(f"resources.num_nodes: {num_nodes}, but --on {backend.name} has one; use --on {able}")

@@ -6,11 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from launcher.backends.base import Offer
 from launcher.jobfile.load import load_job
+from launcher.jobfile.settle import with_moment
 from launcher.plan.model_rules import rules_of
 from launcher.plan.of_job import offers_for, plan_of
 from launcher.plan.unfrozen import with_resolved_unfrozen
@@ -35,7 +37,7 @@ class PlanOptions:
 
 def plan_command(path: str | Path, options: PlanOptions = PlanOptions()) -> int:
     """Show the plan of a job (standard error), or print it as JSON (standard output). Starts and pays nothing."""
-    job = with_resolved_unfrozen(load_job(path, options.overrides))
+    job = with_resolved_unfrozen(with_moment(load_job(path, options.overrides), datetime.now(UTC)))
     device: Literal["cuda", "cpu"] = "cuda" if job.resources.gpu_name else "cpu"
     kernel = attention_kernel.expected(job.model, device, job.train.stored_precision, job.resources.gpu_name)
     rules = [*rules_of(job, device), kernel]

@@ -20,7 +20,7 @@ from launcher.plan.throughput import step_flops
 from launcher.runs import ledger
 from launcher.runs.ledger import RunRecord
 from trainer.run.exits import BadInput
-from trainer.run.run_folder import EventKind, read_lines
+from trainer.run.run_folder import EventKind, Phase, read_lines
 from trainer.run.settings.train import OptimizerSettings
 from trainer.run.spec import NodeJob, TrainSpec
 
@@ -41,6 +41,7 @@ class PastRun:
     """Median over the steps, over all ranks."""
     save_blocked_s: float | None
     save_whole_s: float | None
+    export_s: float | None
     preemptions: int
     """Nodes that took the run over without having been asked for by a person."""
     observed_s: float
@@ -146,6 +147,7 @@ def _read(record: RunRecord) -> PastRun:
         tokens_per_s=statistics.median(speeds) if speeds else None,
         save_blocked_s=_mean(saves, "blocked_seconds"),
         save_whole_s=_mean(saves, "seconds"),
+        export_s=_export_s(events),
         preemptions=max(0, len(nodes) - record.submissions),
         observed_s=max(times) - min(times) if times else 0.0,
     )
@@ -163,6 +165,21 @@ def _resources(path: object) -> dict[str, object]:
         return {}
     resources = content.get("resources") if isinstance(content, dict) else None
     return resources if isinstance(resources, dict) else {}
+
+
+def _export_s(events: list[dict[str, object]]) -> float | None:
+    """Of the last export that came to its end."""
+    began: float | None = None
+    took = None
+    for event in events:
+        at = event.get("time")
+        if not isinstance(at, int | float):
+            continue
+        if event.get("event") == EventKind.PHASE:
+            began = float(at) if event.get("phase") == Phase.EXPORTING else None
+        elif event.get("event") == EventKind.EXPORTED and began is not None:
+            took = float(at) - began
+    return took
 
 
 def _mean(events: list[dict[str, object]], key: str) -> float | None:

@@ -111,6 +111,37 @@ class Row:
     price_usd: tuple[float, float, float] | None
     """p10, mean, p90."""
     meets_deadline: bool | None
+    work_h: float | None = None
+    """Hours of steps, saves and evaluations alone, from the first step on, where nobody takes a machine away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a run needs to end in order, wherever it is: seconds."""
+
+    save_s: float
+    """Until a save is committed."""
+    export_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """Hours from now, export included, and US dollars in all; of simulated runs where machines may be taken away."""
+
+    deadline_h: float | None
+    budget_usd: float | None
+    how: str
+    """`deadline` (spot and on demand, by the policy), `spot`, `on demand`."""
+    hours: tuple[float, float]
+    """Mean, p90."""
+    usd: tuple[float, float]
+    in_time: float | None
+    """Share of the runs; None without a deadline."""
+    in_budget: float | None
+    why_not: str
+    """Where it cannot be met at all: why; else empty."""
+    not_enforced: str
+    """Why nobody changes machines for the deadline once the run is on its way; empty where somebody does, or need not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +160,12 @@ class LaunchPlan:
     cost: Cost | None
     """None where the run costs nothing, or its hours are not known."""
     checkpoint_bytes: int
+    ending: Ending
     preemptions_per_day: float
     deadline_h: float | None
     notes: tuple[str, ...]
+    outlook: Outlook | None = None
+    """None without a deadline and a budget, or where hours are not known."""
 
     @property
     def machine(self) -> Machine:

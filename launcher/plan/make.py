@@ -23,7 +23,7 @@ from launcher.plan.gpu_memory import Workload, runs_as
 from launcher.plan.gpus import find_card
 from launcher.plan.history import attention_span, measured_speed_on_cpu, measured_utilisation
 from launcher.plan.host_memory import host_memory
-from launcher.plan.launch_plan import LaunchPlan, Machine, Row, Steps, Subject
+from launcher.plan.launch_plan import Ending, LaunchPlan, Machine, Row, Steps, Subject
 from launcher.plan.notes import has_small_host, notes_of
 from launcher.plan.throughput import work_of
 from launcher.plan.zero_stage import (
@@ -49,6 +49,8 @@ HOST_GB_PER_S = 10.0
 """Assumed rate at which a GPU's state is copied to the host, which is what blocks training in a save."""
 STORE_GB_PER_S = 1.0
 """Assumed rate of one node writing to its store."""
+EXPORT_GB_PER_S, ANSWER_S = 0.5, 30.0
+"""Assumed rate at which one rank gathers and writes the model folder, and time for the answer of it."""
 
 
 def make_plan(
@@ -88,7 +90,7 @@ def make_plan(
             rows, upkeep, store=job.checkpoint.store, save_interval_s=ordered[0].save_interval_s,
             save_bytes=subject.checkpoint_bytes,
         ),
-        checkpoint_bytes=subject.checkpoint_bytes,
+        checkpoint_bytes=subject.checkpoint_bytes, ending=_ending(subject, ordered[0]),
         preemptions_per_day=subject.preemptions_per_day, deadline_h=deadline_h,
         notes=tuple(notes_of(subject, steps, ordered[0], rows)),
     )  # fmt: skip
@@ -207,6 +209,17 @@ def _save_cost(subject: Subject, ranks: int, step_s: float) -> tuple[float, floa
     return max(0.0, held - step_s), whole
 
 
+def _ending(subject: Subject, machine: Machine) -> Ending:
+    """Measured by the newest run of the same base, else assumed."""
+    measured = (
+        run.export_s
+        for run in subject.history
+        if run.export_s is not None and run.job.spec.model.base == subject.job.model.base
+    )
+    export_s = next(measured, 2 * subject.model.num_parameters / GB / EXPORT_GB_PER_S + ANSWER_S)
+    return Ending(_save_cost(subject, machine.count, machine.step_s or 0.0)[1], export_s)
+
+
 def _row(offer: Offer, machine: Machine, subject: Subject, steps: Steps, deadline_h: float | None) -> Row:
     why_not = ""
     if _lacks_memory(offer, machine):
@@ -219,17 +232,18 @@ def _row(offer: Offer, machine: Machine, subject: Subject, steps: Steps, deadlin
     if steps.total is None or machine.step_s is None:
         return Row(offer, not why_not, why_not, None, None, None)
     work_s = steps.total * machine.step_s + _evaluation_s(subject.job, steps, machine, subject.data)
+    undisturbed = preemption.without_preemption(work_s, machine.save_s, machine.save_interval_s)
     if offer.spot:
         per_day = subject.preemptions_per_day
         hours = _spot_hours(work_s, machine.save_s, machine.save_interval_s, per_day)
     else:
-        hours = preemption.without_preemption(work_s, machine.save_s, machine.save_interval_s)
+        hours = undisturbed
     start = START_S / 3600 if offer.price_usd_per_hour else 0.0
     hours = dataclasses.replace(hours, p10=hours.p10 + start, mean=hours.mean + start, p90=hours.p90 + start)
     price = offer.price_usd_per_hour
     prices = (hours.p10 * price, hours.mean * price, hours.p90 * price)
     in_time = None if deadline_h is None else hours.p90 <= deadline_h
-    return Row(offer, not why_not, why_not, hours, prices, in_time)
+    return Row(offer, not why_not, why_not, hours, prices, in_time, undisturbed.mean)
 
 
 def _lacks_memory(offer: Offer, machine: Machine) -> bool:

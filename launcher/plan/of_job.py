@@ -5,7 +5,9 @@ Owns where offers, data facts and history come from. Refuses to count anything i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -18,7 +20,9 @@ from launcher.backends.base import (
     get_backend,
     owned_gpus,
     upkeep_of,
+    why_not_switched,
 )
+from launcher.jobfile.limits import moment_of
 from launcher.jobfile.spec import JobSpec
 from launcher.models.adapters import trained_model
 from launcher.models.architecture import find_architecture
@@ -28,6 +32,7 @@ from launcher.plan.gpus import NO_BF16, NO_FP8, find_card
 from launcher.plan.history import PastRun, known_data, past_runs
 from launcher.plan.launch_plan import LaunchPlan, Subject
 from launcher.plan.make import make_plan
+from launcher.plan.outlook import outlook_of
 from launcher.plan.zero_stage import safe_stage
 from launcher.runs.errors import BadUsage
 from launcher.runs.ledger import cache_dir
@@ -66,9 +71,15 @@ def plan_of(
     subject = Subject(job, model, facts, runs)
     name = on or default_backend(job)
     owned = owned_offers(job, besides=name)
-    return make_plan(
+    if deadline_h is None and job.deadline is not None:
+        now = datetime.now(UTC)
+        deadline_h = (moment_of(job.deadline, now) - now).total_seconds() / 3600
+    plan = make_plan(
         subject, offers, nproc=nproc, deadline_h=deadline_h, owned=owned, upkeep=upkeep_of(name, job, options)
     )
+    not_enforced = why_not_switched(name) if deadline_h is not None else None
+    outlook = outlook_of(plan, budget_usd=job.budget, spot=job.resources.spot, weather={}, not_enforced=not_enforced)
+    return dataclasses.replace(plan, outlook=outlook)
 
 
 def settled_zero(

@@ -31,6 +31,7 @@ def summarise(plan: LaunchPlan, console: Console | None = None) -> None:
     _verdict(plan.machine, console)
     _hours(plan, console)
     _cost(plan, console)
+    _outlook(plan, console)
     _owned(plan, console)
     for note in plan.notes:
         console.print(f"  note: {note}")
@@ -44,6 +45,7 @@ def show(plan: LaunchPlan, console: Console | None = None) -> None:
         _machine(plan, machine, console)
     _offers(plan, console)
     _cost(plan, console)
+    _outlook(plan, console)
     for note in plan.notes:
         console.print(f"note: {note}")
 
@@ -249,6 +251,34 @@ def _cost(plan: LaunchPlan, console: Console) -> None:
             f"  not in it: {gone.num_saves:,} saves, {gigabytes(gone.num_bytes)}, {where}: up to ${gone.price_usd:,.0f} at "
             f"${gone.usd_per_gb:g} a GB"
         )
+
+
+_HOWS = {
+    "deadline": "spot where it is cheap and there is time for it, on demand in time for the deadline",
+    "spot": "spot",
+    "on demand": "on demand",
+}
+
+
+def _outlook(plan: LaunchPlan, console: Console) -> None:
+    """What becomes of it under its deadline and its budget."""
+    outlook = plan.outlook
+    if outlook is None:
+        return
+    limits = [f"deadline in {outlook.deadline_h:,.1f} hours"] if outlook.deadline_h is not None else []
+    limits += [f"budget ${outlook.budget_usd:,.2f}"] if outlook.budget_usd is not None else []
+    console.print(f"  {', '.join(limits)}: {_HOWS[outlook.how]}")
+    chances = [f"{outlook.in_time:.0%} in time"] if outlook.in_time is not None else []
+    chances += [f"{outlook.in_budget:.0%} within the budget"] if outlook.in_budget is not None else []
+    (hours, late), (usd, dear) = outlook.hours, outlook.usd
+    console.print(
+        f"    done after {_number(hours)} hours (p90 {_number(late)}) for ${usd:,.2f} (p90 ${dear:,.2f}), export included; of "
+        f"simulated runs {', '.join(chances)}"
+    )
+    if outlook.not_enforced:
+        console.print(f"    the deadline is not enforced, {outlook.how} is chosen once: {outlook.not_enforced}")
+    if outlook.why_not:
+        console.print(Text(f"    cannot be met: {outlook.why_not}", style="bold red"))
 
 
 def _at_worst(price_usd: float) -> str:
