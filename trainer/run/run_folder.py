@@ -85,6 +85,7 @@ class EventKind(StrEnum):
     PREEMPTED = "preempted"  # step, reason
     RESTARTING = "restarting"  # reason, restarts
     LIMIT_NEAR = "limit_near"  # limit (budget, deadline), of (US dollars; seconds since the epoch), reason
+    NOTIFIED = "notified"  # hook (its number in the job), of (time of the event that was told), posted (or given up)
     EXPORTED = "exported"  # model, sample (question, answer, expected; null where there is none)
     AFTERWARDS = "afterwards"  # what (of that which a job asks of its exported model), ok, detail
     FINISHED = "finished"  # exit_code, reason

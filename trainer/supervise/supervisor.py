@@ -33,6 +33,7 @@ from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDi
 from trainer.run.spec import NodeJob, has_more_to_do
 from trainer.supervise import disk, limits, log, parent_death, spot_notices
 from trainer.supervise.attempt import Attempt, Nodes, Program, Stopping, rank_environment, whole_number
+from trainer.supervise.hooks import Hooks
 from trainer.supervise.log import say
 from trainer.supervise.outcome import Ended, PastEvents, write_outcome
 from trainer.supervise.signals import Wake, kill_descendants
@@ -98,12 +99,15 @@ class Supervisor:
         self._past = PastEvents(self._run_dir)
         self._watch: limits.Watch | None = None
         self._stopping = Stopping(self._wake, self._run_dir, self._look_at_limits)
+        self._hooks = Hooks(job, self._past, os.environ, say) if nodes.rank == 0 else None
         self._restarts = 0
         self._stop_said = False
         self._attempt = 0
 
     def run(self) -> int:
-        """Everything, to the exit code. Only node 0 writes events and the outcome."""
+        """Everything, to the exit code. Only node 0 writes events and the outcome, and tells people."""
+        if self._hooks is not None:
+            self._hooks.start()
         try:
             end = self._work()
             if end.kind is EndKind.DONE and has_more_to_do(self._job.spec) and self._nodes.rank == 0:
@@ -202,6 +206,8 @@ class Supervisor:
             say(f"cannot write {self._run_dir.outcome}: {error.strerror}")
         with contextlib.suppress(OSError):
             (self._run_dir.path / STOP_FILE).unlink(missing_ok=True)
+        if self._hooks is not None:
+            self._hooks.close()
         say(f"{kind.value.replace('_', ' ')}{': ' if reason else ''}{reason} (exit code {int(code)})")
         return code
 
