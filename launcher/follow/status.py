@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from launcher.backends.base import Backend, BackendStatus, get_backend
+from launcher.follow import standing
 from launcher.follow.readers import read_outcome, read_view
 from launcher.follow.run_view import RunView
 from launcher.follow.screen import numbers
@@ -17,6 +18,8 @@ from launcher.runs.errors import BackendError
 from launcher.runs.ledger import REQUEST_FILE, RunRecord
 from launcher.runs.states import LIMIT_STATES, EndReason, RunState, is_over
 from launcher.units import count, seconds, size
+from trainer.run.limits import limits_in
+from trainer.run.paid import paid
 
 _SUBMIT_ERRORS = {EndReason.NO_CAPACITY: RunState.NO_CAPACITY}
 
@@ -106,6 +109,7 @@ def as_json(seen: Observation) -> dict[str, Any]:
         "node": status.node,
         "price_usd_per_hour": status.price_usd_per_hour,
         "price_usd_so_far": status.price_usd_so_far,
+        **standing.as_values(standing_of(seen)),
         "node_attempts": [asdict(attempt) for attempt in status.attempts],
         "created_at": record.created_at,
         "folder": str(record.folder),
@@ -138,12 +142,22 @@ def as_rows(seen: Observation) -> list[tuple[str, str]]:
     price = price_text(status)
     if price:
         rows.append(("price", price))
+    rows += standing.bill_row(seen.outcome) if over else standing.rows(standing_of(seen))
     rows.append(("started", f"{when(record.created_at)} ({seconds(max(0.0, time.time() - record.created_at))} ago)"))
     rows.append(("folder", str(record.folder)))
     model = model_of(seen)
     if model:
         rows.append(("model", model))
     return rows
+
+
+def standing_of(seen: Observation) -> standing.Standing:
+    """Against the job's deadline and budget, from the records that are at home."""
+    record, status = seen.record, seen.status
+    limits, now, over = limits_in(record.files.train_json), time.time(), is_over(status.state)
+    left = None if over else seen.view.seconds_left
+    bill = paid(record.files, limits, None if over else now)
+    return standing.standing(limits, bill, now, left, status.price_usd_per_hour)
 
 
 def speed_text(view: RunView) -> str:

@@ -25,7 +25,7 @@ FLOORS = {
     "launcher.backends.sky": "answers bucket_copy catalog deadline errors node phases plugin_wheel server status < jobs log task < controller offers ship store_access terms < adopting enforcement reach uploads < doctor elsewhere records < reading stopping < backend < client",
     "launcher.commands": "adopt convert data doctor down explain finished_model model_source plan report schema spectrum trainer_side validate < export launch merge reference runs sample < init",
     "launcher.cli": "arguments finished < jobs machine models runs < app < main < __main__",
-    "launcher.follow": "run_view < readers screen < follow patience status < attend report",
+    "launcher.follow": "run_view standing < readers screen < follow patience status < attend report",
     "launcher.jobfile": "limits < axolotl field_docs model_checks paths pattern_checks regions source_checks spec < evaluate_checks name_checks < load settle",
     "launcher.plan": "costs data_facts gpu_memory gpus model_rules preemption spot_notice unfrozen < counting host_memory throughput < history zero_stage < adapter_choices launch_plan < limits notes outlook < make < of_job view",
     "launcher.follow.report": "history < facts plots < curves tables < page < server",
