@@ -125,3 +125,20 @@ def launch(
     sky_options = {"cluster": cluster, "yes_lose_progress": yes_lose_progress}
     stated = {name: value for name, value in sky_options.items() if value}
     return launch_command(job, LaunchOptions(on, nproc, set_ or (), yes, force, detach, json_, stated))
+
+
+@app.command()
+def offers(
+    job: Annotated[Path | None, typer.Argument(metavar="[JOB.YAML]", help="The job file.", show_default=False)] = None,
+    accelerators: Annotated[
+        str | None, typer.Option("--accelerators", metavar="NAME:COUNT", help="Of such a node, as L40S:8.")
+    ] = None,
+    on: Annotated[str | None, typer.Option("--on", help="Of this backend alone: local, docker or sky.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Offers of the cached catalog alone.")] = False,
+    set_: Set = None,
+    json_: Json = False,
+) -> int:
+    """Prices, and what earlier runs saw of each place."""
+    from launcher.commands.offers import OffersOptions, offers_command
+
+    return offers_command(job, OffersOptions(accelerators, set_ or (), on, offline, json_))

@@ -33,6 +33,7 @@ from launcher.plan.history import PastRun, known_data, past_runs
 from launcher.plan.launch_plan import LaunchPlan, Subject
 from launcher.plan.make import make_plan
 from launcher.plan.outlook import outlook_of
+from launcher.plan.seen import places, weather_of
 from launcher.plan.zero_stage import safe_stage
 from launcher.runs.errors import BadUsage
 from launcher.runs.ledger import cache_dir
@@ -78,7 +79,10 @@ def plan_of(
         subject, offers, nproc=nproc, deadline_h=deadline_h, owned=owned, upkeep=upkeep_of(name, job, options)
     )
     not_enforced = why_not_switched(name) if deadline_h is not None else None
-    outlook = outlook_of(plan, budget_usd=job.budget, spot=job.resources.spot, weather={}, not_enforced=not_enforced)
+    weather = weather_of(offers, job.checkpoint.preemptions_per_day, places())
+    outlook = outlook_of(
+        plan, budget_usd=job.budget, spot=job.resources.spot, weather=weather, not_enforced=not_enforced
+    )
     return dataclasses.replace(plan, outlook=outlook)
 
 
