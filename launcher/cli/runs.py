@@ -34,15 +34,28 @@ def logs(
 def status(
     run: Run = None,
     all_: Annotated[bool, typer.Option("--all", help="A table of every run.")] = False,
+    watch_: Annotated[bool, typer.Option("--watch", help="Stay, and show it as `dolphin watch` does.")] = False,
     json_: Json = False,
 ) -> int:
-    """Phase, step, loss, speed, time left and price of a run."""
+    """Phase, step, loss, speed, time left and price of a run; of all that are active where several are and none is named."""
     from launcher.commands import runs
     from launcher.runs import ledger
 
+    if watch_:
+        return watch(run)
+    if run is None and not all_ and not json_ and len(active := runs.active_runs()) > 1:
+        return runs.status_of(active)
     if all_ or (run is None and not ledger.all_runs()):
         return runs.status_of_all(json_wanted=json_)
     return runs.status(ledger.find(run), json_wanted=json_)
+
+
+@app.command()
+def watch(run: Run = None) -> int:
+    """A run on the whole terminal, brought up to date; q leaves it alone, n shows the next one."""
+    from launcher.commands.watch import watch_command
+
+    return watch_command(run)
 
 
 @app.command("down")

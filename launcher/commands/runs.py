@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.backends.base import Fetchable, get_backend
@@ -28,6 +29,7 @@ from launcher.runs.copying import looked_on
 from launcher.runs.errors import BROKEN_FILES, BackendError, BadUsage, broken
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import EXIT_CODES, EndReason, exit_code_of, is_over
+from trainer.run.exits import ExitCode
 from trainer.run.spec import NodeJob
 
 _NUM_STORY_LINES = 8
@@ -72,10 +74,36 @@ def status(record: RunRecord, *, json_wanted: bool) -> int:
 
 
 @patiently
+def active_runs() -> list[RunRecord]:
+    """Runs that are not over, newest first, as far as their backends can be asked. Those that this machine's files know to be over
+    are not asked about."""
+    found = []
+    for record in ledger.all_runs():
+        ended = (record.files.read_outcome() or {}).get("exit_code", ExitCode.PREEMPTED)
+        if ended != ExitCode.PREEMPTED or was_refused(record):  # a cluster starts a run again that ended so
+            continue
+        with contextlib.suppress(*BROKEN_FILES):
+            if not is_over(observe_record(record).status.state):
+                found.append(record)
+    return found
+
+
+@patiently
 def status_of_all(*, json_wanted: bool) -> int:
     """Every run, newest first."""
-    seen, problems = [], []
     records = ledger.all_runs()
+    if not records and not json_wanted:
+        screen.say(f"there is no run in {ledger.runs_dir()}; `dolphin launch job.yaml` makes one")
+    code = status_of(records, json_wanted=json_wanted)
+    for run_id in ledger.unreadable_runs():
+        screen.say(f"{run_id}: its record cannot be read; `dolphin down {run_id}` stops what there is of it")
+    return code
+
+
+@patiently
+def status_of(records: Sequence[RunRecord], *, json_wanted: bool = False) -> int:
+    """A table of runs."""
+    seen, problems = [], []
     for record in records:
         try:
             seen.append(observe_record(record))
@@ -85,12 +113,8 @@ def status_of_all(*, json_wanted: bool) -> int:
         print(json.dumps([as_json(one) for one in seen], ensure_ascii=False, indent=2))
     elif seen:
         screen.table(["run", "on", "state", "step", "loss", "started"], run_table(seen), file=sys.stdout)
-    elif not records:
-        screen.say(f"there is no run in {ledger.runs_dir()}; `dolphin launch job.yaml` makes one")
     for problem in problems:
         screen.say(problem)
-    for run_id in ledger.unreadable_runs():
-        screen.say(f"{run_id}: its record cannot be read; `dolphin down {run_id}` stops what there is of it")
     return EXIT_CODES[EndReason.BACKEND] if problems else 0
 
 

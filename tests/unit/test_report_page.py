@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from launcher.backends.base import BackendStatus, NodeAttempt
+from launcher.follow.history import History
 from launcher.follow.report.facts import RunFacts
-from launcher.follow.report.history import History
 from launcher.follow.report.page import write_index, write_page
 from launcher.follow.report.plots import Line, Plot, draw
 from launcher.follow.run_view import RunView
@@ -27,7 +27,7 @@ def facts(tmp_path, state=RunState.SUCCEEDED, events=(), metrics=(), **fields) -
     history = History()
     history.add_events(events)
     history.add_metrics(metrics)
-    history.close()
+    history.settle()
     seen = Observation(RunRecord(run_id, tmp_path, "demo", "local", START), status, RunView(), {})
     return RunFacts(seen, history, history.interruptions(status.attempts), **fields)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from launcher.follow.history import History, Point, smoothed
 from launcher.follow.report.facts import RunFacts
-from launcher.follow.report.history import History, Point, smoothed
 from launcher.follow.report.plots import Line, Plot
 from launcher.units import GB
 

@@ -12,14 +12,13 @@ from typing import Any
 
 from launcher.backends.base import Backend, get_backend
 from launcher.config.yaml_lines import read_yaml
+from launcher.follow.history import History, Interruption
 from launcher.follow.readers import JsonLines, read_outcome
-from launcher.follow.report.history import History, Interruption
 from launcher.follow.run_view import RunView
 from launcher.follow.status import Observation, status_of
 from launcher.runs.ledger import PLAN_FILE, RunRecord
-from trainer.run.run_folder import DATA_REPORT_FILE, EVENTS_FILE, JOB_FILE, METRICS_FILE
+from trainer.run.run_folder import DATA_REPORT_FILE, EVENTS_FILE, JOB_FILE, METRICS_FILE, SAMPLES_FILE
 
-SAMPLES_FILE = "samples.jsonl"
 RESULTS_FILE = "results.json"
 _RECENT_LINES = 100
 """Of metrics.jsonl: what the run does now is told by the last ones."""
@@ -56,7 +55,7 @@ def facts_of(record: RunRecord) -> RunFacts:
     history, view = History(), RunView()
     history.add_events(events)
     history.add_metrics(metrics)
-    history.close()
+    history.settle()
     for event in events:
         view.add_event(event)
     for line in (*history.evaluations.values(), *metrics[-_RECENT_LINES:]):

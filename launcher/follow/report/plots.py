@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from launcher.follow.report.history import Attempt, Point, thinned
+from launcher.follow.history import Attempt, Point, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

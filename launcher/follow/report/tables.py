@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.follow.history import number
 from launcher.follow.report.facts import RunFacts
-from launcher.follow.report.history import number
 from launcher.follow.status import price_text, when, with_detail
 from launcher.runs.states import RunState, is_over
 from launcher.units import count, gigabytes, seconds, size

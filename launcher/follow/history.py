@@ -74,6 +74,7 @@ class History:
     """Checkpoints that did not verify, each with why."""
     _step_times: list[tuple[float, int, int]] = field(default_factory=list)
     """Time, attempt and step of every line of training, those computed again included."""
+    _num_settled: int = 0
 
     def add_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
         for line in lines:
@@ -122,14 +123,15 @@ class History:
                 code = event.get("exit_code")
                 attempt.end = str(event.get("reason") or ("finished" if code == 0 else f"ended with {code}"))
 
-    def close(self) -> None:
-        """Give every attempt the steps that it made. Called once everything was added."""
+    def settle(self) -> None:
+        """Give every attempt the steps that it made. Called once what there is was added, and again after more."""
         by_number = {attempt.number: attempt for attempt in self.attempts}
-        for at, number_of, step in self._step_times:
+        for at, number_of, step in self._step_times[self._num_settled :]:
             attempt = by_number.get(number_of)
             if attempt is not None:
                 attempt.ended_at = max(attempt.ended_at, at)
                 attempt.reached_step = max(step, attempt.reached_step or 0)
+        self._num_settled = len(self._step_times)
 
     @property
     def started_at(self) -> float | None:
@@ -196,7 +198,7 @@ def number(value: Any) -> float | None:
 
 
 def thinned(points: Sequence[Point], num_buckets: int) -> list[Point]:
-    """At most two points a bucket, its lowest and its highest in their order, so that a spike of one step still shows."""
+    """The first, the last, and at most two points a bucket: its lowest and its highest, so that a spike of one step still shows."""
     if len(points) <= 2 * num_buckets:
         return list(points)
     kept: list[Point] = []
@@ -207,7 +209,7 @@ def thinned(points: Sequence[Point], num_buckets: int) -> list[Point]:
             kept.append(next(point for point in bucket if not math.isfinite(point[1])))
         if finite:
             kept += {min(finite, key=lambda point: point[1]), max(finite, key=lambda point: point[1])}
-    return sorted(kept)
+    return sorted({points[0], *kept, points[-1]})
 
 
 def smoothed(points: Sequence[Point], share: float = 0.02) -> list[Point]:
