@@ -66,6 +66,11 @@ def outcome(train_json: Path) -> dict[str, Any]:
     return json.loads((Path(json.loads(train_json.read_text())["run_dir"]) / "outcome.json").read_text())
 
 
+def events(train_json: Path) -> list[dict[str, Any]]:
+    path = Path(json.loads(train_json.read_text())["run_dir"]) / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -121,7 +126,7 @@ def test_a_stop_while_preparing_leaves_no_worker_and_may_be_resumed(tmp_path: Pa
     while "pool is up" not in process.stdout.readline():
         assert process.poll() is None
     workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) == 3
+    assert len(workers) == 4  # the preparation, its two, and the torchrun that waits for it
     second, said = end(start(path, "--prepare", "none"))
     assert second == 1
     assert "another supervisor works in this run folder" in said
@@ -154,6 +159,9 @@ def test_as_pid_1_it_reaps_orphans_and_stops_on_a_signal(tmp_path: Path) -> None
     (supervisor,) = psutil.Process(process.pid).children()
     below = supervisor.children(recursive=True)
     assert [child for child in below if child.status() == psutil.STATUS_ZOMBIE] == []
+    (torchrun,) = (child for child in below if child.cmdline()[-1:] == ["trainer.supervise.torchrun"])
+    (prepared,) = (event["time"] for event in events(path) if event.get("phase") == "starting ranks")
+    assert torchrun.create_time() < prepared - 1.0  # beside the preparation, which takes 1.5 s
     supervisor.send_signal(signal.SIGTERM)
     code, output = end(process)
     assert code == 75, output

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,8 @@ from trainer.run import python
 from trainer.run.exits import BadInput, EndKind
 from trainer.run.run_folder import STOP_FILE, RunDir
 from trainer.run.spec import NodeJob
-from trainer.supervise import log, parent_death, rendezvous
+from trainer.supervise import parent_death, rendezvous
+from trainer.supervise.agent import Torchrun
 from trainer.supervise.heartbeat import BUSY_FACTOR, DEFAULT_FLOOR_S, Beat, hang, read_heartbeat
 from trainer.supervise.log import say
 from trainer.supervise.rank_guard import STORE_GONE, RankEnd, read_rank_end, stack_file
@@ -139,13 +139,16 @@ class Attempt:
         self._first_death_at: float | None = None
         self._all_ended_at: float | None = None
         self._started_at = time.monotonic()
-        self._torchrun: subprocess.Popen[bytes] | None = None
+        self._torchrun: Torchrun | None = None
         first = nodes.rank * job.nproc
         self.ranks = range(first, first + job.nproc)
         """Global ranks of this node."""
 
-    def run(self) -> Evidence:
-        """Raises OSError where this node has no room for the folder of the rendezvous."""
+    def run(self, torchrun: Torchrun | None = None) -> Evidence:
+        """`torchrun` is one that was started before, if it still lives. Raises OSError where this node has no room for the folder
+        of the rendezvous."""
+        if torchrun is not None and torchrun.is_alive():
+            self._torchrun = torchrun
         if self.nodes.count > 1:
             return self._run(None)
         with rendezvous.private_folder() as folder:
@@ -155,21 +158,15 @@ class Attempt:
         """`folder` is where the ranks of one node meet; None for several nodes."""
         oom_before = oom_kills()
         report = self.dir / f"torchrun-{self.nodes.rank}.json"
-        self._torchrun = subprocess.Popen(
-            parent_death.command(
-                os.getpid(), *python.command("trainer.supervise.torchrun", str(report), *self._arguments(folder))
-            ),
-            env=rank_environment(self.job, os.environ)
-            | rendezvous.ranks_environment(os.environ, folder, self.nodes.master_addr),
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+        self._torchrun = self._torchrun or Torchrun(rank_environment(self.job, os.environ))
+        self._torchrun.tell(
+            report,
+            self._arguments(folder),
+            rendezvous.ranks_environment(os.environ, folder, self.nodes.master_addr),
         )
-        printed = log.Following(self._torchrun)
-        code = self._wake.wait_for(self._torchrun, self._tick)
+        code = self._wake.wait_for(self._torchrun.process, self._tick)
         kill_descendants(self._wake)
-        printed.end()
+        self._torchrun.end()
         found = json.loads(report.read_text()) if report.exists() else {"failures": [], "signal": None}
         return Evidence(
             num_ranks=self.job.nproc,
@@ -282,13 +279,17 @@ class Attempt:
         for rank in ranks_to_show:
             say(f"stacks of rank {rank}:\n{stack_text(self.dir, rank) or '  (none: the process does not answer)'}")
         if self._stopping.at_once:
-            kill_descendants(self._wake, self._torchrun)
+            self._kill_all()
             return
         for beat in beats.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(beat.pid, signal.SIGKILL)
         if set(self.ranks) - set(beats):  # a rank that never got as far as a heartbeat
-            kill_descendants(self._wake, self._torchrun)
+            self._kill_all()
+
+    def _kill_all(self) -> None:
+        assert self._torchrun is not None
+        kill_descendants(self._wake, self._torchrun.process)
 
 
 def rank_environment(job: NodeJob, environment: Mapping[str, str]) -> dict[str, str]:

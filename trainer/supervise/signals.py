@@ -74,12 +74,15 @@ class Wake:
             own.poll()
 
 
-def kill_descendants(wake: Wake, own: subprocess.Popen[bytes] | None = None, timeout_s: float = 10.0) -> int:
-    """SIGKILL everything below this process and reap it; how many there were. Some may appear while others die."""
+def kill_descendants(
+    wake: Wake, own: subprocess.Popen[bytes] | None = None, *, spared: int | None = None, timeout_s: float = 10.0
+) -> int:
+    """SIGKILL everything below this process and reap it; how many there were. Some may appear while others die. `spared` is the
+    id of a process that stays."""
     me, killed, deadline = psutil.Process(), 0, time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         wake.reap(own)
-        alive = [child for child in me.children(recursive=True) if child.is_running()]
+        alive = [child for child in me.children(recursive=True) if child.pid != spared and child.is_running()]
         if not alive:
             break
         for child in alive:

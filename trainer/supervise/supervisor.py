@@ -32,6 +32,7 @@ from trainer.run.packages import require_all
 from trainer.run.run_folder import SAVE_FILE, STOP_FILE, EventKind, Phase, RunDir, end_torn_line, node_mark
 from trainer.run.spec import NodeJob, has_more_to_do
 from trainer.supervise import disk, limits, log, parent_death, spot_notices
+from trainer.supervise.agent import Torchrun
 from trainer.supervise.attempt import Attempt, Nodes, Program, Stopping, rank_environment, whole_number
 from trainer.supervise.hooks import Hooks
 from trainer.supervise.log import say
@@ -103,6 +104,8 @@ class Supervisor:
         self._restarts = 0
         self._stop_said = False
         self._attempt = 0
+        self._early: Torchrun | None = None
+        """Waits for the first attempt."""
 
     def run(self) -> int:
         """Everything, to the exit code. Only node 0 writes events and the outcome, and tells people."""
@@ -154,7 +157,8 @@ class Supervisor:
         say(f"attempt {number}: starting {self._job.nproc} ranks on {self._job.device}")
         program = Program(self._main, self._train_json)
         attempt = Attempt(self._job, program, number, self._nodes, self._stopping, self._on_stop)
-        return judge(attempt.run())
+        early, self._early = self._early, None
+        return judge(attempt.run(early))
 
     def _goes_on_without_p2p(self, end: AttemptEnd, attempt: int) -> bool:
         """Once, where the ranks did not reach each other: on some machines without NVLink the GPUs cannot write into each other's
@@ -240,10 +244,12 @@ class Supervisor:
         return EndKind.PREEMPTED, f"{asked}; {how}; last checkpoint at step {saved or 0}, {lost} steps to do again"
 
     def _prepare_data(self, attempt: int) -> AttemptEnd | None:
-        """Run the preparation, passing its output on; None where the ranks may start."""
+        """Run the preparation, passing its output on; None where the ranks may start, under the torchrun that was started
+        beside it."""
         if self._prepare == "none":
             return None
         self._emit(EventKind.PHASE, attempt, phase=Phase.PREPARING_DATA.value)
+        self._early = Torchrun(rank_environment(self._job, os.environ))
         code, last = self._run_child({"OMP_NUM_THREADS": "1"}, attempt, self._prepare, str(self._train_json))
         if code == 0:
             return None
@@ -283,7 +289,7 @@ class Supervisor:
                 kill_descendants(self._wake, child)
 
         code = self._wake.wait_for(child, stop_where_asked)
-        kill_descendants(self._wake)
+        kill_descendants(self._wake, spared=self._early.process.pid if self._early is not None and code == 0 else None)
         printed.end()
         return code, said[-1]
 

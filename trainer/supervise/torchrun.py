@@ -1,7 +1,10 @@
-"""torchrun, with its findings in a file: `python -m trainer.supervise.torchrun REPORT TORCHRUN-ARGUMENTS...`
+"""torchrun, with its findings in a file: `python -m trainer.supervise.torchrun`, told by one JSON object on its standard input.
 
-torchrun exits with 1 whatever its ranks exit with, and says which died how only in prose. This runs the same code and
-writes REPORT: {"failures": [{"rank", "pid", "exit_code"}], "signal"}; `failures` holds the ranks that had failed when
+It has `report`, a path, torchrun's `arguments` and an `environment` to add. Whoever starts this may write it later
+(`trainer.supervise.agent`): torch is imported meanwhile. An input that ends without it is the order to leave.
+
+torchrun exits with 1 whatever its ranks exit with, and says which died how only in prose. This runs the same code and writes
+to `report` {"failures": [{"rank", "pid", "exit_code"}], "signal"}; `failures` holds the ranks that had failed when
 torchrun noticed, not those that it then closed. Refuses to know what the ranks do.
 """
 
@@ -19,7 +22,7 @@ from trainer.run.run_folder import write_atomic
 from trainer.supervise import parent_death
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     os.environ[parent_death.TORCHRUN_PID] = str(os.getpid())
 
     from torch.distributed import run
@@ -28,9 +31,17 @@ def main(argv: list[str]) -> int:
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
-    report, arguments = Path(argv[0]), argv[1:]
+    said = sys.stdin.read()
+    if not said:
+        return 0
+    told = json.loads(said)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), sys.stdin.fileno())  # of the ranks
+    os.environ.update(told["environment"])
+    report = Path(told["report"])
+    options = run.parse_args(told["arguments"])
     try:
-        run.run(run.parse_args(arguments))
+        run.run(options)
     except ChildFailedError as error:
         failures = [
             {"rank": rank, "pid": failure.pid, "exit_code": failure.exitcode}
@@ -52,4 +63,4 @@ def _write(report: Path, failures: list[dict[str, int]], signal: str | None) -> 
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    leave(main())
