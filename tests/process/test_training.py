@@ -2,12 +2,27 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support import tiny_job
 from tests.support.tiny_job import losses, train, write_job
+
+NEVER = {
+    "PIL", "bitsandbytes", "boto3", "botocore", "datasets", "liger_kernel", "matplotlib", "mlflow", "pandas", "peft", "pyarrow",
+    "scipy", "sklearn", "tensorboard", "torchao", "torchvision", "triton", "trl", "wandb",
+}  # fmt: skip
+"""Heavy libraries that a plain job on CPUs has no use for, in none of its processes, though they may be installed."""
+STACK = {"accelerate", "deepspeed", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
+MAY_IMPORT = {
+    "supervise/__main__.py": set(),
+    "supervise/torchrun.py": {"torch", "numpy"},
+    "data/prepare.py": {"numpy", "tokenizers", "transformers", "safetensors"},
+    "rank/main.py": STACK,
+}
+"""What of STACK each process has to load."""
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +33,18 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(root):
     """One run to its end: two ranks, ZeRO-3, fp32, evaluated, with added tokens and a last step of an odd size."""
+    (root / "imports").mkdir()
+    noted = {
+        "PYTHONPATH": str(Path(tiny_job.__file__).with_name("noted_imports")),
+        "NOTED_IMPORTS": str(root / "imports"),
+    }
     return train(
         write_job(
             root, "full", nproc=2,
             model={"added_tokens": ["<|tool|>"], "special_tokens": {"eos_token": "<|im_end|>"}},
             train={"zero": 3, "evaluate_every": 10},
-        )
+        ),
+        **noted,
     )  # fmt: skip
 
 
@@ -67,6 +88,16 @@ def test_every_step_has_its_line_of_metrics(finished):
     evaluations = [line for line in finished.read_metrics() if "eval_loss" in line]
     assert [line["step"] for line in evaluations] == [0, 10, 20]
     assert evaluations[-1]["eval_loss"] < evaluations[0]["eval_loss"]
+
+
+@pytest.mark.parametrize("program", MAY_IMPORT)
+def test_no_process_of_a_run_spends_its_start_on_libraries_that_it_does_not_use(finished, root, program):
+    noted = [path.read_text().splitlines() for path in (root / "imports").iterdir()]
+    loaded = [{name.partition(".")[0] for name in names} for ran, *names in noted if ran.endswith(f"trainer/{program}")]
+    assert loaded
+    for names in loaded:
+        assert names & NEVER == set()
+        assert names & (STACK - MAY_IMPORT[program]) == set()
 
 
 def test_the_outcome_says_what_happened(finished):

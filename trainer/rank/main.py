@@ -32,7 +32,7 @@ def main() -> None:
 
 def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     """All of a rank's work. Raises the errors that `rank_guard` turns into an exit code."""
-    import_deepspeed()
+    import_libraries()
     import torch
     import torch.distributed as dist
     from transformers.utils import logging as transformers_logging
@@ -155,16 +155,20 @@ def reference_of(job: NodeJob, engine: Any) -> Any:
     return Reference(tuple(map(tuple, rows)), tuple(engine.logits(rows)))
 
 
-def import_deepspeed() -> None:
-    """Import DeepSpeed without its autotuner's optional MLflow, which would cost every rank seconds of start-up."""
-    hidden = "mlflow" not in sys.modules
-    if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
+UNUSED = ("mlflow", "boto3")
+"""What DeepSpeed's autotuner and accelerate's launcher import where it is installed, seconds of every rank's start."""
+
+
+def import_libraries() -> None:
+    """Import DeepSpeed and transformers' models as though what only their tools use were not installed."""
+    hidden = [name for name in UNUSED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         import deepspeed  # noqa: F401
+        import transformers.modeling_utils  # noqa: F401
     finally:
-        if hidden:
-            del sys.modules["mlflow"]
+        for name in hidden:
+            del sys.modules[name]
 
 
 def resolved_patterns(job: NodeJob) -> tuple[str, ...] | None:
