@@ -17,6 +17,7 @@ from trainer.run.exits import EndKind
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
 from trainer.supervise import attempt as attempt_module
+from trainer.supervise import torchrun
 from trainer.supervise.attempt import Attempt, Nodes, Program, Stopping, rank_environment
 from trainer.supervise.heartbeat import Heartbeat
 from trainer.supervise.rank_guard import RankEnd, report_rank_end
@@ -84,3 +85,14 @@ def test_libraries_hear_of_determinism_before_their_first_kernel(tmp_path: Path)
     found = [env[name] for name in ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC", "NCCL_ALGO")]
     assert found == [":4096:8", "1", "Tree"]
     assert "CUBLAS_WORKSPACE_CONFIG" not in rank_environment(job, {"PATH": os.defpath})
+
+
+def test_one_node_does_not_wait_for_its_turn_among_nodes() -> None:
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+
+    waited: list[object] = []
+    delay = torchrun._without_skew(waited.append)
+    delay(seconds=(0, 0.3))
+    delay(seconds=1)  # between two looks at the store
+    assert waited == [1]
+    assert callable(dynamic_rendezvous._delay)

@@ -15,7 +15,9 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from trainer.run.exits import leave
 from trainer.run.run_folder import write_atomic
@@ -28,6 +30,7 @@ def main() -> int:
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
@@ -40,6 +43,8 @@ def main() -> int:
     os.environ.update(told["environment"])
     report = Path(told["report"])
     options = run.parse_args(told["arguments"])
+    if options.nnodes == "1" and hasattr(dynamic_rendezvous, "_delay"):
+        dynamic_rendezvous._delay = _without_skew(dynamic_rendezvous._delay)
     try:
         run.run(options)
     except ChildFailedError as error:
@@ -54,6 +59,11 @@ def main() -> int:
         return 1
     _write(report, [], None)
     return 0
+
+
+def _without_skew(delay: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Without the up to 0.3 s, a range, by which torchrun keeps many nodes from asking all at once."""
+    return lambda seconds: None if isinstance(seconds, tuple) else delay(seconds)
 
 
 def _write(report: Path, failures: list[dict[str, int]], signal: str | None) -> None:
