@@ -202,3 +202,20 @@ def test_attention_by_its_scores_equals_the_plain_one_where_nothing_is_special(w
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-4)
     gradients = [torch.autograd.grad(out.square().sum(), q)[0] for out in (ours, plain)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_many_conversations_do_not_cost_a_tensor_of_zeros_each_in_the_backward_pass():
+    """The gradient of a slice is a tensor as large as all conversations together: with sixty of them half of the time went there."""
+    cu_seqlens = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
+    query = torch.randn(1, 4, sum(LENGTHS), 8, requires_grad=True)
+    out, _ = segmented_attention(torch.nn.Module(), query, query[:, :2], query[:, 2:], None, cu_seq_lens_q=cu_seqlens)
+    seen, left = set(), [out.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [following for following, _ in node.next_functions]
+    names = [node.name() for node in seen]
+    assert sum(name.startswith("Slice") for name in names) <= 2, names  # those of this test's own key and value
+    assert sum(name.startswith("Split") for name in names) == 3
+    assert out.is_contiguous()

@@ -7,7 +7,6 @@ Legend: N tokens of the micro batch, H heads, K key-value heads, D head dimensio
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -163,14 +162,14 @@ def segmented_attention(
     _refuse(kwargs)
     if attention_mask is not None:
         raise BadInput("this model hands its attention a mask of its own, which packed attention does not have")
-    bounds = cu_seq_lens_q.tolist()
+    lengths = cu_seq_lens_q.diff().tolist()
+    # cut by `split`, whose gradient is one concatenation: that of a slice is a whole tensor of zeros, added up for every conversation
+    parts = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     softcap, sinks_H = kwargs.get("softcap"), kwargs.get("s_aux")
     outputs = []
-    for start, end in itertools.pairwise(bounds):
-        length = end - start
+    for length, q, k, v in zip(lengths, *parts, strict=True):
         if length == 0:
             continue
-        q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
         if softcap is not None or sinks_H is not None:
             outputs.append(_by_scores(q, k, v, scaling, sliding_window, softcap, sinks_H, dropout))
             continue
@@ -183,7 +182,7 @@ def segmented_attention(
                 enable_gqa=query.shape[1] != key.shape[1],
             )
         )  # fmt: skip
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
 
 
 def _by_scores(
