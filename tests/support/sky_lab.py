@@ -24,8 +24,8 @@ from tests.support.require import is_asked_for
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tests" / "lab" / "lab"
-STEP_S = 420
-"""For each launch or recovery: minutes on a busy machine."""
+STEP_S = int(os.environ.get("DOLPHIN_LAB_STEP_S", "420"))
+"""For each launch or recovery: minutes, more on a busy machine."""
 
 
 @dataclass

@@ -97,6 +97,7 @@ def _files() -> dict[str, str]:
 def _sshd_config() -> str:
     variables = {
         "AWS_ENDPOINT_URL": places.URL, "UV_OFFLINE": "1", "UV_CACHE_DIR": places.CACHE, "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+        "SKYPILOT_API_SERVER_LOCAL_PORT": places.NODE_API_PORT,  # `sky api stop` of this machine ends every one of its own port
     }  # fmt: skip
     options = {
         "HostKey": "/etc/ssh/lab_host_key", "AuthorizedKeysFile": ".ssh/authorized_keys", "PasswordAuthentication": "no", "UsePAM": "no",

@@ -13,7 +13,7 @@ LAB = Path(os.environ.get("DOLPHIN_CLOUD_LAB", "/var/lib/dolphin-cloud"))
 HOME, NODES, BIN, CACHE, WHEELS, TRAINER = (
     LAB / name for name in ("home", "nodes", "bin", "uv-cache", "wheels", "trainer")
 )
-PORT, API_PORT = 5081, 46681
+PORT, API_PORT, NODE_API_PORT = 5081, 46681, 46682
 URL = f"http://127.0.0.1:{PORT}"
 """EC2, S3, IAM and STS, and the lab's own commands below /lab/."""
 INSTANCES = "/lab/instances"
