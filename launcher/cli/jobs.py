@@ -115,7 +115,7 @@ def launch(
     yes_lose_progress: Annotated[
         bool, typer.Option("--yes-lose-progress", help="On sky: spot with no checkpoint store, all the same.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Start also what does not fit.")] = False,
+    force: Force = False,
     json_: Json = False,
 ) -> int:
     """Show the plan, start the job, and follow it to its model."""

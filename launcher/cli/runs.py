@@ -71,13 +71,20 @@ def down_(
 
 
 @app.command()
-def resume(run: OneRun, nproc: Nproc = None, detach: Detach = False, set_: Set = None, json_: Json = False) -> int:
+def resume(
+    run: OneRun,
+    nproc: Nproc = None,
+    detach: Detach = False,
+    set_: Set = None,
+    json_: Json = False,
+    force: Force = False,
+) -> int:
     """Go on with a stopped run from its last checkpoint."""
     from launcher.commands.launch import LaunchOptions
     from launcher.commands.launch import resume as resume_command
     from launcher.runs import ledger
 
-    options = LaunchOptions(nproc=nproc, overrides=set_ or (), is_detached=detach, as_json=json_)
+    options = LaunchOptions(nproc=nproc, overrides=set_ or (), is_forced=force, is_detached=detach, as_json=json_)
     return resume_command(ledger.find(run), options)
 
 

@@ -183,6 +183,8 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     is_new = before is None or options.nproc is not None or bool(options.overrides)
     nproc = options.nproc or (before.nproc if before else None)
     start = Start.of(job, backend, nproc, record.options, is_planned=is_new)
+    if not options.is_forced:
+        _refuse_what_does_not_fit(start)
     if before is None or is_new:
         job, train = start.settled(record.run_id)
         if before is not None:

@@ -58,9 +58,9 @@ class Cost:
 
 
 def cost_of(
-    rows: Sequence[Row], upkeep: Sequence[Upkeep], *, store: str | None, save_interval_s: float, save_bytes: int
+    rows: Sequence[Row], upkeep: Sequence[Upkeep], *, store: str | None, num_saves: int, save_bytes: int
 ) -> Cost | None:
-    """Of rows, the cheapest first. None where nothing costs anything, or hours are not known."""
+    """Of rows, the cheapest first; `num_saves` of a run without preemptions. None where nothing costs anything, or hours are not known."""
     possible = [row for row in rows if row.is_possible and row.price_usd is not None and row.hours is not None]
     if not possible or not any(row.offer.price_usd_per_hour for row in possible):
         return None
@@ -77,18 +77,24 @@ def cost_of(
         worst_infra=worst.offer.infra,
         worst_on_spot=worst.offer.spot,
         upkeep=tuple(upkeep),
-        egress=_egress(best.offer.infra, best.hours.mean, store, save_interval_s, save_bytes),
+        egress=_egress(best.offer.infra, store, num_saves, save_bytes),
     )
 
 
-def _egress(infra: str, hours: float, store: str | None, save_interval_s: float, save_bytes: int) -> Egress | None:
-    if store is None or not URL.match(store) or not math.isfinite(hours) or save_interval_s <= 0:
+def num_saves_of(num_steps: int, step_s: float, interval_s: float) -> int:
+    """Saves of a run of so many steps: one each interval of training, at most one a step, and one at the end."""
+    if interval_s <= 0:
+        return num_steps
+    return min(num_steps, max(1, math.ceil(num_steps * step_s / interval_s - 1e-9)))
+
+
+def _egress(infra: str, store: str | None, num_saves: int, save_bytes: int) -> Egress | None:
+    if store is None or not URL.match(store):
         return None
     cloud = infra.partition("/")[0].lower()
     between, out = EGRESS_USD_PER_GB.get(cloud, (0.0, 0.0))
     leaves_cloud = STORE_CLOUDS.get(store.partition(":")[0]) != cloud
     price = out if leaves_cloud else between
-    num_saves = max(1, math.floor(hours * 3600 / save_interval_s))
     if not price:
         return None
     total = num_saves * save_bytes

@@ -17,7 +17,7 @@ from launcher.jobfile.spec import JobSpec
 from launcher.models.architecture import TrainedModel
 from launcher.plan import preemption
 from launcher.plan.adapter_choices import adapter_choices
-from launcher.plan.costs import cost_of
+from launcher.plan.costs import cost_of, num_saves_of
 from launcher.plan.data_facts import DataFacts, held_out_sequences
 from launcher.plan.gpu_memory import Workload, runs_as
 from launcher.plan.gpus import find_card
@@ -81,14 +81,15 @@ def make_plan(
     ]
     rows.sort(key=lambda row: (not row.is_possible, row.price_usd[1] if row.price_usd else math.inf))
     best = kind(rows[0].offer) if rows else kinds[0]
+    total, step_s = steps.total, machines[best].step_s
+    num_saves = num_saves_of(total, step_s, machines[best].save_interval_s) if total and step_s else 0
     ordered = [machines[best], *(machine for key, machine in machines.items() if key != best)]
     return LaunchPlan(
         name=job.name, base=job.model.base, architecture_source=model.architecture.source,
         num_parameters=model.num_parameters, num_trained=model.num_trained, data=data, steps=steps,
         machines=tuple(ordered), rows=tuple(rows), owned=tuple(mine),
         cost=cost_of(
-            rows, upkeep, store=job.checkpoint.store, save_interval_s=ordered[0].save_interval_s,
-            save_bytes=subject.checkpoint_bytes,
+            rows, upkeep, store=job.checkpoint.store, num_saves=num_saves, save_bytes=subject.checkpoint_bytes,
         ),
         checkpoint_bytes=subject.checkpoint_bytes, ending=_ending(subject, ordered[0]),
         preemptions_per_day=subject.preemptions_per_day, deadline_h=deadline_h,

@@ -11,12 +11,21 @@ from launcher.plan.launch_plan import Machine, Row, Steps, Subject
 from launcher.plan.zero_stage import StageOption
 from launcher.units import GB, gigabytes
 
+AT_HOME = ("local", "docker")
+"""Backends that rent nothing and choose no place."""
 FOR_WHOLE_WEIGHTS = 5e-5
 """A peak learning rate below this is one for whole weights; adapters usually take 1e-4 to 3e-4 (arXiv 2106.09685, 2305.14314)."""
 
 
 def notes_of(subject: Subject, steps: Steps, machine: Machine, rows: Sequence[Row]) -> list[str]:
     job, data, notes = subject.job, subject.data, []
+    backends = {row.offer.backend for row in rows}
+    named = [key for key in ("infra", "regions", "max_hourly_cost") if getattr(job.resources, key)]
+    if named and job.resources.gpu_name is None and backends and backends <= set(AT_HOME):
+        notes.append(
+            f"{', '.join(f'resources.{key}' for key in named)}: not asked for: without resources.accelerators the job runs here "
+            f"({', '.join(sorted(backends))}); --on sky takes it there"
+        )
     if job.train.precision == "fp8":
         notes.append("train.precision fp8: hours are counted as for bf16; what fp8 gains has not been measured")
     if job.train.adapter is not None and job.train.learning_rate < FOR_WHOLE_WEIGHTS:

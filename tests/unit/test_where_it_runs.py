@@ -18,15 +18,19 @@ from launcher.backends.home.local import LocalBackend
 from launcher.backends.sky import controller
 from launcher.commands import launch as launching
 from launcher.commands.launch import LaunchOptions, Start
+from launcher.config.yaml_lines import write_yaml
 from launcher.jobfile.load import load_job
 from launcher.jobfile.spec import JobSpec
+from launcher.plan.costs import num_saves_of
 from launcher.plan.launch_plan import LaunchPlan, Subject
 from launcher.plan.make import make_plan
 from launcher.plan.of_job import owned_offers, plan_of
 from launcher.plan.view import place_and_price, show, summarise
+from launcher.runs import ledger
 from launcher.runs.errors import BackendError, BadUsage
 from tests.support.dolphin_cli import write_job
 from tests.unit.test_plan_reference import ON_DEMAND, SEQUENCES, SPOT, job_of, model_of, stated
+from trainer.run.run_folder import write_atomic
 
 GIB = 2**30
 
@@ -125,6 +129,21 @@ def test_what_does_not_fit_is_an_error_on_every_backend(monkeypatch: pytest.Monk
     assert start_of(plan(job, [small, SPOT])).fitting_offers == (SPOT,), "what cannot hold the run is not asked for"
 
 
+def test_a_resume_that_does_not_fit_any_more_is_refused_as_a_launch_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--set train.micro_batch=64`, and the run ended for want of memory after a node was paid for."""
+    monkeypatch.setattr(machine, "local_gpus", list)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 2**16)
+    record = ledger.create("demo-1", "demo", "local")
+    job = load_job(write_job(tmp_path))
+    write_atomic(record.files.job, write_yaml(job.model_dump(mode="json", exclude_unset=True)))
+    monkeypatch.setattr(launching, "_start", lambda *_: 7)
+    with pytest.raises(BadUsage, match=r"does not fit: local has .*--force"):
+        launching.resume(record, LaunchOptions())
+    assert launching.resume(record, LaunchOptions(is_forced=True)) == 7
+
+
 def test_a_small_job_is_not_refused_on_a_small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "local_gpus", list)
     monkeypatch.setattr(machine, "memory_bytes", lambda: 2 * GIB)
@@ -168,6 +187,33 @@ def test_a_price_is_always_shown_with_the_worst_case_the_controller_and_what_lea
             "saves, ",
         ):
             assert words in said, (shown, words)
+
+
+def test_saves_that_leave_the_region_are_counted_by_steps_and_not_by_the_hours_of_a_start() -> None:
+    """Of a job of six steps thousands of saves were counted: the minutes in which a node is made ready held so many intervals."""
+    job = job_of(
+        "checkpoint.store=s3://bucket/runs", "train.max_steps=6", "train.warmup_steps=1", "checkpoint.every={steps: 2}"
+    )
+    cost = plan(job, [SPOT]).cost
+    assert cost is not None
+    assert cost.egress is not None
+    assert cost.egress.num_saves == 3
+    assert [num_saves_of(7, 1.0, 2.0), num_saves_of(7, 1.0, 900.0), num_saves_of(7, 1.0, 0.1)] == [4, 1, 7]
+
+
+def test_a_place_that_a_job_names_in_vain_is_told_with_where_it_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It asked for a cloud and ran on the laptop, without a word."""
+    path = write_job(tmp_path)
+    job = load_job(path, ["resources.infra=aws"])
+    assert default_backend(job) == "local"
+    summarise(plan_of(job, LocalBackend().offers(job, None)))
+    assert "resources.infra: not asked for: without resources.accelerators the job runs here (local)" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    made = plan_of(load_job(path), LocalBackend().offers(load_job(path), None))
+    assert not [note for note in made.notes if "not asked for" in note]
 
 
 def test_the_controllers_price_is_the_catalogs_and_none_where_there_is_no_vm_of_it(
