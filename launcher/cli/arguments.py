@@ -18,3 +18,4 @@ Set = Annotated[
 Nproc = Annotated[int | None, typer.Option("--nproc", min=1, help="Ranks on the node.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on standard output, for scripts.")]
 Detach = Annotated[bool, typer.Option("-d", "--detach", help="Return at once; the run goes on.")]
+Force = Annotated[bool, typer.Option("--force", help="Start also what does not fit.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.arguments import Detach, Job, Json, Nproc, Set
+from launcher.cli.arguments import Detach, Force, Job, Json, Nproc, Set
 
 app = typer.Typer()
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from launcher.cli.arguments import Detach, Json, Nproc, OneRun, Run, Set
+from launcher.cli.arguments import Detach, Force, Json, Nproc, OneRun, Run, Set
 
 app = typer.Typer()
 

@@ -49,6 +49,20 @@ def test_lora_gives_the_same_losses_under_every_sharding(root: Path) -> None:
         assert "adapter | lora, rank 4, alpha 8" in (run.model / "README.md").read_text()
 
 
+def test_eva_begins_alike_under_every_sharding_and_not_again_when_a_run_goes_on(root: Path) -> None:
+    eva = LORA | {"init": "eva"}
+    runs = {zero: tiny_job.train(job(root, f"eva-{zero}", eva, zero=zero)) for zero in (0, 3)}
+    expected = tiny_job.losses(runs[3])
+    assert tiny_job.losses(runs[0]) == pytest.approx(expected, rel=1e-5)
+    assert runs[3].log.read_text().count("eva: 14 of 14 adapters begin with the directions of") == 1
+    killed = job(root, "eva-killed", eva, zero=3)
+    tiny_job.train(killed, expect=1, DOLPHIN_FAULT="mid-shard@4/1")
+    tiny_job.train(killed)
+    assert tiny_job.losses(killed) == expected
+    assert adapter_bytes(killed) == adapter_bytes(runs[3])
+    assert killed.log.read_text().count("eva: ") == 1, "the second attempt takes what was saved"
+
+
 def test_a_killed_qlora_run_ends_with_the_same_bits(root: Path) -> None:
     whole = tiny_job.train(job(root, "whole", QLORA, zero=2, evaluate_every=2))
     killed = job(root, "killed", QLORA, zero=2, evaluate_every=2)

@@ -164,7 +164,7 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ("llama-adapter", "adapter: llama-adapter", "adapter", "write lora or qlora"),
     ("lora-of-nothing", "adapter: lora\nlora_r: 16", "lora_target_modules", "name the layers to adapt"),
     ("lora-without-rank", "adapter: lora\nlora_target_linear: true", "lora_r", "state the rank"),
-    ("loftq", "adapter: lora\nlora_r: 8\nlora_target_linear: true\npeft_init_lora_weights: loftq", "peft_init_lora_weights", "pissa or olora"),
+    ("loftq", "adapter: lora\nlora_r: 8\nlora_target_linear: true\npeft_init_lora_weights: loftq", "peft_init_lora_weights", "pissa, olora or eva"),
     ("experts", "adapter: lora\nlora_r: 8\nlora_target_linear: true\nlora_target_parameters: [mlp.experts.gate_up_proj]", "lora_target_parameters", "linear layers"),
     ("lora-plus", "adapter: lora\nlora_r: 8\nlora_target_linear: true\nloraplus_lr_ratio: 16", "loraplus_lr_ratio", "one learning rate"),
     ("other-quantisation", "adapter: qlora\nlora_r: 8\nlora_target_linear: true\nbnb_config_kwargs: {bnb_4bit_quant_type: fp4}", "bnb_config_kwargs", "NF4"),

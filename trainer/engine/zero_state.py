@@ -10,7 +10,7 @@ What is handed out is in terms of the parameter alone, so that any cut can be pu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
@@ -148,6 +148,16 @@ def fill_shards(engine: Any, kept: OptimizerState, read: ReadRange, optimizer_st
             inner.set_moments(holder, optimizer_step, {m.name: state[m.name].view(-1) for m in kept.moments})
         else:
             inner.state[holder] = state
+
+
+@torch.no_grad()
+def set_masters(engine: Any, values: Mapping[str, torch.Tensor]) -> None:
+    """Replace whole parameters, by transformers' names, before the first step. All ranks call it, with the same values."""
+    for held in _held_ranges(engine):
+        if held.name in values and held.numel:
+            flat = values[held.name].reshape(-1).narrow(0, held.start, held.numel)
+            held.holder.detach().view(-1).narrow(0, held.offset, held.numel).copy_(flat)
+    refresh_parameters(engine)
 
 
 def _by_holder(engine: Any) -> Iterator[tuple[torch.Tensor, list[_Held]]]:

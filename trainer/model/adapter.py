@@ -92,7 +92,7 @@ def inject(model: Any, spec: AdapterSpec, token_ids: tuple[int, ...], seed: int)
     _refuse_empty_target(model, spec)
     torch.manual_seed(seed)
     adapter = Adapter(spec, _wrap(model, spec), whole)
-    if spec.init != "default":
+    if spec.changes_base:
         adapter.initial = {
             name: parameter.detach().clone()
             for name, parameter in model.named_parameters()
@@ -130,12 +130,13 @@ def _num_elements(parameter: nn.Parameter) -> int:
 def _wrap(model: Any, spec: AdapterSpec) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    beginning: Any = spec.init if spec.changes_base else True
     config = LoraConfig(
         task_type="CAUSAL_LM", r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, bias="none",
         target_modules=_target(model, spec),
         exclude_modules=list(spec.exclude) or None,
         layers_to_transform=list(spec.layers) if spec.layers is not None else None,
-        use_rslora=spec.rslora, use_dora=spec.dora, init_lora_weights=True if spec.init == "default" else spec.init,
+        use_rslora=spec.rslora, use_dora=spec.dora, init_lora_weights=beginning,
     )  # fmt: skip
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=False)

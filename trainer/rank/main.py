@@ -43,7 +43,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.data.batch import Share
     from trainer.data.plan import DataPlan
     from trainer.data.tokenizer import load_tokenizer
-    from trainer.engine import determinism, out_of_memory
+    from trainer.engine import determinism, eva, out_of_memory
     from trainer.engine.engine import Engine, initialize_distributed
     from trainer.export import adapter_folder, card, model_folder, weights
     from trainer.model import adapter as adapters
@@ -105,7 +105,11 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
             emit=emit,
         )
         checkpoints.alive = hand.heartbeat.alive
-        state = checkpoints.resume() or TrainerState()
+        resumed = checkpoints.resume()
+        if resumed is None and adapter is not None and adapter.spec.init == "eva":
+            line = eva.initialise(engine, plan, hand.heartbeat.alive)
+            build.say(line)
+        state = resumed or TrainerState()
     state.attempt = attempt
 
     enter(Phase.TRAINING)

@@ -105,9 +105,11 @@ def _of_adapter(spec: TrainSpec) -> list[Problem]:
             "export.gguf",
             "needs a whole model, and train.adapter leaves an adapter; set export.merged: true, or remove one",
         )
-    if adapter.type == "qlora" and adapter.init != "default":
+    if adapter.init == "eva" and spec.train.compile is not False:
+        report("train.adapter.init", "eva looks into layers, which train.compile makes into one piece each; use default, or compile: false")  # fmt: skip
+    if adapter.type == "qlora" and adapter.changes_base:
         report("train.adapter.init", f"{adapter.init} changes the weights that qlora holds in 4 bits; use default, or type lora")  # fmt: skip
-    if adapter.dora and adapter.init != "default":
+    if adapter.dora and adapter.changes_base:
         report("train.adapter.init", f"{adapter.init} contradicts dora, which keeps the base's magnitudes; use default, or dora: false")  # fmt: skip
     if adapter.target != "all-linear" and isinstance(adapter.target, str):
         try:

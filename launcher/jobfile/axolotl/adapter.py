@@ -7,7 +7,7 @@ from typing import Any
 from launcher.jobfile.axolotl.account import Conversion
 from launcher.jobfile.axolotl.shapes import number
 
-INITS = {True: "default", "gaussian": None, "pissa": "pissa", "olora": "olora", "true": "default"}
+INITS = {True: "default", "gaussian": None, "pissa": "pissa", "olora": "olora", "eva": "eva", "true": "default"}
 """peft_init_lora_weights -> train.adapter.init; None for one that begins as `default` does, from other random numbers."""
 
 
@@ -43,7 +43,9 @@ def convert_adapter(out: Conversion, stated: dict[str, Any]) -> None:
         out.put("train.adapter.init", INITS[init] or "default", "peft_init_lora_weights")
     elif init is not None:
         out.fail(
-            "peft_init_lora_weights", f"{init!r} is not done; remove it, or write pissa or olora", "train.adapter.init"
+            "peft_init_lora_weights",
+            f"{init!r} is not done; remove it, or write pissa, olora or eva",
+            "train.adapter.init",
         )
     if stated.get("peft_trainable_token_indices"):
         out.put("train.adapter.trainable_tokens", True, "peft_trainable_token_indices", "the rows of the tokens that the job adds, whatever their numbers")  # fmt: skip

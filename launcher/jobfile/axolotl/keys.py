@@ -105,7 +105,7 @@ MAPPED: dict[str, str] = {
     "peft_use_dora": "train.adapter.dora",
     "peft_use_rslora": "train.adapter.rslora",
     "peft_layers_to_transform": "train.adapter.layers",
-    "peft_init_lora_weights": "train.adapter.init: pissa, olora; others but the default are an error",
+    "peft_init_lora_weights": "train.adapter.init: pissa, olora, eva; others but the default are an error",
     "bnb_config_kwargs": "NF4 with double quantisation, as here; others are an error",
     "peft_trainable_token_indices": "train.adapter.trainable_tokens",
     "fp16": "train.precision: bf16, which has the same size and needs no scaling of the loss",

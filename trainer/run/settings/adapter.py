@@ -32,5 +32,10 @@ class AdapterSpec(SpecModel):
     """Scale by alpha / sqrt(rank) instead (rank-stabilised LoRA, arXiv 2312.03732)."""
     dora: bool = False
     """Train each weight's magnitude apart from its direction (DoRA, arXiv 2402.09353); slower."""
-    init: Literal["default", "pissa", "olora"] = "default"
-    """How the matrices begin: `default` adds nothing to the base, `pissa` (arXiv 2404.02948) and `olora` (arXiv 2406.01775) take a part of each weight out of it."""
+    init: Literal["default", "pissa", "olora", "eva"] = "default"
+    """How the matrices begin: `default` adds nothing to the base, nor does `eva` (arXiv 2410.07170), which looks at the first batches; `pissa` (arXiv 2404.02948) and `olora` (arXiv 2406.01775) take a part of each weight out of it."""
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the beginning is taken out of the base's own weights."""
+        return self.init in ("pissa", "olora")
