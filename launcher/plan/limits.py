@@ -32,10 +32,16 @@ def refuse_what_cannot_be_met(job: JobSpec, plan: LaunchPlan | None) -> None:
 
 
 def refuse_what_is_spent(job: JobSpec, run: RunDir, limits: Limits) -> None:
-    """BadUsage for a resume whose budget pays for nothing any more."""
+    """BadUsage for a resume whose budget pays for an end at most."""
     spent = paid(run, limits, None).usd
-    if job.budget is not None and spent is not None and spent >= job.budget:
-        raise BadUsage(f"budget: ${spent:,.2f} of ${job.budget:,.2f} is spent; `--set budget=...` gives more")
+    if job.budget is None or spent is None:
+        return
+    per_hour = (limits.price_usd_per_hour or 0.0) + limits.upkeep_usd_per_hour
+    if spent + per_hour * limits.ending_s() / 3600 >= job.budget:
+        raise BadUsage(
+            f"budget: ${spent:,.2f} of ${job.budget:,.2f} is spent, and the rest pays for a save and the export alone; "
+            "`--set budget=...` gives more"
+        )
 
 
 def with_chosen_market(job: JobSpec, plan: LaunchPlan | None) -> JobSpec:

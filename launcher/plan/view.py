@@ -201,7 +201,7 @@ def _offers(plan: LaunchPlan, console: Console) -> None:
     console.print()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     titles = ["where", "machine", "kind", "$/h", "hours", "p10 to p90", "price", "p10 to p90"]
-    titles += [f"in {plan.deadline_h:g} h"] if plan.deadline_h is not None else []
+    titles += [f"in {plan.deadline_h:.4g} h"] if plan.deadline_h is not None else []
     for title in titles:
         table.add_column(title, justify="left" if title in ("where", "machine", "kind") else "right")
     for row in (*plan.owned, *rows[:MAX_ROWS]):
@@ -264,6 +264,8 @@ def _outlook(plan: LaunchPlan, console: Console) -> None:
     """What becomes of it under its deadline and its budget."""
     outlook = plan.outlook
     if outlook is None:
+        if plan.deadline_h is not None:
+            console.print("  deadline: whether it can be met is not known without the hours of the run")
         return
     limits = [f"deadline in {outlook.deadline_h:,.1f} hours"] if outlook.deadline_h is not None else []
     limits += [f"budget ${outlook.budget_usd:,.2f}"] if outlook.budget_usd is not None else []

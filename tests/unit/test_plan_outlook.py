@@ -140,8 +140,10 @@ def test_a_resume_without_a_dollar_left_says_what_gives_more(tmp_path: Path) -> 
     append_line(run.events, {"time": 0.0, "event": "attempt_started", "began": 0.0})
     append_line(run.events, {"time": 7200.0, "event": "finished"})
     refuse_what_is_spent(job_of(budget=11.0), run, limits)
-    with pytest.raises(BadUsage, match=r"\$10\.00 of \$10\.00 is spent; `--set budget=\.\.\.` gives more"):
+    with pytest.raises(BadUsage, match=r"\$10\.00 of \$10\.00 is spent, .* `--set budget=\.\.\.` gives more"):
         refuse_what_is_spent(job_of(budget=10.0), run, limits)
+    with pytest.raises(BadUsage, match=r"the rest pays for a save and the export alone"):
+        refuse_what_is_spent(job_of(budget=11.0), run, dataclasses.replace(limits, export_s=600.0))
 
 
 def test_the_screen_says_chances_and_what_is_not_enforced() -> None:

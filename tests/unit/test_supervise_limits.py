@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from trainer.run.exits import EndKind
-from trainer.run.limits import Limits
+from trainer.run.limits import MARGIN, MARGIN_S, Limits
 from trainer.run.paid import paid
 from trainer.run.run_folder import RunDir, append_line
-from trainer.supervise.limits import LOOK_EVERY_S, MARGIN, MARGIN_S, Watch
+from trainer.supervise.limits import LOOK_EVERY_S, Watch
 from trainer.supervise.outcome import Ended, PastEvents, write_outcome
 
 HOUR = 3600.0

@@ -11,6 +11,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+MARGIN = 1.5
+"""The save and the export may take this many times what is known of them."""
+MARGIN_S = 10.0
+"""Beside it, and the step that is being computed: the ranks' end."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -32,6 +37,10 @@ class Limits:
     planned_usd: float | None = None
     notify: tuple[str, ...] = ()
     """Hooks as the job states them: a URL, or ${NAME} of the variable that holds one."""
+
+    def ending_s(self, save_s: float = 0.0) -> float:
+        """Seconds that are kept for the end of a run; `save_s` is what a save was measured to take."""
+        return MARGIN * (max(self.save_s, save_s) + self.export_s) + MARGIN_S
 
 
 def limits_in(train_json: Path) -> Limits:

@@ -20,15 +20,13 @@ from trainer.supervise.outcome import PastEvents
 from trainer.supervise.stop_flag import StopRequest
 
 LOOK_EVERY_S = 5.0
-MARGIN = 1.5
-"""The save and the export may take this many times what is known of them."""
-MARGIN_S = 10.0
-"""Beside it, and the step that is being computed: the ranks' end."""
 WARN_AT = 0.8
 """Share of the budget that is spent when it is told."""
 WARN_SLACK = 0.1
 """Of the time that is left: slack under this share of it is told."""
 PACE_LOOKS = 60
+LEAST_LOOKS = 4
+"""First steps are slow: no pace is read from fewer."""
 
 Warn = Callable[..., None]
 """warn(limit=, of=, reason=) writes the event and says it."""
@@ -63,10 +61,10 @@ class Watch:
         self._looked_at = now
         if step and (not self._steps or self._steps[-1][1] != step):
             self._steps.append((now, step))
-        save_s = max(self._limits.save_s, self._past.last_save_seconds() or 0.0)
-        whole_s = save_s + self._limits.export_s
+        measured_s = self._past.last_save_seconds() or 0.0
+        whole_s = max(self._limits.save_s, measured_s) + self._limits.export_s
         step_s, total = self._step_s(), self._past.last(EventKind.PLAN, "total_steps")
-        ending_s = MARGIN * whole_s + MARGIN_S + (step_s or 0.0)
+        ending_s = self._limits.ending_s(measured_s) + (step_s or 0.0)
         rest_s = None if step_s is None or not isinstance(total, int) else max(0, total - step) * step_s + whole_s
         spent = self._spent(now)
         with contextlib.suppress(OSError):
@@ -75,8 +73,8 @@ class Watch:
         return self._deadline(now, ending_s, rest_s) or self._budget(spent, ending_s, rest_s)
 
     def _step_s(self) -> float | None:
-        """Seconds of a step at the pace of the last looks; None where two were not seen."""
-        if len(self._steps) < 2:
+        """Seconds of a step at the pace of the last looks; None at first."""
+        if len(self._steps) < LEAST_LOOKS:
             return None
         (first_at, first), (last_at, last) = self._steps[0], self._steps[-1]
         return (last_at - first_at) / (last - first) if last > first else None
