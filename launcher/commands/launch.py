@@ -27,6 +27,8 @@ from launcher.follow.follow import LogFrom, end_of_log
 from launcher.follow.patience import patiently
 from launcher.follow.readers import ViewReader
 from launcher.follow.status import observe, status_of, with_detail
+from launcher.jobfile.limits import hook_value
+from launcher.jobfile.limits import secret_names as hook_names
 from launcher.jobfile.load import load_job
 from launcher.jobfile.settle import settle, with_moment
 from launcher.jobfile.spec import JobSpec
@@ -216,6 +218,9 @@ def collect_secrets(job: JobSpec) -> dict[str, str]:
         raise BadUsage(
             f"secrets: {', '.join(missing)} not set in this shell; `export {missing[0]}=...`, or take it out of the job"
         )
+    for name in hook_names(job.notify):
+        if wrong := hook_value(os.environ[name]):
+            raise BadUsage(f"notify: ${{{name}}} {wrong}")
     return {name: os.environ[name] for name in job.secret_names}
 
 

@@ -57,6 +57,14 @@ def hook_text(text: str) -> str:
     return text
 
 
+def hook_value(value: str) -> str | None:
+    """What is wrong with the value of a secret that `notify` names, without it in the message; None where it is a URL."""
+    url = urlsplit(value.strip())
+    return (
+        None if url.scheme in ("http", "https") and url.hostname else "holds no URL: it must be https://HOST/PATH whole"
+    )
+
+
 def secret_names(notify: tuple[str, ...]) -> tuple[str, ...]:
     """Names of the secrets that hold a hook's URL."""
     return tuple(found[1] for text in notify if (found := _NAME.fullmatch(text)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher.commands.launch import collect_secrets
 from launcher.config.problems import SpecErrors
 from launcher.jobfile.limits import as_moment, moment_of
 from launcher.jobfile.load import load_job
@@ -108,6 +109,16 @@ def test_a_hooks_name_is_among_the_runs_secrets(tmp_path: Path) -> None:
     said = refused(tmp_path, notify=["${HOOK}"], env={"HOOK": SLACK})
     assert "stands in `env` too" in said
     assert "abcd" not in said
+
+
+def test_a_hooks_value_is_looked_at_before_anything_is_paid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = load(tmp_path, notify=["${HOOK}"])
+    monkeypatch.setenv("HOOK", "T000/B000/abcd")
+    with pytest.raises(BadUsage, match=r"notify: \$\{HOOK\} holds no URL") as caught:
+        collect_secrets(job)
+    assert "abcd" not in str(caught.value)
+    monkeypatch.setenv("HOOK", SLACK)
+    assert collect_secrets(job) == {"HOOK": SLACK}
 
 
 def test_a_price_of_ones_own_is_of_a_machine_here(tmp_path: Path) -> None:

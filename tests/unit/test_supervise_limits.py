@@ -30,6 +30,7 @@ class Node:
     """A run folder under a watch, on a clock of its own."""
 
     def __init__(self, path: Path, limits: Limits, began: float = BEGAN) -> None:
+        path.mkdir(exist_ok=True)
         self.run, self.clock, self.warned = RunDir(path), Clock(), list[dict[str, Any]]()
         self.clock.now = began
         self.event("attempt_started", began=began)
@@ -106,6 +107,18 @@ def test_true_prices_of_nodes_the_controller_and_what_leaves_the_region_are_coun
     bill = paid(run, limits, BEGAN + 5 * HOUR)
     assert bill.hours == pytest.approx(2 + 1)
     assert bill.usd == pytest.approx(2 * 3.0 + 1 * 8.0 + 5 * 0.2 + 0.5)
+
+
+def test_a_machine_that_was_found_too_late_still_exports_what_is_saved(tmp_path: Path) -> None:
+    limits = Limits(deadline_at=BEGAN - 60.0)
+    request = Node(tmp_path / "new", limits).watch.look(None)
+    assert request is not None, "nothing is saved: not a cent more"
+    node = Node(tmp_path / "old", limits)
+    node.event("checkpoint_saved", step=3, seconds=1.0)
+    assert node.watch.look(None) is None
+    request = node.watch.look(0)
+    assert request is not None, "the ranks stop after a step, and export"
+    assert request.limit is EndKind.DEADLINE_REACHED
 
 
 def test_without_a_price_nothing_is_said_to_be_known(tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ class Nodes:
 class Stopping:
     """Requests to stop that reach the supervisor, kept over attempts: signals, notices, the job's limits, the file STOP."""
 
-    def __init__(self, wake: Wake, run: RunDir, watch: Callable[[int], StopRequest | None] = lambda step: None) -> None:
+    def __init__(
+        self, wake: Wake, run: RunDir, watch: Callable[[int | None], StopRequest | None] = lambda step: None
+    ) -> None:
         """`watch` says, after so many steps, whether a limit of the job's is reached."""
         self.wake, self._watch = wake, watch
         self._limit: StopRequest | None = None
@@ -82,8 +84,8 @@ class Stopping:
         """Set from the notices' thread."""
         self.notice_grace_s: float | None = None
 
-    def look(self, step: int) -> None:
-        """At the job's limits, after so many steps."""
+    def look(self, step: int | None) -> None:
+        """At the job's limits, after so many steps; None before any rank starts."""
         self._limit = self._limit or self._watch(step)
 
     @property

@@ -115,7 +115,7 @@ class Hooks:
         self._closing = threading.Event()
         self._threads = []
         for number, text in enumerate(job.limits.notify):
-            url = environment.get(found[1]) if (found := _NAME.fullmatch(text)) else text
+            url = environment.get(found[1], "").strip() if (found := _NAME.fullmatch(text)) else text
             if not url:
                 say(f"notify[{number}]: {text} is not set here; it is not told of anything")
                 continue

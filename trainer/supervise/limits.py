@@ -53,11 +53,15 @@ class Watch:
     def is_needed(self) -> bool:
         return self._limits.deadline_at is not None or self._limits.budget_usd is not None
 
-    def look(self, step: int) -> StopRequest | None:
-        """What to ask the ranks for now, after `step` steps; at most once in LOOK_EVERY_S, and None in between."""
+    def look(self, step: int | None) -> StopRequest | None:
+        """What to ask for now, after `step` steps; at most once in LOOK_EVERY_S, and None in between. Before any rank starts
+        (`step` None) only where nothing is saved: what is saved is worth its export, however late a machine was found."""
         now = self._clock()
         if not self.is_needed or now - self._looked_at < LOOK_EVERY_S:
             return None
+        if step is None and self._past.saved_step() is not None:
+            return None
+        step = step or 0
         self._looked_at = now
         if step and (not self._steps or self._steps[-1][1] != step):
             self._steps.append((now, step))

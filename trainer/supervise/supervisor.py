@@ -283,7 +283,7 @@ class Supervisor:
         printed = log.Following(child, said.append)
 
         def stop_where_asked() -> None:
-            self._stopping.look(0)
+            self._stopping.look(None)
             if self._stopping.reason is not None and child.returncode is None:
                 self._on_stop(self._stopping.reason, attempt, 0)
                 kill_descendants(self._wake, child)
@@ -319,7 +319,7 @@ class Supervisor:
             self._stopping.notice = notice.text
             self._wake.rouse()
 
-    def _look_at_limits(self, step: int) -> StopRequest | None:
+    def _look_at_limits(self, step: int | None) -> StopRequest | None:
         """Node 0 watches deadline and budget for all: its records tell what was paid."""
         if self._nodes.rank != 0:
             return None
