@@ -51,7 +51,8 @@ def outlook_of(
     if not rows:
         return None
     tail_h = (plan.ending.save_s + plan.ending.export_s) / 3600
-    scene = _Scene(rows, tail_h, sum(one.price_usd_per_hour for one in plan.cost.upkeep) if plan.cost else 0.0)
+    upkeep = sum(one.price_usd_per_hour for one in plan.cost.upkeep) if plan.cost else 0.0
+    scene = _Scene(rows, tail_h, upkeep, plan.machine.save_interval_s / 2)
     impossible = _impossible(scene, plan.deadline_h, budget_usd)
     hows = _candidates(scene, spot, plan.deadline_h, not_enforced)
     for how in hows:
@@ -92,6 +93,8 @@ class _Scene:
     """Possible, the cheapest first."""
     tail_h: float
     upkeep: float
+    lost_s: float
+    """Steps to do again after a reclaim: half of what lies between two saves."""
 
     @property
     def spot(self) -> Row | None:
@@ -118,7 +121,7 @@ class _Scene:
         assert spot.work_h is not None
         zones = list(dict.fromkeys(row.offer.infra for row in self.rows if row.offer.spot))[:MAX_ZONES]
         known = [weather[zone] for zone in zones if zone in weather]
-        restart_s = max((one.restart_s for one in known), default=RESTART_S)
+        restart_s = max((one.restart_s for one in known), default=RESTART_S) + self.lost_s
         demand_usd = self.demand.offer.price_usd_per_hour if self.demand else math.inf
         work_s = (spot.work_h + self.tail_h) * 3600
         horizon_s = deadline_h * 3600 if deadline_h is not None else 3 * work_s
