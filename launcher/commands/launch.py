@@ -38,6 +38,7 @@ from launcher.plan.limits import (
     limits_of,
     refuse_what_cannot_be_met,
     refuse_what_is_spent,
+    refuse_what_nothing_counts,
     with_chosen_market,
 )
 from launcher.plan.model_rules import rules_of
@@ -137,12 +138,13 @@ def launch(path: Path, options: LaunchOptions) -> int:
     start = Start.of(job, backend, options.nproc, options.backend_options)
     run_id = ledger.new_id(job.name)
     job, train = start.settled(run_id)
+    refuse_what_nothing_counts(job, start.offers)
     ledger.check_writable()
     notes = patiently(backend.preflight)(job, train, options.backend_options)
     _show_plan(start, train, notes)
     if not options.is_forced:
         _refuse_what_does_not_fit(start)
-        refuse_what_cannot_be_met(job, start.plan)
+        refuse_what_cannot_be_met(start.plan)
     _confirm(options, start)
     while True:
         try:
@@ -193,6 +195,7 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
             _refuse_other_results(record, before, train, is_finished)
     else:
         job, train = start.job, before
+    refuse_what_nothing_counts(job, start.offers)
     refuse_what_is_spent(job, record.files, train.limits)
     notes = patiently(backend.preflight)(job, train, record.options)
     screen.say(f"{record.run_id}: was {status.state.value}; starting it again")

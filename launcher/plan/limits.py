@@ -3,6 +3,7 @@ Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from launcher.backends.base import Offer
@@ -15,13 +16,17 @@ from trainer.run.paid import paid
 from trainer.run.run_folder import RunDir
 
 
-def refuse_what_cannot_be_met(job: JobSpec, plan: LaunchPlan | None) -> None:
-    """BadUsage for a deadline or a budget that the best of luck would not keep, and for a budget where nothing has a price."""
-    if job.budget is not None and plan is not None and not any(row.offer.price_usd_per_hour for row in plan.rows):
+def refuse_what_nothing_counts(job: JobSpec, offers: Sequence[Offer]) -> None:
+    """BadUsage for a budget where nothing has a price: it would be ignored in silence."""
+    if job.budget is not None and offers and not any(offer.price_usd_per_hour for offer in offers):
         raise BadUsage(
             f"budget {job.budget:g}: nothing here has a price to count; state resources.price_per_hour of this machine, or take the "
             "budget out"
         )
+
+
+def refuse_what_cannot_be_met(plan: LaunchPlan | None) -> None:
+    """BadUsage for a deadline or a budget that the best of luck would not keep."""
     outlook = plan.outlook if plan is not None else None
     if outlook is not None and outlook.why_not:
         key = "deadline" if "deadline" in outlook.why_not else "budget"

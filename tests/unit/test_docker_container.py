@@ -95,6 +95,7 @@ def test_what_would_hide_the_images_own_files_is_refused_before_it_is_searched_f
         ({"track": {"wandb": {"project": "p"}}}, True),
         ({"track": {"mlflow": {"tracking_uri": "file:///runs"}}}, False),
         ({"track": {"mlflow": {"tracking_uri": "http://tracker"}}}, True),
+        ({"notify": ["${HOOK}"]}, True),
     ],
 )
 def test_a_run_has_a_network_only_where_it_reaches_for_one(groups, needed):

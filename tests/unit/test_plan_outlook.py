@@ -22,6 +22,7 @@ from launcher.plan.limits import (
     limits_of,
     refuse_what_cannot_be_met,
     refuse_what_is_spent,
+    refuse_what_nothing_counts,
     with_chosen_market,
 )
 from launcher.plan.make import make_plan
@@ -122,7 +123,7 @@ def test_what_the_best_of_luck_would_not_keep_is_not_started(
 ) -> None:
     plan, outlook = under([SPOT, DEMAND], *limits)
     with pytest.raises(BadUsage, match=why):
-        refuse_what_cannot_be_met(job_of(), plan)
+        refuse_what_cannot_be_met(plan)
     shown = io.StringIO()
     summarise(plan, Console(file=shown, width=160))
     assert "cannot be met" in shown.getvalue()
@@ -132,7 +133,9 @@ def test_what_the_best_of_luck_would_not_keep_is_not_started(
 def test_a_budget_counts_something() -> None:
     free = dataclasses.replace(HOME, price_usd_per_hour=0.0)
     with pytest.raises(BadUsage, match=r"state resources\.price_per_hour"):
-        refuse_what_cannot_be_met(job_of(budget=10.0), plan_of([free], None))
+        refuse_what_nothing_counts(job_of(budget=10.0), [free])
+    refuse_what_nothing_counts(job_of(budget=10.0), [HOME])
+    refuse_what_nothing_counts(job_of(), [free])
 
 
 def test_a_resume_without_a_dollar_left_says_what_gives_more(tmp_path: Path) -> None:

@@ -73,12 +73,12 @@ def _is_plain(one: Input) -> bool:
 
 
 def needs_network(job: JobSpec) -> bool:
-    """Whether the run reaches for anything that is not on this machine: a hub, a bucket, a tracker."""
+    """Whether the run reaches for anything that is not on this machine: a hub, a bucket, a tracker, a hook."""
     model, track = job.model, job.track
     names = [model.base, model.tokenizer, job.checkpoint.store, *(source.path for _, source in job.data.inputs)]
     if any(name is not None and not name.startswith("/") for name in names):
         return True
-    if track.wandb is not None and track.wandb.mode == "online":
+    if job.notify or (track.wandb is not None and track.wandb.mode == "online"):
         return True
     return track.mlflow is not None and not track.mlflow.tracking_uri.startswith("file:")
 
