@@ -29,6 +29,7 @@ from trainer.data.kept import KeptEntry
 from trainer.data.kept_base import bring_base
 from trainer.data.prepared import REPORT, VERSION, Prepared
 from trainer.data.progress import Progress
+from trainer.data.questions import questions_of
 from trainer.data.readers import InputFile
 from trainer.data.report import bad_share_problem, write_report
 from trainer.data.tokenizer import load_tokenizer
@@ -139,6 +140,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         job = NodeJob.read(options.train_json)
         data = prepare(job)
+        if job.spec.evaluate.asks:
+            questions_of(
+                job.spec, load_tokenizer(job.spec.model), data
+            )  # a prompt that cannot be asked ends no paid run
         bring_base(job, Progress().finish)
         if options.show:
             from trainer.data.show import show

@@ -208,21 +208,26 @@ class Engine:
         self.deepspeed.eval()
         return self._loss_sum(batch)
 
-    @torch.no_grad()
     def logits(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Logits (T, V) of each row of T token ids alone, in fp32 on the CPU, by the model as it is trained. All ranks call it."""
+        found = []
+        for row in rows:
+            ids_BT = torch.tensor([list(row)])
+            ones_BT, ends = torch.ones(ids_BT.shape), torch.tensor([0, len(row)], dtype=torch.int32)
+            positions_BT = torch.arange(len(row))[None]
+            found.append(self.labelled_logits(Batch.of(ids_BT, ids_BT, ones_BT, positions_BT, ends)).cpu())
+        return found
+
+    @torch.no_grad()
+    def labelled_logits(self, batch: Batch) -> torch.Tensor:
+        """Logits (N, V) of a batch's N labelled positions, in order, in fp32. All ranks call it."""
         self.deepspeed.eval()
         head = self.deepspeed.module.head
-        head.gives_logits, found = True, []
+        head.gives_logits = True
         try:
-            for row in rows:
-                ids_BT = torch.tensor([list(row)])
-                ones_BT, ends = torch.ones(ids_BT.shape), torch.tensor([0, len(row)], dtype=torch.int32)
-                positions_BT = torch.arange(len(row))[None]
-                found.append(self._loss_sum(Batch.of(ids_BT, ids_BT, ones_BT, positions_BT, ends)).cpu())
+            return self._loss_sum(batch)
         finally:
             head.gives_logits = False
-        return found
 
     def _loss_sum(self, batch: Batch) -> torch.Tensor:
         b = batch.to(self.device)

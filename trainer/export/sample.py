@@ -13,6 +13,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer.data.questions import last_question
 from trainer.export import load_folder
 from trainer.run.exits import BadInput, ExitCode
 
@@ -82,27 +83,6 @@ def of_run(model_folder: Path, run_dir: Path, base: str | None = None) -> dict[s
         "answer": generate(model_folder, tokenizer, held_out.prompt, base),
         "expected": tokenizer.decode(held_out.answer, skip_special_tokens=True).strip(),
     }
-
-
-def last_question(tokenizer: Any, prompt: list[int]) -> str:
-    """What the user says last in a rendered prompt: the text between what the chat template puts around a user's turn."""
-    from jinja2 import TemplateError
-
-    mark = "\ufffcquestion\ufffc"
-    turns = [{"role": "user", "content": mark}]
-    try:
-        rendered = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except TemplateError:  # a template may insist on other turns; the whole prompt is shown then
-        rendered = ""
-    before, _, after = rendered.partition(mark)
-    text = tokenizer.decode(prompt)
-    if after.strip() and text.rstrip().endswith(after.rstrip()):
-        text = text.rstrip()[: -len(after.rstrip())]
-        for start in range(len(before)):  # a template may begin the first turn with more than the others
-            if before[start:] in text:
-                return str(text.rpartition(before[start:])[2].strip())
-    found: str = tokenizer.decode(prompt, skip_special_tokens=True).strip()
-    return found
 
 
 def generate(

@@ -27,7 +27,10 @@ LOG_FILE = "log.txt"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"
 SAMPLES_FILE = "samples.jsonl"
-"""What the model answered at each evaluation."""
+"""A line for each question at each evaluation (SAMPLE_FIELDS); after a resume one may stand there twice, with the same words."""
+SAMPLE_FIELDS = ("step", "number", "set", "question", "expected", "answer", "num_tokens", "ended", "scores")
+"""Steps done; which question, from 0; the validation set that it is from, or `prompts`; the answer that is known, or null; tokens of
+the model's answer, and whether it ended it itself; scores of `evaluate.metrics`."""
 OUTCOME_FILE = "outcome.json"
 """How the last start of the trainer ended; there is none while one runs."""
 SPENT_FILE = "spent.json"
@@ -82,13 +85,16 @@ class EventKind(StrEnum):
     RESUMED = "resumed"  # step, total_steps, checkpoint, store, lost_steps, lost_seconds
     CHECKPOINT_REFUSED = "checkpoint_refused"  # checkpoint, reason
     CHECKPOINT_SAVED = "checkpoint_saved"  # step, checkpoint, size_bytes, blocked_seconds, seconds
-    EVALUATED = "evaluated"  # step, epoch, eval_loss, measures (name -> value)
+    EVALUATED = (
+        "evaluated"  # step, epoch, eval_loss (null where nothing is held out), measures (name -> value), is_best
+    )
+    STOPPED_EARLY = "stopped_early"  # step, metric, best, best_step, evaluations, steps_left, seconds_left
     STOP_REQUESTED = "stop_requested"  # reason, step
     PREEMPTED = "preempted"  # step, reason
     RESTARTING = "restarting"  # reason, restarts
     LIMIT_NEAR = "limit_near"  # limit (budget, deadline), of (US dollars; seconds since the epoch), reason
     NOTIFIED = "notified"  # hook (its number in the job), of (time of the event that was told), posted (or given up)
-    EXPORTED = "exported"  # model, sample (question, answer, expected; null where there is none)
+    EXPORTED = "exported"  # model, step (of its weights), sample (question, answer, expected; null where there is none)
     AFTERWARDS = "afterwards"  # what (of that which a job asks of its exported model), ok, detail
     FINISHED = "finished"  # exit_code, reason
 
@@ -103,6 +109,7 @@ class RunDir:
         self.log = self.path / LOG_FILE
         self.metrics = self.path / METRICS_FILE
         self.events = self.path / EVENTS_FILE
+        self.samples = self.path / SAMPLES_FILE
         self.outcome = self.path / OUTCOME_FILE
         self.data_report = self.path / DATA_REPORT_FILE
         self.prepared = self.path / PREPARED_FILE
