@@ -46,7 +46,14 @@ def snapshot(step: int, shapes=SHAPES, rank: int = 0, world_size: int = 1, state
 
 
 def writer(
-    local: Path, remote=None, keep: int = 2, rank: int = 0, world_size: int = 1, warnings=None, got_on=lambda: None
+    local: Path,
+    remote=None,
+    keep: int = 2,
+    rank: int = 0,
+    world_size: int = 1,
+    warnings=None,
+    got_on=lambda: None,
+    keeps_best: bool = False,
 ) -> SaveWriter:
     return SaveWriter(
         FolderStore(local),
@@ -58,6 +65,7 @@ def writer(
         keep,
         (warnings if warnings is not None else []).append,
         got_on,
+        keeps_best=keeps_best,
     )
 
 

@@ -71,7 +71,7 @@ def test_a_step_beats_after_every_micro_batch() -> None:
     job = SimpleNamespace(spec=SimpleNamespace(train=OptimizerSettings()))
     hand: Any = SimpleNamespace(heartbeat=beats)
     stand_ins: Any = (job, plan, Engine(beats), None, state)
-    Training(*stand_ins, hand, Share(0, 1, 1), None, None).step()
+    Training(*stand_ins, hand, Share(0, 1, 1), stand_ins[0], None, None).step()
     assert beats.told == ["micro batch", "alive"] * 3 + ["step 5"]
 
 

@@ -56,7 +56,7 @@ def test_a_loss_reads_back_to_the_same_bits_with_exactly_the_promised_keys(tmp_p
     writer, losses = writer_of(node_job(tmp_path), 3, total_steps=50), [random.random() * 12 for _ in range(50)]
     for step, loss in enumerate(losses, 1):
         write(writer, step, loss, lr=loss * 1e-6)
-    writer.evaluation(step=50, epoch=1.0, measures={"eval_loss": losses[0]})
+    writer.evaluation(step=50, epoch=1.0, measures={"eval_loss": losses[0]}, is_best=False, samples=[])
     writer.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines[:-1]] == losses

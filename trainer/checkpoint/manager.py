@@ -25,6 +25,7 @@ from trainer.checkpoint.resume import (
     Course,
     Search,
     check_same_job,
+    manifest_of,
     rounding_line,
 )
 from trainer.checkpoint.schedule import SaveSchedule
@@ -75,30 +76,29 @@ class CheckpointManager:
         emit: Emit | None,
     ) -> None:
         """`engine` is DeepSpeed's. `emit(EventKind, **fields)` is given on rank 0 only."""
-        rank, world_size = share.rank, share.world_size
+        rank, world_size = self._rank, self._world_size = share.rank, share.world_size
         self._job, self._engine, self._course = job, engine, course
-        self._rank, self._world_size, self._attempt = rank, world_size, attempt
-        self._emit = emit
+        self._attempt, self._emit = attempt, emit
         self._run = RunDir(job.run_dir)
         self._agree = Agreement(rank, world_size)
-        self._schedule = SaveSchedule(
-            job.spec.checkpoint, self._run, attempt, course.total_steps, course.steps_per_epoch
-        )
+        steps = course.total_steps, course.steps_per_epoch
+        self._schedule = SaveSchedule(job.spec.checkpoint, self._run, attempt, *steps)
         self.alive: Callable[[], None] = lambda: None
         """Called in the training thread whenever a load or a save that it waits for got on."""
         self._got_on = threading.Event()
         """A file of the save in flight is written or sent since the training thread last looked."""
-        target = opening.open_store(job.checkpoint_store)
-        is_folder = isinstance(target, FolderStore)
+        target, local = opening.open_store(job.checkpoint_store), FolderStore(Path(self._run.checkpoints))
+        is_folder, settings = isinstance(target, FolderStore), job.spec.checkpoint
         one_node = int(os.environ.get("LOCAL_WORLD_SIZE", world_size)) == world_size
         self._writer = SaveWriter(
-            local=target if isinstance(target, FolderStore) else FolderStore(Path(self._run.checkpoints)),
+            local=target if isinstance(target, FolderStore) else local,
             remote=None if is_folder else target,
             rank=rank,
             world_size=world_size,
             commits_locally=is_folder or one_node,
             is_node_leader=os.environ.get("LOCAL_RANK", "0") == "0",
-            keep=job.spec.checkpoint.keep,
+            keep=settings.keep,
+            keeps_best=settings.keep_best is not None,
             warn=self._warn,
             may_commit=(lambda: None) if is_folder else lease.guard(job.store),
             got_on=self._got_on.set,
@@ -184,7 +184,7 @@ class CheckpointManager:
 
     def _load(self, manifest: Manifest) -> str | None:
         """Put the checkpoint into the engine. None, or why it cannot be used: the same on every rank."""
-        reader = ShardReader(manifest, [s for s in (self._writer.local, self._writer.remote) if s is not None])
+        reader = ShardReader(manifest, self._writer.stores)
         outcome: Exception | None = None
         try:
             if zero_state.trainable_shapes(self._engine) != manifest.shapes:
@@ -231,11 +231,16 @@ class CheckpointManager:
 
         self._start(manifest.step, work)
 
-    # ---- saving ----
+    def load_step(self, step: int) -> str | None:
+        """Put a kept checkpoint into the engine, to be exported. None, or why that cannot be, the same on every rank: then the
+        engine may be half filled, and must be given another."""
+        manifest = self._agree.done_first(lambda: manifest_of(self._writer.stores, step))
+        try:
+            return manifest if isinstance(manifest, str) else self._load(manifest)
+        except StoreError as error:
+            return str(error)
 
-    def due(self, state: TrainerState) -> bool:
-        """Whether the step count asks for a save: the same on every rank, without communication."""
-        return self._schedule.is_due_by_step(state.step)
+    # ---- saving ----
 
     def local_due(self, state: TrainerState) -> bool:
         """Rank 0 alone: whether the step count or the clock asks for a save; the loop tells the other ranks."""

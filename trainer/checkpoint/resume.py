@@ -19,6 +19,7 @@ from trainer.checkpoint.manifest import (
     CorruptCheckpoint,
     Manifest,
     differences,
+    folder_name,
     step_of,
 )
 from trainer.checkpoint.writer import committed
@@ -30,7 +31,7 @@ from trainer.run.run_folder import RunDir
 from trainer.run.settings.base import SpecModel
 from trainer.run.settings.train import OptimizerSettings
 from trainer.run.spec import TrainSpec
-from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore, NotInStore
+from trainer.run.stores.base import PROBE, CheckpointStore, FolderStore, NotInStore, StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,20 @@ class Search:
                 if is_leftover or name.startswith(PROBE):
                     store.delete(name)
         self.local.remove_leftovers()
+
+
+def manifest_of(stores: Sequence[CheckpointStore], step: int) -> Manifest | str:
+    """Of a step's checkpoint, of the first store that has it whole; or why there is none."""
+    folder = folder_name(step)
+    reason = f"there is no checkpoint of step {step}"
+    for store in stores:
+        try:
+            return Manifest.decode(store.get(f"{folder}/{MANIFEST}"), folder)
+        except NotInStore:
+            continue
+        except (CorruptCheckpoint, StoreError) as error:
+            reason = str(error)
+    return reason
 
 
 @dataclass(frozen=True, slots=True)

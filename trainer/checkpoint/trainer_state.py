@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
+
+
+class Best(NamedTuple):
+    """The best value of a metric so far, and after which step it was measured."""
+
+    metric: str
+    value: float
+    step: int
 
 
 @dataclass(slots=True)
@@ -15,8 +23,12 @@ class TrainerState:
     """Tokens seen, padding left out, over all ranks."""
     trained_tokens: int = 0
     """Tokens that had a label."""
-    best_eval_loss: float | None = None
-    last_eval_loss: float | None = None
+    best: Best | None = None
+    """By `checkpoint.keep_best`; the checkpoint of its step is kept."""
+    gain: Best | None = None
+    """Of `train.stop`: the last value that was better by more than its min_delta."""
+    num_without_gain: int = 0
+    """Evaluations since then."""
     attempt: int = 1
     """Starts of the trainer on this run, counted by the trainer itself."""
 
@@ -25,4 +37,7 @@ class TrainerState:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> TrainerState:
-        return cls(**state)
+        """Of this version or another: what it does not know is left out."""
+        known = {field.name: state[field.name] for field in fields(cls) if field.name in state}
+        known |= {name: Best(*known[name]) for name in ("best", "gain") if known.get(name) is not None}
+        return cls(**known)

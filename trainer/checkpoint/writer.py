@@ -11,14 +11,16 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import BinaryIO
 
 from trainer.checkpoint import fault
-from trainer.checkpoint.manifest import MANIFEST, FileEntry, Manifest, folder_name, step_of
+from trainer.checkpoint.manifest import MANIFEST, CorruptCheckpoint, FileEntry, Manifest, folder_name, step_of
 from trainer.checkpoint.shards import HashingWriter, write_shard
 from trainer.checkpoint.snapshot import ShardSnapshot, Snapshot
+from trainer.checkpoint.trainer_state import Best
 from trainer.run.exits import StoreGone
-from trainer.run.stores.base import CheckpointStore, FolderStore, StoreError
+from trainer.run.stores.base import CheckpointStore, FolderStore, NotInStore, StoreError
 
 FIRST_POLL_S, LONGEST_POLL_S = 0.02, 2.0
 
@@ -54,6 +56,13 @@ class SaveWriter:
     """Called after every file that is written or sent."""
     may_commit: Callable[[], None] = lambda: None
     """Raises StoreError where another node has this run's place in the remote store by now (`trainer.run.stores.lease`)."""
+    keeps_best: bool = False
+    """Spare, besides, the checkpoint that a kept one's state calls the best."""
+
+    @property
+    def stores(self) -> list[CheckpointStore]:
+        """The nearest first."""
+        return [self.local] if self.remote is None else [self.local, self.remote]
 
     def save(self, step: int, save_id: str, snapshot: Snapshot, complete: CompleteManifest) -> int:
         """Write, commit and publish; returns the checkpoint's size in bytes (rank 0; 0 elsewhere)."""
@@ -90,7 +99,7 @@ class SaveWriter:
                 if not self.commits_locally:
                     raise StoreGone(str(error)) from error
                 if self.rank == 0:
-                    self._prune(self.local, lambda listing: committed(listing)[self.keep :])
+                    self._prune(self.local, partial(self._superfluous, self.local))
                 raise NotPublished(str(error), size_bytes) from error
         self.prune()
         return size_bytes
@@ -123,9 +132,15 @@ class SaveWriter:
         if self.rank == 0:
             for store in (self.local if self.commits_locally else None, self.remote):
                 if store is not None:
-                    self._prune(store, lambda listing: committed(listing)[self.keep :])
+                    self._prune(store, partial(self._superfluous, store))
         if self.is_node_leader and not self.commits_locally:
             self._prune(self.local, self._older_than_the_store_keeps)
+
+    def _superfluous(self, store: CheckpointStore, listing: dict[str, int]) -> list[str]:
+        found = committed(listing)
+        kept, beyond = found[: self.keep], found[self.keep :]
+        spared = {best_of(store, folder) for folder in kept} if self.keeps_best and beyond else set()
+        return [folder for folder in beyond if folder not in spared]
 
     def _older_than_the_store_keeps(self, listing: dict[str, int]) -> list[str]:
         """This node has files and no manifests: the store knows what is old."""
@@ -267,6 +282,15 @@ def folders(listing: dict[str, int]) -> list[str]:
     """Folders with a checkpoint's name, newest first, whether they are checkpoints or not."""
     found = {name.split("/")[0] for name in listing}
     return sorted((folder for folder in found if step_of(folder) is not None), reverse=True)
+
+
+def best_of(store: CheckpointStore, folder: str) -> str | None:
+    """Folder of the checkpoint that was the best when this one was saved; None where there was none, or nothing can be read."""
+    try:
+        best = Manifest.decode(store.get(f"{folder}/{MANIFEST}"), folder).state.get("best")
+    except (CorruptCheckpoint, NotInStore):
+        return None
+    return None if best is None else folder_name(Best(*best).step)
 
 
 def delete_folder(store: CheckpointStore, folder: str, listing: dict[str, int]) -> None:

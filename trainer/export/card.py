@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import re
 import time
+from collections import defaultdict
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -22,12 +23,15 @@ from trainer.engine import optimizer
 from trainer.export import example
 from trainer.model.freeze import FreezeReport
 from trainer.run.exits import EndKind
+from trainer.run.measures import score_name
 from trainer.run.paid import paid
-from trainer.run.run_folder import RunDir
+from trainer.run.run_folder import RunDir, read_lines
 from trainer.run.settings.adapter import AdapterSpec
 from trainer.run.spec import NodeJob
 
 UNFINISHED = {EndKind.BUDGET_REACHED: "budget", EndKind.DEADLINE_REACHED: "deadline"}
+NUM_SAMPLES = 4
+"""Answers that the card shows."""
 PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
 
 TEMPLATE = """\
@@ -47,6 +51,7 @@ tags:
 {{ name }} is {{ base }}, {{ verb }} on {{ "{:,}".format(conversations) }} conversations
 ({{ "{:,}".format(tokens) }} tokens, {{ "{:,}".format(trained_tokens) }} of them trained on).
 {%- if final_loss is not none %} Its loss on held-out conversations is {{ "%.4f" | format(final_loss) }}.{% endif %}
+{%- if weights_step %} These are the weights after step {{ weights_step }}.{% endif %}
 
 {% if unfinished %}
 **Not trained to its end**: the job's {{ unfinished }} ended it at step {{ step }} of {{ steps }}.
@@ -86,11 +91,22 @@ The tokenizer in this folder holds the template: `tokenizer.apply_chat_template(
 {% endfor %}
 ## Training results
 
-| Training loss | Epoch | Step | Validation loss |{% for name in other_sets %} {{ name }} |{% endfor %}
-|---:|---:|---:|---:|{% for name in other_sets %}---:|{% endfor %}
+| Training loss | Epoch | Step | Validation loss |{% for name in other_sets + scores %} {{ name }} |{% endfor %}
+|---:|---:|---:|---:|{% for name in other_sets + scores %}---:|{% endfor %}
 {% for row in results -%}
-| {{ row.loss }} | {{ "%.4f" | format(row.epoch) }} | {{ row.step }} | {{ "%.4f" | format(row.eval_loss) }} |{% for name in other_sets %} {{ "%.4f" | format(row[name]) }} |{% endfor %}
+| {{ row.loss }} | {{ "%.4f" | format(row.epoch) }} | {{ row.step }} | {{ number(row.eval_loss) }} |{% for name in other_sets + scores %} {{ number(row[name]) }} |{% endfor %}
 {% endfor %}
+{% if samples %}## Samples
+
+What it answers after step {{ samples[0].step }}:
+
+{% for sample in samples %}{{ fence_around(sample.question ~ sample.answer) }}
+{{ sample.question }}
+→ {{ sample.answer }}
+{{ fence_around(sample.question ~ sample.answer) }}
+
+{% endfor %}
+{% endif -%}
 <details><summary>Configuration</summary>
 
 {{ fence_around(configuration) }}yaml
@@ -122,9 +138,10 @@ class Made(NamedTuple):
     kernel: str
     """What `build.kernel_of` says."""
     step: int
-    """The last one."""
+    """After which these weights were saved."""
+    last_step: int
     limit: EndKind | None = None
-    """The job's limit that ended it there."""
+    """The job's limit that ended the run after `last_step`."""
 
 
 def render(
@@ -132,7 +149,7 @@ def render(
 ) -> str:
     """The card's text. Reads the run's metrics.jsonl for the table of results. `adapter` tells how an adapter is made and
     loaded."""
-    report, world_size, kernel, step, limit = made
+    report, world_size, kernel, weights_step, step, limit = made
     spec = job.spec
     shown = example.of_run(job.run_dir, tokenizer)
     results = training_results(RunDir(job.run_dir))
@@ -140,6 +157,7 @@ def render(
     facts: dict[str, Any] = {
         "name": spec.name,
         "quoted": quoted,
+        "number": number,
         "fence_around": example.fence_around,
         "base": shorten(spec.model.base),
         "revision": spec.model.revision,
@@ -155,8 +173,11 @@ def render(
         "conversations": plan.num_conversations,
         "tokens": plan.tokens_per_epoch,
         "trained_tokens": plan.trained_tokens_per_epoch,
+        "final_loss": next((row["eval_loss"] for row in reversed(results) if row["step"] <= weights_step), None),
+        "weights_step": weights_step if weights_step != plan.total_steps else None,
         "other_sets": [f"{entry.name}/loss" for entry in (spec.data.validation or ())[1:]],
-        "final_loss": results[-1]["eval_loss"] if results else None,
+        "scores": [score_name(metric) for metric in spec.evaluate.metrics],
+        "samples": samples_of(RunDir(job.run_dir), weights_step),
         "example": shown,
         "fence": example.fence_around(shown.text) if shown is not None else "",
         "parameters": report.num_parameters,
@@ -198,17 +219,31 @@ def _verb(job: NodeJob) -> str:
 
 
 def training_results(run: RunDir) -> list[dict[str, Any]]:
-    """A row an evaluation: the training loss of its step (`-` before the first), epoch, step and validation loss.
+    """A row an evaluation: the training loss of its step (`-` before the first), epoch, step and what was measured, by name.
     A step that was trained again after a resume counts once."""
     lines = run.read_metrics()
     lines = [line for line in lines if isinstance(line.get("step"), int)]
     losses = {line["step"]: line["loss"] for line in lines if isinstance(line.get("loss"), int | float)}
-    rows = {
-        line["step"]: line
-        for line in lines
-        if isinstance(line.get("eval_loss"), int | float) and isinstance(line.get("epoch"), int | float)
+    rows = {line["step"]: line for line in lines if "loss" not in line and isinstance(line.get("epoch"), int | float)}
+    return [
+        defaultdict(lambda: None, row, loss=f"{losses[step]:.4f}" if step in losses else "-")
+        for step, row in sorted(rows.items())
+    ]
+
+
+def number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "-"
+
+
+def samples_of(run: RunDir, step: int) -> list[dict[str, Any]]:
+    """The first answers of the last evaluation up to `step`; one that was given again after a resume counts once."""
+    lines = {
+        (line["step"], line["number"]): line
+        for line in read_lines(run.samples)
+        if isinstance(line.get("step"), int) and line["step"] <= step and isinstance(line.get("number"), int)
     }
-    return [{**row, "loss": f"{losses[step]:.4f}" if step in losses else "-"} for step, row in sorted(rows.items())]
+    newest = max((at for at, _ in lines), default=0)
+    return [line for (at, _), line in sorted(lines.items()) if at == newest][:NUM_SAMPLES]
 
 
 def hyperparameters(job: NodeJob, plan: DataPlan, world_size: int) -> list[tuple[str, Any]]:

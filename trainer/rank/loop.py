@@ -21,8 +21,9 @@ from trainer.data.batch import Batch, Share
 from trainer.data.plan import DataPlan
 from trainer.engine import optimizer
 from trainer.engine.engine import Engine, sum_over_ranks
-from trainer.rank import evaluate
+from trainer.rank import best, evaluate
 from trainer.rank.ahead import Ahead
+from trainer.rank.answering import Answering
 from trainer.rank.gauges import StepCost
 from trainer.rank.metrics import MetricsWriter
 from trainer.run import evaluation_interval
@@ -43,6 +44,7 @@ class Training:
     state: TrainerState
     hand: Rank
     share: Share
+    answering: Answering
     metrics: MetricsWriter | None
     """On rank 0 only."""
     emit: Callable[..., None] | None
@@ -58,13 +60,17 @@ class Training:
         self.hand.heartbeat.step(self.state.step)
         if self.state.step == 0 and self.job.spec.train.evaluate_at_start:
             self.evaluate()
-        while self.state.step < self.plan.total_steps and self.limit is None:
+        while (
+            self.state.step < self.plan.total_steps
+            and self.limit is None
+            and not best.is_over(self.state, self.job.spec)
+        ):
             self.checkpoints.check()
             self.step()
-            if self.is_evaluation_due():
-                self.evaluate()
-            self.save_or_stop()
+            is_best = self.is_evaluation_due() and self.evaluate()
+            self.save_or_stop(is_best)
         self.commit()
+        self.say_if_early()
 
     def step(self) -> None:
         """One optimizer step over the global batch."""
@@ -128,23 +134,48 @@ class Training:
         settings, plan = self.job.spec.train, self.plan
         return evaluation_interval.is_evaluation_due(settings, self.state.step, plan.steps_per_epoch, plan.total_steps)
 
-    def evaluate(self) -> None:
-        if not self.plan.has_validation:
-            return
+    def evaluate(self) -> bool:
+        """Measure, ask and record; whether this is the best evaluation so far, by `checkpoint.keep_best`."""
+        if not self.plan.has_validation and not self.answering.questions:
+            return False
         alive, by_name = self.hand.heartbeat.alive, self.job.spec.data.validation is not None
         with self.hand.heartbeat.busy("evaluating"):
             measures = evaluate.measure(self.engine, self.plan, self.share, alive, by_name=by_name)
-        loss, best = measures["eval_loss"], self.state.best_eval_loss
-        self.state.last_eval_loss = loss
-        self.state.best_eval_loss = loss if best is None else min(best, loss)
+            samples, scores = self.answering.ask(self.engine, self.share, self.state.step, alive)
+        measures |= scores
+        is_best = best.take(self.state, self.job.spec, measures)
         step, epoch = self.state.step, self.plan.epoch_of(self.state.step)
         if self.metrics is not None:
-            self.metrics.evaluation(step=step, epoch=epoch, measures=measures)
+            self.metrics.evaluation(step=step, epoch=epoch, measures=measures, is_best=is_best, samples=samples)
         if self.emit is not None:
-            self.emit(EventKind.EVALUATED, step=step, epoch=epoch, eval_loss=loss, measures=measures)
+            loss = measures.get("eval_loss")
+            self.emit(EventKind.EVALUATED, step=step, epoch=epoch, eval_loss=loss, measures=measures, is_best=is_best)
+        return is_best
 
-    def save_or_stop(self) -> None:
-        """At a step's boundary: what any rank was asked for, all of them do."""
+    def say_if_early(self) -> None:
+        """Of a run that `train.stop` ended: what was not trained."""
+        steps_left, gain = self.plan.total_steps - self.state.step, self.state.gain
+        if steps_left == 0 or gain is None or self.limit is not None or self.emit is None or self.metrics is None:
+            return
+        seconds_left = steps_left * self.metrics.pace_s
+        print(
+            f"stopped early at step {self.state.step} of {self.plan.total_steps}: {gain.metric} was {gain.value:.4f} at step "
+            f"{gain.step} and no better in {self.state.num_without_gain} evaluations since",
+            flush=True,
+        )
+        self.emit(
+            EventKind.STOPPED_EARLY,
+            step=self.state.step,
+            metric=gain.metric,
+            best=gain.value,
+            best_step=gain.step,
+            evaluations=self.state.num_without_gain,
+            steps_left=steps_left,
+            seconds_left=seconds_left,
+        )
+
+    def save_or_stop(self, is_best: bool) -> None:
+        """At a step's boundary: what any rank was asked for, all of them do. The best so far is saved in any case."""
         stop = self.hand.stop.requested
         limit = stop.limit if stop is not None else None
         due = self.share.rank == 0 and self.checkpoints.local_due(self.state)
@@ -162,7 +193,7 @@ class Training:
                     self.limit = EndKind.DEADLINE_REACHED if by_deadline else EndKind.BUDGET_REACHED
                     return
                 raise Preempted(f"stopped at step {self.state.step} of {self.plan.total_steps}: {reason}")
-        elif (asked_save or interval_due) and self.state.step < self.plan.total_steps:
+        elif (asked_save or interval_due or is_best) and self.state.step < self.plan.total_steps:
             with self.hand.heartbeat.busy("saving"):
                 self.checkpoints.save(self.state)
         if asked_save:

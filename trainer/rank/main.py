@@ -48,6 +48,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.export import adapter_folder, card, model_folder, weights
     from trainer.model import adapter as adapters
     from trainer.model import build, freeze
+    from trainer.rank.answering import Answering
     from trainer.rank.gauges import Gauges
     from trainer.rank.loop import Training
     from trainer.rank.metrics import MetricsWriter
@@ -112,15 +113,18 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
         state = resumed or TrainerState()
     state.attempt = attempt
 
+    answering = Answering(job, tokenizer, plan)
+
     enter(Phase.TRAINING)
     metrics = MetricsWriter(job, attempt, Gauges(job, device), total_steps=plan.total_steps) if is_first else None
     with out_of_memory.explained(job, lambda: state.step), determinism.explained():
-        training = Training(job, plan, engine, checkpoints, state, hand, share, metrics, emit)
+        training = Training(job, plan, engine, checkpoints, state, hand, share, answering, metrics, emit)
         training.run()
 
     enter(Phase.EXPORTING)
     with hand.heartbeat.busy("exporting"):
-        made = card.Made(report, world_size, build.kernel_of(job, engine.model), state.step, training.limit)
+        step = weights_to_export(job, state, checkpoints)
+        made = card.Made(report, world_size, build.kernel_of(job, engine.model), step, state.step, training.limit)
         describe = partial(card.render, job, tokenizer, plan, made)
         end_tokens = plan.data.meta["end_tokens"]
         tensors: Iterator[Any] = iter(())
@@ -135,7 +139,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
         if is_first:
             folder = write(end_tokens, describe, reference)
             answer = model_folder.sample_of(folder, run)
-            run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), sample=answer)
+            run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), step=step, sample=answer)
         for _ in tensors:  # the other ranks hold their parts out; rank 0 has taken all
             pass
         checkpoints.wait_for_all()
@@ -145,6 +149,30 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     sys.stdout.flush()
     if training.limit is not None:
         raise LimitReached(training.limit, f"stopped and exported at step {state.step} of {plan.total_steps}")
+
+
+def weights_to_export(job: NodeJob, state: Any, checkpoints: Any) -> int:
+    """Leave in the engine what `export.which` says; the step after which it was saved. All ranks call it.
+
+    Where the best checkpoint cannot be read, the last weights are taken, and that is said. Raises TrainingFailed where these
+    cannot be had again either.
+    """
+    from trainer.run.exits import TrainingFailed
+
+    if job.spec.export.which == "last" or state.best is None or state.best.step == state.step:
+        return int(state.step)
+    best, is_first = state.best, os.environ.get("RANK", "0") == "0"
+    reason = checkpoints.load_step(best.step)
+    if reason is None:
+        if is_first:
+            print(f"exporting the weights of step {best.step}, the best by {best.metric}: {best.value:.4f}", flush=True)
+        return int(best.step)
+    if is_first:
+        print(f"warning: the best checkpoint cannot be exported ({reason}); the last weights are", flush=True)
+    reason = checkpoints.load_step(state.step)
+    if reason is not None:
+        raise TrainingFailed(f"neither the best checkpoint nor the last one can be read: {reason}")
+    return int(state.step)
 
 
 def reference_of(job: NodeJob, engine: Any) -> Any:

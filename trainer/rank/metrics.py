@@ -10,18 +10,21 @@ import atexit
 import queue
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trainer.engine import threads
 from trainer.rank.evaluate import perplexity
 from trainer.rank.gauges import Gauges, StepCost
 from trainer.rank.trackers import JsonlTracker, Tracker, requested_trackers
-from trainer.run.log_lines import evaluation_line, step_line
-from trainer.run.run_folder import RunDir
+from trainer.run.log_lines import evaluation_line, sample_line, step_line
+from trainer.run.run_folder import RunDir, append_line, end_torn_line
 from trainer.run.spec import NodeJob
 
 QUEUE_LENGTH = 10_000
 DRAIN_TIMEOUT_S = 20.0
+NUM_SHOWN = 3
+"""Answers that the log shows of each evaluation; samples.jsonl has all."""
 PACE_STEPS = 50
 """Steps that the estimate of the time left looks back on."""
 
@@ -34,6 +37,7 @@ class MetricsWriter:
         self._log_every = job.spec.train.log_every
         self._pace: deque[float] = deque(maxlen=PACE_STEPS + 1)
         self._run = RunDir(job.run_dir)
+        end_torn_line(self._run.samples)
         self._jsonl = JsonlTracker(self._run.metrics)
         self._jsonl.start(job)
         self._trackers = [Background(tracker, job) for tracker in requested_trackers(job)]
@@ -75,10 +79,22 @@ class MetricsWriter:
         """Seconds of a step, evaluations and saves counted in, over the last of them; 0 before the first."""
         return (self._pace[-1] - self._pace[0]) / max(1, len(self._pace) - 1) if self._pace else 0.0
 
-    def evaluation(self, *, step: int, epoch: float, measures: Mapping[str, float]) -> None:
-        """What was measured after `step` steps."""
+    def evaluation(
+        self,
+        *,
+        step: int,
+        epoch: float,
+        measures: Mapping[str, float],
+        is_best: bool,
+        samples: Sequence[dict[str, Any]],
+    ) -> None:
+        """What was measured after `step` steps, and what the model answered (SAMPLE_FIELDS)."""
+        for sample in samples:
+            append_line(self._run.samples, sample)
         self._record(step, {"epoch": float(epoch), **measures})
-        print(evaluation_line(step, self._total_steps, epoch, measures), flush=True)
+        print(evaluation_line(step, self._total_steps, epoch, measures, is_best=is_best), flush=True)
+        for sample in samples[:NUM_SHOWN]:
+            print(sample_line(sample["question"], sample["answer"]), flush=True)
 
     def close(self, outcome: str = "done") -> None:
         """End the trackers, waiting a little for what they still have to send. `outcome`: done or stopped."""

@@ -64,7 +64,11 @@ def problems(spec: TrainSpec) -> list[Problem]:
         report("data.unroll", "contradicts what trains only a part, or all, of a conversation; set it to false")
     if d.validation_count is not None and "validation_fraction" in d.model_fields_set:
         report("data.validation_count", "contradicts data.validation_fraction: both size what is held out; remove one")
-    if not d.holds_out and t.evaluate_every not in ("epoch", "never") and "evaluate_every" in t.model_fields_set:
+    if (
+        not (d.holds_out or spec.evaluate.asks)
+        and t.evaluate_every not in ("epoch", "never")
+        and "evaluate_every" in t.model_fields_set
+    ):
         report(
             "train.evaluate_every",
             "contradicts data.validation_fraction 0: there is nothing to evaluate on; set a fraction or `never`",

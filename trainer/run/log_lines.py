@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ Kind = Literal["step", "evaluation"]
 
 _STEP, _EVALUATION = "loss", "epoch"
 """What follows the step in a line of either kind."""
+SHOWN_CHARACTERS = 90
+"""Of a question and of an answer in the log; samples.jsonl has them whole."""
 _LINE = re.compile(rf"\bstep (\d+)/\d+ · ({_STEP}|{_EVALUATION}) ")
 
 
@@ -28,8 +31,8 @@ def step_line(
     )
 
 
-def evaluation_line(step: int, total_steps: int, epoch: float, measures: Mapping[str, float]) -> str:
-    """`step 840/3420 · epoch 0.74 · validation loss 0.5671 · mine/loss 0.6012 · exact_match 0.25`
+def evaluation_line(step: int, total_steps: int, epoch: float, measures: Mapping[str, float], *, is_best: bool) -> str:
+    """`step 840/3420 · epoch 0.74 · validation loss 0.5671 · mine/loss 0.6012 · exact_match 0.25 · best so far`
 
     Of `measures` the losses and scores; perplexity, accuracy and entropy are in metrics.jsonl."""
     parts = [f"step {step}/{total_steps} · {_EVALUATION} {epoch:.2f}"]
@@ -37,7 +40,16 @@ def evaluation_line(step: int, total_steps: int, epoch: float, measures: Mapping
         parts.append(f"validation loss {measures['eval_loss']:.4f}")
     parts += [f"{name} {value:.4f}" for name, value in measures.items() if name.endswith("/loss")][1:]
     parts += [f"{name} {value:.4g}" for name, value in measures.items() if "/" not in name and name[:5] != "eval_"]
-    return " · ".join(parts)
+    return " · ".join([*parts, *(["best so far"] if is_best else [])])
+
+
+def sample_line(question: str, answer: str) -> str:
+    """`  asked "What is a whale?", it answers "A mammal."`, each cut to a line."""
+    return f'  asked "{_short(question)}", it answers "{_short(answer)}"'
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, SHOWN_CHARACTERS, placeholder=" ...")
 
 
 def subject_of(line: str) -> tuple[int, Kind] | None:

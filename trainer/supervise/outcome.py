@@ -31,6 +31,14 @@ class PastEvents:
         known = [step for step in steps if isinstance(step, int)]
         return known[-1] if known else None
 
+    def early_stop(self, attempt: int) -> str:
+        """That this attempt was ended by `train.stop`, and when; nothing where it was not."""
+        found = [e for e in self.run_dir.read_events() if e.get("event") == EventKind.STOPPED_EARLY.value]
+        if not found or found[-1].get("attempt") != attempt:
+            return ""
+        step, metric, best_step = (found[-1].get(name) for name in ("step", "metric", "best_step"))
+        return f"stopped early at step {step}: {metric} was best at step {best_step}"
+
     def last_save_seconds(self) -> float | None:
         found = self.last(EventKind.CHECKPOINT_SAVED, "seconds")
         return float(found) if isinstance(found, int | float) else None
@@ -60,7 +68,9 @@ def write_outcome(past: PastEvents, ended: Ended, limits: Limits) -> None:
         "step": ended.step,
         "total_steps": past.last(EventKind.PLAN, "total_steps"),
         "eval_loss": past.last(EventKind.EVALUATED, "eval_loss"),
+        "measures": past.last(EventKind.EVALUATED, "measures"),
         "model": past.last(EventKind.EXPORTED, "model") if has_model else None,
+        "model_step": past.last(EventKind.EXPORTED, "step") if has_model else None,
         "attempt": ended.attempt,
         "seconds": ended.seconds,
         "planned": {"hours": limits.planned_hours, "usd": limits.planned_usd},

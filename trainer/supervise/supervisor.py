@@ -199,6 +199,8 @@ class Supervisor:
             reason = f"{reason}; last checkpoint at step {saved}, {max(0, end.step - saved)} steps to do again"
         elif kind is EndKind.PREEMPTED:
             self._say_stop(asked or reason, attempt, end.step)
+        elif kind is EndKind.DONE:
+            reason = reason or self._past.early_stop(attempt)
         full = self._full_disk() if kind is EndKind.FAILED else None
         if full is not None and full not in reason:
             reason = f"{full}; make room, then `dolphin resume` goes on ({reason})"
