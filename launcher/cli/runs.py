@@ -141,3 +141,16 @@ def forget(run: OneRun) -> int:
     from launcher.runs import ledger
 
     return runs.forget(ledger.find(run))
+
+
+@app.command()
+def samples(
+    run: Run = None,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="Show N evaluations side by side.")] = 5,
+    json_: Json = False,
+) -> int:
+    """What the model answered at each evaluation, over the steps."""
+    from launcher.commands.samples import samples_command
+    from launcher.runs import ledger
+
+    return samples_command(ledger.find(run), steps, json_)

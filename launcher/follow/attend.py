@@ -19,6 +19,7 @@ from launcher.runs import ledger
 from launcher.runs.errors import LauncherError, ReaderGone
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import EXIT_CODES, LIMIT_STATES, EndReason, RunState, exit_code_of, is_over
+from launcher.units import seconds
 
 _SAMPLE_CHARACTERS = 320
 
@@ -63,6 +64,8 @@ def sum_up(seen: Observation) -> None:
         _say_sample(sample)
     price = f" ({price_text(status)})" if price_text(status) else ""
     console.say(f"{record.run_id}: {with_detail(status)}{price}")
+    if view.stopped_early is not None and status.state is RunState.SUCCEEDED:
+        console.say(f"  {unspent(view.stopped_early, status.price_usd_per_hour)}")
     model = model_of(seen)
     if model:
         console.say(f"model: {model}")
@@ -76,6 +79,16 @@ def sum_up(seen: Observation) -> None:
     elif status.state in (RunState.PREEMPTED, RunState.CANCELLED, RunState.LOST, RunState.FAILED):
         saved = f" from step {view.saved_step}" if view.saved_step is not None else ""
         console.say(f"  `dolphin resume {record.run_id}` goes on{saved}; the log is {record.files.log}")
+
+
+def unspent(stopped: dict[str, Any], usd_per_hour: float | None) -> str:
+    """`1,200 steps were not trained: about 3 h 10 min, $12.60 not spent`, as far as known."""
+    steps_left, seconds_left = stopped.get("steps_left"), stopped.get("seconds_left")
+    words = f"{steps_left:,} steps were not trained" if isinstance(steps_left, int) else "it stopped early"
+    if not isinstance(seconds_left, int | float):
+        return words
+    money = f", ${seconds_left / 3600 * usd_per_hour:,.2f} not spent" if usd_per_hour else ""
+    return f"{words}: about {seconds(seconds_left)}{money}"
 
 
 def _say_sample(sample: dict[str, Any]) -> None:

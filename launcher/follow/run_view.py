@@ -30,6 +30,12 @@ class RunView:
     attempt: int = 0
     evaluations: dict[int, tuple[float | None, float]] = field(default_factory=dict)
     """Step to epoch and validation loss; a step measured again after a resume keeps the last."""
+    measures: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Step to everything that was measured after it, by its name in metrics.jsonl."""
+    best_step: int | None = None
+    """By `checkpoint.keep_best`."""
+    stopped_early: dict[str, Any] | None = None
+    """Of a run that `train.stop` ended: metric, best_step, steps_left, seconds_left."""
     saved_step: int | None = None
     model: str | None = None
     sample: dict[str, Any] | None = None
@@ -55,10 +61,8 @@ class RunView:
         step = line.get("step")
         if not isinstance(step, int):
             return
-        if isinstance(line.get("eval_loss"), int | float):
-            self.evaluations[step] = (line.get("epoch"), float(line["eval_loss"]))
-            return
         if line.get("loss") is None:
+            self._evaluated(step, line.get("epoch"), line)
             return
         self.step = step
         self.loss = float(line["loss"])  # may be nan: the run says so itself
@@ -67,6 +71,13 @@ class RunView:
         if isinstance(line.get("seconds"), int | float):
             self._recent_seconds.append(float(line["seconds"]))
             self._recent_waits.append(tuple(self.gauges.get(name, 0.0) for name in _WAITS))
+
+    def _evaluated(self, step: int, epoch: float | None, measures: Mapping[str, Any]) -> None:
+        if isinstance(measures.get("eval_loss"), int | float):
+            self.evaluations[step] = (epoch, float(measures["eval_loss"]))
+        values = {name: value for name, value in measures.items() if _is_measure(name, value)}
+        if values:
+            self.measures[step] = values
 
     @property
     def shares_waited(self) -> tuple[float, float] | None:
@@ -114,10 +125,17 @@ class RunView:
                 self.saved_step = get("step")
                 return f"{prefix}saved step {get('step')} ({size(get('size_bytes'))}, {seconds(get('seconds'))})"
             case EventKind.EVALUATED:
-                if isinstance(get("step"), int) and isinstance(get("eval_loss"), int | float):
-                    self.evaluations[event["step"]] = (get("epoch"), float(event["eval_loss"]))
-                    return f"{prefix}validation loss {get('eval_loss'):.4f} at step {get('step')}"
-                return None
+                step = get("step")
+                if not isinstance(step, int):
+                    return None
+                self._evaluated(step, get("epoch"), {"eval_loss": get("eval_loss"), **(get("measures") or {})})
+                self.best_step = step if get("is_best") is True else self.best_step
+                told = measures_text(self.measures.get(step, {}))
+                best = ", the best so far" if get("is_best") is True else ""
+                return f"{prefix}{told} at step {step}{best}" if told else None
+            case EventKind.STOPPED_EARLY:
+                self.stopped_early = dict(event)
+                return f"{prefix}stopped early at step {get('step')}: {_unspent_steps(event)}"
             case EventKind.STOP_REQUESTED:
                 return f"{prefix}asked to stop ({get('reason')}); saving"
             case EventKind.PREEMPTED:
@@ -136,8 +154,32 @@ class RunView:
                 return None  # the end, which the status tells; an event of a newer trainer, whose log is shown all the same
 
 
+def measures_text(measures: Mapping[str, float]) -> str:
+    """`validation loss 0.5671, mine/loss 0.6012, exact_match 0.25`; perplexity, accuracy and entropy are left out."""
+    parts = [f"validation loss {measures['eval_loss']:.4f}"] if "eval_loss" in measures else []
+    parts += [f"{name} {measures[name]:.4g}" for name in told_of(measures)]
+    return ", ".join(parts)
+
+
+def told_of(measures: Mapping[str, float]) -> list[str]:
+    """Names of the losses of all sets but the first, and of the scores."""
+    losses = [name for name in measures if name.endswith("/loss")][1:]
+    return losses + [name for name in measures if "/" not in name and not name.startswith("eval_")]
+
+
+def _is_measure(name: str, value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+    return is_number and name not in ("step", "epoch", "time", "attempt")
+
+
+def _unspent_steps(event: Mapping[str, Any]) -> str:
+    return f"{event.get('metric')} was best at step {event.get('best_step')}; {event.get('steps_left')} steps are not trained"
+
+
 _COUNTS = frozenset(
     [
+        "best_step",
+        "steps_left",
         "attempt",
         "nproc",
         "step",
@@ -157,10 +199,12 @@ _GAUGES = (
     "gpu_temperature_c",
 )  # fmt: skip
 _AMOUNTS = frozenset(
-    ["size_bytes", "seconds", "blocked_seconds", "lost_seconds", "tokens_per_second", "epoch", *_GAUGES]
+    ["size_bytes", "seconds", "blocked_seconds", "lost_seconds", "seconds_left", "tokens_per_second", "epoch", *_GAUGES]
 )
 _LOSSES = frozenset(("loss", "eval_loss"))
-_TEXTS = frozenset(["event", "phase", "device", "checkpoint", "reason", "model", "store", "limit", "what", "detail"])
+_TEXTS = frozenset(
+    ["event", "phase", "device", "checkpoint", "reason", "model", "store", "limit", "what", "detail", "metric"]
+)
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +222,7 @@ def _is_of_its_kind(name: str, value: Any) -> bool:
         return is_number and (name in _LOSSES or value == value)
     if name in _TEXTS:
         return isinstance(value, str)
-    return name != "sample" or isinstance(value, dict)
+    return name not in ("sample", "measures") or isinstance(value, dict)
 
 
 def _ranks(nproc: int | None, device: str | None) -> str:

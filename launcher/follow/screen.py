@@ -14,7 +14,7 @@ from typing import Protocol, TextIO
 
 from launcher import streams
 from launcher.config.untrusted import raw, shown
-from launcher.follow.run_view import RunView
+from launcher.follow.run_view import RunView, told_of
 from launcher.runs.copying import Told
 from launcher.runs.errors import ReaderGone
 from launcher.units import count, seconds, size
@@ -176,13 +176,25 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, file: TextIO
 
 
 def evaluation_table(view: RunView, file: TextIO) -> None:
-    """Validation losses, a row each; nothing where nothing was evaluated."""
-    if not view.evaluations:
+    """What was measured, a row an evaluation; nothing where nothing was evaluated."""
+    if not view.measures:
         return
+    others = list(dict.fromkeys(name for measures in view.measures.values() for name in told_of(measures)))
     rows = []
-    for step, (epoch, loss) in sorted(view.evaluations.items()):
-        rows.append([str(step), f"{epoch:.2f}" if isinstance(epoch, int | float) else "", f"{loss:.4f}"])
-    table(["step", "epoch", "validation loss"], rows, file=file)
+    for step, measures in sorted(view.measures.items()):
+        epoch, loss = view.evaluations.get(step, (None, None))
+        rows.append(
+            [
+                str(step),
+                f"{epoch:.2f}" if epoch is not None else "",
+                f"{loss:.4f}" if loss is not None else "",
+                *(f"{measures[name]:.4g}" if name in measures else "" for name in others),
+                *(["best"] if step == view.best_step else []),
+            ]
+        )
+    if view.best_step is not None:
+        rows = [[*row, ""][: 4 + len(others)] for row in rows]
+    table(["step", "epoch", "validation loss", *others, *([""] if view.best_step is not None else [])], rows, file=file)
 
 
 def say(line: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from launcher.backends.base import Backend, BackendStatus, get_backend
 from launcher.follow import standing
 from launcher.follow.readers import read_outcome, read_view
-from launcher.follow.run_view import RunView
+from launcher.follow.run_view import RunView, measures_text
 from launcher.follow.screen import numbers
 from launcher.runs.errors import BackendError
 from launcher.runs.ledger import REQUEST_FILE, RunRecord
@@ -115,6 +115,9 @@ def as_json(seen: Observation) -> dict[str, Any]:
         "folder": str(record.folder),
         "model": model_of(seen),
         "evaluations": [{"step": s, "epoch": e, "eval_loss": x} for s, (e, x) in sorted(view.evaluations.items())],
+        "measures": [{"step": step, **values} for step, values in sorted(view.measures.items())],
+        "best_step": view.best_step,
+        "stopped_early": view.stopped_early,
         "story": list(view.story),
     }
 
@@ -129,8 +132,10 @@ def as_rows(seen: Observation) -> list[tuple[str, str]]:
     if view.step is not None or view.total_steps is not None:
         rows.append(("progress", numbers(view, with_time_left=not over)))
     rows += [row for row in (("speed", speed_text(view)), ("first GPU", gpu_text(view))) if row[1] and not over]
-    if view.eval_loss is not None:
-        rows.append(("validation loss", f"{view.eval_loss:.4f} at step {max(view.evaluations)}"))
+    if view.measures:
+        newest = max(view.measures)
+        best = f" (the best was at step {view.best_step})" if view.best_step not in (None, newest) else ""
+        rows.append(("evaluated", f"{measures_text(view.measures[newest])} at step {newest}{best}"))
     if view.saved_step is not None:
         rows.append(("saved", f"step {view.saved_step}"))
     if view.attempt > 1 or status.recoveries:

@@ -36,6 +36,7 @@ def test_the_relay_reads_and_writes_the_files_that_the_trainer_and_the_launcher_
         "E": run_folder.EVENTS_FILE,
         "M": run_folder.METRICS_FILE,
         "N": run_folder.NODES_FILE,
+        "S": run_folder.SAMPLES_FILE,
     }
     assert instance.OUTCOME == run_folder.OUTCOME_FILE
     assert (relay.OUTCOME, relay.TRAIN) == (run_folder.OUTCOME_FILE, run_folder.TRAIN_FILE)

@@ -92,7 +92,7 @@ class Mirror:
             return None
         times = read_times((read(LOG_TIMES_FILE) or b"").decode(errors="replace"))
         frames = [Frame(journal, BRANCH, 1, 0.0, said.partition("\n")[2])]
-        for kind in "NEML":
+        for kind in "NEMSL":
             lines = (
                 (read(FILES[kind]) or b"").decode(errors="replace").split("\n")[:-1]
             )  # one being written is for later

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 JOURNAL, ATTEMPTS, MODEL, OUTCOME = "journal", "attempts", "model", "outcome.json"
-RECORDS = (JOURNAL, "nodes.jsonl", "events.jsonl", "metrics.jsonl", "log.txt", "log.times", "progress.json", OUTCOME)
+RECORDS = (
+    JOURNAL, "nodes.jsonl", "events.jsonl", "metrics.jsonl", "samples.jsonl", "log.txt", "log.times", "progress.json", OUTCOME
+)  # fmt: skip
 GROWING = RECORDS[1:-2]
 TAILS = "tails.json"
 """What the growing records have beyond their last upload: a few seconds' lines, in one small object."""

@@ -27,9 +27,9 @@ from types import FrameType
 from typing import Any
 
 MARK = "~dolphin"
-LOG, EVENTS, METRICS, NODES = "log.txt", "events.jsonl", "metrics.jsonl", "nodes.jsonl"
+LOG, EVENTS, METRICS, NODES, SAMPLES = "log.txt", "events.jsonl", "metrics.jsonl", "nodes.jsonl", "samples.jsonl"
 OUTCOME, TRAIN, LOG_TIMES, BRANCH = "outcome.json", "train.json", "log.times", "B"
-FILES = {"L": LOG, "E": EVENTS, "M": METRICS, "N": NODES}
+FILES = {"L": LOG, "E": EVENTS, "M": METRICS, "N": NODES, "S": SAMPLES}
 """Kind of a frame to the file whose lines it carries. Kind O carries outcome.json, numbered by the start it ended; kind B what
 the journal goes back to."""
 POLL_S = 0.5
