@@ -121,6 +121,12 @@ def _print_report(report: dict[str, Any], path: Path, job: JobSpec) -> None:
             f"of {totals['global_batch']:,}",
             file=sys.stderr,
         )
+    for entry in totals.get("validation", ()):
+        print(
+            f"validation set {entry['name']}: {entry['conversations']:,} conversations, {entry['tokens']:,} tokens "
+            f"({entry['trained_tokens']:,} with a loss) in {entry['packed_sequences']:,} sequences; none of them is trained on",
+            file=sys.stderr,
+        )
     print(f"report: {path}", file=sys.stderr)
 
 

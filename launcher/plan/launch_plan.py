@@ -35,6 +35,8 @@ class Subject:
     """None where nothing is known of the data."""
     history: Sequence[PastRun] = ()
     """Newest first."""
+    num_prompts: int = 0
+    """Of `evaluate.prompts`."""
 
     @property
     def preemptions_per_day(self) -> float:
@@ -93,6 +95,14 @@ class Machine:
     speed_source: str
     save_s: float
     save_interval_s: float
+    losses_s: float | None
+    """Of one evaluation, the validation sets' losses; None where the speed is not known."""
+    answers_s: float | None
+    """Of one evaluation, what the model is asked."""
+
+    @property
+    def evaluation_s(self) -> float:
+        return (self.losses_s or 0.0) + (self.answers_s or 0.0)
 
     @property
     def host_gib(self) -> int:

@@ -18,7 +18,8 @@ from launcher.models.architecture import TrainedModel
 from launcher.plan import preemption
 from launcher.plan.adapter_choices import adapter_choices
 from launcher.plan.costs import cost_of, num_saves_of
-from launcher.plan.data_facts import DataFacts, held_out_sequences
+from launcher.plan.data_facts import DataFacts
+from launcher.plan.evaluation_time import Pass, answers_s, losses_s
 from launcher.plan.gpu_memory import Workload, runs_as
 from launcher.plan.gpus import find_card
 from launcher.plan.history import attention_span, measured_speed_on_cpu, measured_utilisation
@@ -154,14 +155,20 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
             tokens = load.ranks * load.micro_batches * load.tokens
             step_s, source = tokens / speed[0], f"{speed[0]:,.0f} tokens/s, measured by {speed[1]}"
     blocked, whole = _save_cost(subject, ranks, step_s or 0.0)
-    num_nodes = job.resources.num_nodes
+    num_nodes, batch = job.resources.num_nodes, global_batch_of(job, ranks)
+    flops, cost = flops_of(model, load, labelled, span), None
+    if step_s is not None:
+        gathered = 2.0 * model.num_parameters if chosen.stage == 3 else 0.0
+        cost = Pass(step_s, flops, ranks, card, gathered)
     return Machine(
         accelerator=accelerator, count=ranks, memory_bytes=memory_bytes, options=options, chosen=chosen,
         best=best, micro_batches=load.micro_batches, recompute_every=load.gradient_checkpointing,
         choices=_choices(subject, load, memory_bytes, pace) if chosen.fits is False else (),
         without_offload=_without_offload(model, load, memory_bytes, pace),
         host=host_memory(model, load, chosen.stage, num_nodes),
-        flops=flops_of(model, load, labelled, span), work=work_of(model, load.gradient_checkpointing, card), step_s=step_s, speed_source=source, save_s=blocked,
+        losses_s=None if cost is None else losses_s(job, data, cost, batch),
+        answers_s=None if cost is None else answers_s(job, subject.num_prompts, cost, batch),
+        flops=flops, work=work_of(model, load.gradient_checkpointing, card), step_s=step_s, speed_source=source, save_s=blocked,
         save_interval_s=expected_interval_s(
             job.checkpoint, step_s=step_s, steps_per_epoch=plan_steps(job, data, ranks).per_epoch, blocked_s=blocked,
             whole_s=whole, rate_per_day=subject.preemptions_per_day,
@@ -232,7 +239,7 @@ def _row(offer: Offer, machine: Machine, subject: Subject, steps: Steps, deadlin
         why_not = f"has {offer.host_memory_gib:,.0f} GiB of host memory, needs {machine.host_gib:,}"
     if steps.total is None or machine.step_s is None:
         return Row(offer, not why_not, why_not, None, None, None)
-    work_s = steps.total * machine.step_s + _evaluation_s(subject.job, steps, machine, subject.data)
+    work_s = steps.total * machine.step_s + len(steps.evaluations) * machine.evaluation_s
     undisturbed = preemption.without_preemption(work_s, machine.save_s, machine.save_interval_s)
     if offer.spot:
         per_day = subject.preemptions_per_day
@@ -261,17 +268,8 @@ def _on_cpu(offer: Offer, machine: Machine) -> int:
     return (memory.total - memory.parts["buffers"]) * offer.count
 
 
-def _evaluation_s(job: JobSpec, steps: Steps, machine: Machine, data: DataFacts | None) -> float:
-    """Forward passes over the held-out sequences, as many times as there are evaluations."""
-    if data is None or machine.step_s is None:
-        return 0.0
-    held_out = held_out_sequences(job.data, data)
-    forward = machine.flops.forward / machine.flops.total
-    return len(steps.evaluations) * held_out / steps.global_batch * forward * machine.step_s
-
-
 def _evaluations(job: JobSpec, per_epoch: int | None, total: int | None) -> tuple[int, ...]:
-    if total is None or job.train.evaluate_every == "never" or not job.data.holds_out:
+    if total is None or job.train.evaluate_every == "never" or not (job.data.holds_out or job.evaluate.asks):
         return ()
     counts_steps = isinstance(job.train.evaluate_every, int)
     interval = evaluation_interval(job.train, per_epoch or 0) if per_epoch or counts_steps else None

@@ -37,6 +37,7 @@ from launcher.plan.seen import places, weather_of
 from launcher.plan.zero_stage import safe_stage
 from launcher.runs.errors import BadUsage
 from launcher.runs.ledger import cache_dir
+from trainer.run.prompts import read_prompts
 from trainer.run.settings.train import RecomputeEvery
 
 
@@ -69,7 +70,7 @@ def plan_of(
     model, runs = trained_model(architecture, job.train), past_runs()
     is_paid = job.train.max_steps is None and any(offer.price_usd_per_hour for offer in offers)
     facts = data_facts_of(job, runs, sequences, may_count=is_paid if may_count is None else may_count)
-    subject = Subject(job, model, facts, runs)
+    subject = Subject(job, model, facts, runs, len(read_prompts(job.evaluate)))
     name = on or default_backend(job)
     owned = owned_offers(job, besides=name)
     if deadline_h is None and job.deadline is not None:

@@ -89,6 +89,17 @@ def _head(plan: LaunchPlan, console: Console) -> None:
         shown = [str(step) for step in steps.evaluations]
         listed = ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", shown[-1]])
         console.print(f"  validation at steps {listed}; a checkpoint is {gigabytes(plan.checkpoint_bytes)}")
+        _evaluation(plan, console)
+
+
+def _evaluation(plan: LaunchPlan, console: Console) -> None:
+    """What one costs, on the best machine, and all of them."""
+    machine, count = plan.machine, len(plan.steps.evaluations)
+    if machine.losses_s is None:
+        return
+    answers = f" and {seconds(machine.answers_s)} for answers" if machine.answers_s else ""
+    whole = f", {seconds(count * machine.evaluation_s)} in all" if count > 1 else ""
+    console.print(f"  an evaluation takes about {seconds(machine.losses_s)} for losses{answers}{whole}")
 
 
 def _name(machine: Machine) -> str:

@@ -27,7 +27,7 @@ FLOORS = {
     "launcher.cli": "arguments finished < jobs machine models runs < app < main < __main__",
     "launcher.follow": "history run_view standing < readers screen < follow patience status < attend report watch",
     "launcher.jobfile": "limits < axolotl field_docs model_checks paths pattern_checks regions source_checks spec < evaluate_checks name_checks < load settle",
-    "launcher.plan": "costs data_facts gpu_memory gpus model_rules preemption spot_notice unfrozen < counting host_memory throughput < history zero_stage < adapter_choices launch_plan < limits notes outlook < make seen < of_job view",
+    "launcher.plan": "costs data_facts gpu_memory gpus model_rules preemption spot_notice unfrozen < counting host_memory throughput < evaluation_time history zero_stage < adapter_choices launch_plan < limits notes outlook < make seen < of_job view",
     "launcher.follow.report": "facts plots < curves tables < page < server",
     "trainer": "run < data supervise < model < engine < checkpoint export < finished rank sample",
     "trainer.run": "bounded chat_templates exits local_files log_lines optimizer_state python recomputation redaction trainable work < adapter_files patterns run_folder secret_file settings stores weights_index < limits < attention_kernel paid prompts spec weight_names < measures result < evaluation_problems < contradictions evaluation_interval formats packages save_interval",

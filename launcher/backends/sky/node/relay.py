@@ -189,7 +189,7 @@ class Relay:
         first = [frame(self.journal, BRANCH, 1, 0.0, self.ancestors)] if self.ancestors else []
         frames, size = [*first], 0
         times = read_times(self._text(LOG_TIMES) or "")
-        for kind in "NEML":
+        for kind in "NEMSL":
             at = 0.0
             tail = self.tails[kind]
             for number, line in enumerate(tail.read(), 1):
