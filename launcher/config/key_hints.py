@@ -43,6 +43,7 @@ ELSEWHERE = {
     "base_model": "model.base",
     "tokens": "model.added_tokens",
     "eval_steps": "train.evaluate_every",
+    "early_stopping_patience": "train.stop",
     "logging_steps": "train.log_every",
     "save_steps": "checkpoint.every",
     "save_total_limit": "checkpoint.keep",

@@ -185,6 +185,9 @@ def convert_cadence(out: Conversion, stated: dict[str, Any]) -> None:
     data = out.job.get("data", {})
     if data.get("validation_fraction") or data.get("validation_count"):
         _evaluation(out, stated)
+        if out.job.get("train", {}).get("evaluate_every") != "never":
+            _best(out, stated)
+            _answers(out, stated)
     _saving(out, stated)
     if "save_total_limit" in stated:
         limit = stated["save_total_limit"]
@@ -210,6 +213,25 @@ def _evaluation(out: Conversion, stated: dict[str, Any]) -> None:
         out.put("train.evaluate_every", "epoch" if count == 1 else {"epochs": 1 / count}, "evals_per_epoch")
     elif strategy is not None:
         out.put("train.evaluate_every", "epoch", key)
+
+
+def _best(out: Conversion, stated: dict[str, Any]) -> None:
+    """Early stopping, and which weights are left."""
+    if stated.get("early_stopping_patience"):
+        out.put("train.stop", {"patience": stated["early_stopping_patience"]}, "early_stopping_patience")
+    if stated.get("load_best_model_at_end"):
+        out.put("checkpoint.keep_best", "eval_loss", "load_best_model_at_end")
+        out.put("export.which", "best", "load_best_model_at_end")
+
+
+def _answers(out: Conversion, stated: dict[str, Any]) -> None:
+    """What the model answers at an evaluation."""
+    if not stated.get("eval_table_size"):
+        return
+    out.put("evaluate.questions", stated["eval_table_size"], "eval_table_size")
+    for key in ("eval_max_new_tokens", "eval_table_max_new_tokens"):
+        if stated.get(key):
+            out.put("evaluate.max_new_tokens", stated[key], key)
 
 
 def _evaluation_share(out: Conversion, share: float) -> None:
