@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from tests.support.checkpoint_folder import completer, snapshot, writer
+from trainer.checkpoint.manifest import MANIFEST, Manifest, folder_name
+from trainer.checkpoint.resume import manifest_of
 from trainer.checkpoint.trainer_state import Best, TrainerState
 from trainer.rank import best
 from trainer.run.spec import TrainSpec
+from trainer.run.stores.base import FolderStore
 
 
 def spec(keep_best: Any = None, stop: Any = None, **groups: Any) -> TrainSpec:
@@ -83,3 +87,19 @@ def test_the_best_checkpoint_outlives_the_newest_two(tmp_path: Path) -> None:
     assert kept(bests, spares=True) == [2, 4, 5]
     assert kept({6: 6}, spares=True) == [2, 5, 6], "the one before it may be gone on from, and its best was 2"
     assert kept({7: 6, 8: 6}, spares=True) == [6, 7, 8]
+
+
+def test_a_store_keeps_the_best_too_and_it_is_found_where_the_run_folder_has_lost_it(tmp_path: Path) -> None:
+    local, remote = FolderStore(tmp_path / "run"), FolderStore(tmp_path / "bucket")
+    for step, of_best in ((1, 1), (2, 1), (3, 1), (4, 1)):
+        made = writer(tmp_path / "run", remote=remote, keeps_best=True)
+        state = {"step": step, "best": ["eval_loss", 1.0, of_best]}
+        made.save(step, f"id{step}", snapshot(step), completer(step, f"id{step}", state=state))
+    assert sorted(path.name for path in (tmp_path / "bucket").iterdir()) == [folder_name(step) for step in (1, 3, 4)]
+    shutil.rmtree(tmp_path / "run" / folder_name(1))
+    found = manifest_of([local, remote], 1)
+    assert isinstance(found, Manifest)
+    assert found.step == 1
+    assert manifest_of([local, remote], 2) == "there is no checkpoint of step 2"
+    (tmp_path / "bucket" / folder_name(1) / MANIFEST).write_text("{")
+    assert manifest_of([local, remote], 1) == "its manifest is not whole"
