@@ -157,8 +157,13 @@ class RunView:
 def measures_text(measures: Mapping[str, float]) -> str:
     """`validation loss 0.5671, mine/loss 0.6012, exact_match 0.25`; perplexity, accuracy and entropy are left out."""
     parts = [f"validation loss {measures['eval_loss']:.4f}"] if "eval_loss" in measures else []
-    parts += [f"{name} {measures[name]:.4g}" for name in told_of(measures)]
+    parts += [f"{name} {shown_measure(name, measures[name])}" for name in told_of(measures)]
     return ", ".join(parts)
+
+
+def shown_measure(name: str, value: float) -> str:
+    """A loss to four places, a score as short as it is."""
+    return f"{value:.4f}" if name.endswith("loss") else f"{value:.4g}"
 
 
 def told_of(measures: Mapping[str, float]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Protocol, TextIO
 
 from launcher import streams
 from launcher.config.untrusted import raw, shown
-from launcher.follow.run_view import RunView, told_of
+from launcher.follow.run_view import RunView, shown_measure, told_of
 from launcher.runs.copying import Told
 from launcher.runs.errors import ReaderGone
 from launcher.units import count, seconds, size
@@ -188,7 +188,7 @@ def evaluation_table(view: RunView, file: TextIO) -> None:
                 str(step),
                 f"{epoch:.2f}" if epoch is not None else "",
                 f"{loss:.4f}" if loss is not None else "",
-                *(f"{measures[name]:.4g}" if name in measures else "" for name in others),
+                *(shown_measure(name, measures[name]) if name in measures else "" for name in others),
                 *(["best"] if step == view.best_step else []),
             ]
         )

@@ -79,7 +79,7 @@ def view_of(tmp_path: Path) -> RunView:
 
 def test_every_set_and_score_has_its_column_and_the_best_is_marked(tmp_path: Path) -> None:
     view, out = view_of(tmp_path), io.StringIO()
-    assert view.story[0] == "validation loss 2.0000, mine/loss 3, contains 0.25 at step 10, the best so far"
+    assert view.story[0] == "validation loss 2.0000, mine/loss 3.0000, contains 0.25 at step 10, the best so far"
     evaluation_table(view, out)
     rows = [line.split() for line in out.getvalue().splitlines()]
     assert rows[0] == ["step", "epoch", "validation", "loss", "mine/loss", "contains"]
