@@ -13,7 +13,7 @@ import torch
 
 from tests.support.data_job import chat, data_job, write_rows
 from trainer.data.batch import Share
-from trainer.data.prepare import prepare
+from trainer.data.prepare import main, prepare
 from trainer.data.questions import questions_of
 from trainer.data.tokenizer import load_tokenizer
 from trainer.model import packed
@@ -23,7 +23,7 @@ from trainer.rank.answer import Chooser, Decoding
 from trainer.rank.scores import Scorer, means, tool_calls
 from trainer.run.exits import BadInput
 from trainer.run.settings.evaluate import EvaluateSpec
-from trainer.run.spec import TrainSpec
+from trainer.run.spec import NodeJob, TrainSpec
 
 ROWS = [chat(f"Say {i}?", f"{i}, of course.") for i in range(20)]
 
@@ -177,3 +177,17 @@ def test_drawn_tokens_depend_on_seed_step_and_question_and_keep_to_the_likeliest
     assert draw() != draw(number=1)
     assert set(draw(top_p=1e-9)) == {int(logits.argmax())}
     assert 1 < len(set(draw(top_p=0.5))) < len(set(draw()))
+
+
+def test_a_set_whose_conversations_ask_nothing_is_told_before_the_ranks_start(tmp_path: Path, capsys: Any) -> None:
+    write_rows(tmp_path / "a.jsonl", ROWS)
+    for number, (inputs, told) in enumerate(((False, 0), (True, 1))):
+        job = data_job(tmp_path, tmp_path / "a.jsonl", name=f"r{number}", validation_count=6, train_on_inputs=inputs)
+        values = job.model_dump(exclude_defaults=True)
+        values["spec"]["evaluate"] = {"questions": 2}
+        path = tmp_path / f"{number}.json"
+        path.write_text(NodeJob.model_validate(values).model_dump_json())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("trainer.data.prepare.bring_base", lambda *_: None)
+            assert main([str(path)]) == 0
+        assert capsys.readouterr().err.count("none of its questions is asked") == told

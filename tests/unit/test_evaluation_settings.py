@@ -43,6 +43,7 @@ SAID = [
     ({}, {"export": {"which": "best"}}, "export.which", "needs checkpoint.keep_best"),
     ({}, {"evaluate": {"metrics": ["exact"]}}, "evaluate.metrics.0", "no score is called 'exact'"),
     ({}, {"evaluate": {"metrics": ["contains", "x.py:contains"]}}, "evaluate.metrics.1", "the name of another measure"),
+    ({}, {"evaluate": {"metrics": ["x.py:loss"]}}, "evaluate.metrics.0", "loss is the name of another measure"),
     ({}, {"evaluate": {"metrics": ["contains"], "questions": 0}}, "evaluate.metrics", "nothing is asked"),
     ({"validation_fraction": 0.0}, {"evaluate": {"questions": 2}}, "evaluate.questions", "needs a validation set"),
     ({}, {"evaluate": {"questions": 2, "questions_of": "yours"}}, "evaluate.questions_of", "there are held-out"),

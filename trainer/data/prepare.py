@@ -29,7 +29,7 @@ from trainer.data.kept import KeptEntry
 from trainer.data.kept_base import bring_base
 from trainer.data.prepared import REPORT, VERSION, Prepared
 from trainer.data.progress import Progress
-from trainer.data.questions import questions_of
+from trainer.data.questions import PROMPTS, questions_of
 from trainer.data.readers import InputFile
 from trainer.data.report import bad_share_problem, write_report
 from trainer.data.tokenizer import load_tokenizer
@@ -141,9 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         job = NodeJob.read(options.train_json)
         data = prepare(job)
         if job.spec.evaluate.asks:
-            questions_of(
-                job.spec, load_tokenizer(job.spec.model), data
-            )  # a prompt that cannot be asked ends no paid run
+            _check_questions(job, data)
         bring_base(job, Progress().finish)
         if options.show:
             from trainer.data.show import show
@@ -167,6 +165,17 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted: nothing half-made is left in the cache", file=sys.stderr)
         return INTERRUPTED
     return ExitCode.DONE
+
+
+def _check_questions(job: NodeJob, data: Prepared) -> None:
+    """A prompt that cannot be asked ends no paid run: raises BadInput here."""
+    asked = questions_of(job.spec, load_tokenizer(job.spec.model), data)
+    if job.spec.evaluate.num_questions and job.spec.data.holds_out and all(one.origin == PROMPTS for one in asked):
+        print(
+            "warning: no conversation of the validation set asks something before what is trained on (a plain text, or "
+            "data.train_on_inputs); none of its questions is asked",
+            file=sys.stderr,
+        )
 
 
 def _interrupt(*_: object) -> None:

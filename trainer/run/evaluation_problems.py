@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from trainer.run.measures import SCORES, directions, function_of, score_name, stated_best
+from trainer.run.measures import COLUMNS, SCORES, directions, function_of, score_name, stated_best
 from trainer.run.settings.checkpoint import BestMetric
 from trainer.run.settings.train import StopSpec
 from trainer.run.spec import TrainSpec
@@ -63,7 +63,7 @@ def _of_answers(spec: TrainSpec) -> Iterator[Problem]:
             yield Problem(
                 where, f"no score is called {metric!r}; there are {', '.join(SCORES)}; or write file.py:function"
             )
-        if score_name(metric) in [*names, *directions_without_scores(spec)]:
+        if score_name(metric) in [*names, *COLUMNS]:
             yield Problem(
                 where, f"{score_name(metric)} is the name of another measure; rename the function, or remove one"
             )
@@ -102,8 +102,3 @@ def _of_metric(spec: TrainSpec, where: tuple[str, str], stated: BestMetric | Sto
         yield Problem(where, f"nothing measures {stated.metric!r}; {told}")
     elif stated.direction is not None and stated.metric.endswith("loss") and stated.direction == "higher":
         yield Problem(where, f"direction higher would take the worst {stated.metric}; write lower, or leave it out")
-
-
-def directions_without_scores(spec: TrainSpec) -> list[str]:
-    """Names that validation sets have taken."""
-    return [name for name in directions(spec) if name.startswith("eval_") or "/" in name]

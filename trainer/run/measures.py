@@ -23,6 +23,8 @@ FIRST = "eval_"
 """Prefix of those of the first set."""
 SCORES = ("exact_match", "contains", "json_valid", "tool_call_match")
 """Scores of answers that dolphin knows; any other is a function of the user's."""
+COLUMNS = ("step", "epoch", "loss", "time", "attempt")
+"""Of metrics.jsonl, by which its lines are told apart: no score may be called so."""
 
 
 def score_name(metric: str) -> str:
