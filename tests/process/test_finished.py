@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from tests.support.dolphin_cli import Dolphin
 from tests.support.tiny_job import write_data, write_model
@@ -40,11 +41,29 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dolphin, str, Pa
     """A run that was asked for all of it: (dolphin, run id, model folder)."""
     root = tmp_path_factory.mktemp("finished")
     dolphin = Dolphin(root / "home", fake=None)
-    job = write_quick_job(root / "job", export={"gguf": ["q8_0", "f16"]})
+    job = write_quick_job(
+        root / "job", export={"gguf": ["q8_0", "f16"]}, card={"description": "A sentence of mine.", "license": "mit"}
+    )
     said = dolphin.run("launch", job, "-y").stderr
     (run,) = dolphin.run_ids()
     assert "gguf: tiny-f16.gguf, tiny-q8_0.gguf" in said
     return dolphin, run, dolphin.home / "runs" / run / "model"
+
+
+def test_the_card_tells_the_run_and_its_author_s_words(finished: tuple[Dolphin, str, Path]) -> None:
+    _, _, model = finished
+    text = (model / "README.md").read_text()
+    assert "A sentence of mine." in text
+    for row in (
+        "| devices | 1 |",
+        "| total train batch size | 4 |",
+        "| distributed type | single-CPU |",
+        "| data.jsonl | 160 | 144 | 16 | 0 |",
+    ):
+        assert row in text, row
+    assert "hours on 1 CPU rank" in text
+    assert "\nanswer    " in text
+    assert ModelCard(text).data.license == "mit"
 
 
 def test_a_run_leaves_gguf_files_and_the_command_writes_another(finished: tuple[Dolphin, str, Path]) -> None:

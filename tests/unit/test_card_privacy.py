@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import yaml
 
-from trainer.export import card
+from tests.unit.test_card import FACTS
+from trainer.export import card, card_text
 
 
 def test_a_path_becomes_a_name_and_a_url_loses_its_password() -> None:
@@ -27,11 +30,12 @@ def test_a_newline_in_a_path_writes_nothing_into_the_front_matter() -> None:
         "a: b",
         "\x85license: mit",
     ):
-        text = f"base_model: {card.quoted(card.shorten(base))}\nlibrary_name: transformers\n"
-        read = yaml.safe_load(text)
-        assert list(read) == ["base_model", "library_name"], base
-        assert read["base_model"] == card.shorten(base) or base == "yes"
-        assert "\n" not in card.shorten(base)
+        text = card_text.front_matter(FACTS | {"base_model": card.shorten(base), "license": base, "tags": [base]}, {})
+        (head,) = re.findall(r"\A---\n(.*)---\n\Z", text, re.DOTALL)
+        read = yaml.safe_load(head)
+        assert list(read) == ["license", "base_model", "library_name", "pipeline_tag", "tags"], base
+        assert (read["base_model"], read["license"]) == (card.shorten(base), base)
+        assert read["tags"] == ["dolphin", base]
 
 
 def test_the_configuration_names_no_path_wherever_one_stands() -> None:

@@ -24,7 +24,7 @@ from transformers import (
 from tests.support.data_job import FIXTURES, data_job
 from trainer.data.prepare import prepare
 from trainer.data.tokenizer import load_tokenizer
-from trainer.export import example, model_folder, older_tools, same_logits, shards, weights
+from trainer.export import card_text, example, model_folder, older_tools, same_logits, shards, weights
 from trainer.run.exits import TrainingFailed
 from trainer.run.run_folder import RunDir
 from trainer.run.spec import NodeJob
@@ -225,8 +225,8 @@ def test_the_card_shows_a_conversation_as_it_was_rendered_and_what_ends_an_answe
 
 
 def test_a_conversation_with_code_in_it_does_not_end_the_card_s_fence() -> None:
-    assert example.fence_around("a ```python\nx``` b") == "````"
-    assert example.fence_around("no ticks") == "```"
+    assert card_text.fence_around("a ```python\nx``` b") == "````"
+    assert card_text.fence_around("no ticks") == "```"
 
 
 def test_keys_that_only_the_base_s_configuration_has_are_kept_and_changed_ones_are_not() -> None:

@@ -31,7 +31,7 @@ FLOORS = {
     "launcher.follow.report": "facts plots < curves tables < page < server",
     "trainer": "run < data supervise < model < engine < checkpoint export < finished rank sample",
     "trainer.run": "bounded chat_templates exits local_files log_lines optimizer_state python recomputation redaction trainable work < adapter_files patterns run_folder secret_file settings stores weights_index < limits < attention_kernel paid prompts spec weight_names < measures result < evaluation_problems < contradictions evaluation_interval formats packages save_interval",
-    "trainer.run.settings": "base < adapter checkpoint data evaluate export model track < train",
+    "trainer.run.settings": "base < adapter card checkpoint data evaluate export model track < train",
     "trainer.supervise": "disk heartbeat log parent_death rendezvous signals spot_notices stop_flag < agent outcome rank_guard torchrun < hooks limits verdict < attempt < supervisor < __main__",
     "launcher.runs.policy": "sightings situation < simulate worth < decide < live",
     "launcher.backends.sky.deadline": "names progress < strategy < plugin",

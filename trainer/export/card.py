@@ -1,6 +1,6 @@
-"""The model card: README.md of the model folder, filled with this run's facts and nothing else.
+"""What a model card says: this run's facts and nothing else, as `card_text` writes them.
 
-Owns what the card says. Local paths become file names: a card is published, a home folder is not.
+Owns where each fact comes from. Local paths become file names: a card is published, a home folder is not.
 """
 
 from __future__ import annotations
@@ -8,126 +8,28 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-import time
 from collections import defaultdict
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
-import jinja2
 import yaml
 from transformers import PreTrainedTokenizerBase
 
 from trainer.data.plan import DataPlan
 from trainer.engine import optimizer
-from trainer.export import example
+from trainer.export import base_files, card_text, example, run_facts
 from trainer.model.freeze import FreezeReport
 from trainer.run.exits import EndKind
 from trainer.run.measures import score_name
-from trainer.run.paid import paid
 from trainer.run.run_folder import RunDir, read_lines
 from trainer.run.settings.adapter import AdapterSpec
-from trainer.run.spec import NodeJob
+from trainer.run.spec import NodeJob, TrainSpec
 
 UNFINISHED = {EndKind.BUDGET_REACHED: "budget", EndKind.DEADLINE_REACHED: "deadline"}
 NUM_SAMPLES = 4
 """Answers that the card shows."""
 PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
-
-TEMPLATE = """\
----
-base_model: {{ quoted(base) }}
-{% if datasets %}datasets:
-{% for name in datasets %}- {{ quoted(name) }}
-{% endfor %}{% endif %}library_name: {{ "peft" if adapter and not adapter.merged else "transformers" }}
-pipeline_tag: text-generation
-tags:
-- dolphin
-{% if adapter %}- {{ adapter.type }}
-{% endif %}---
-
-# {{ name }}
-
-{{ name }} is {{ base }}, {{ verb }} on {{ "{:,}".format(conversations) }} conversations
-({{ "{:,}".format(tokens) }} tokens, {{ "{:,}".format(trained_tokens) }} of them trained on).
-{%- if final_loss is not none %} Its loss on held-out conversations is {{ "%.4f" | format(final_loss) }}.{% endif %}
-{%- if weights_step %} These are the weights after step {{ weights_step }}.{% endif %}
-
-{% if unfinished %}
-**Not trained to its end**: the job's {{ unfinished }} ended it at step {{ step }} of {{ steps }}.
-{% endif %}
-## Prompt format
-{% if example %}
-A conversation of the training data as the model read it:
-
-{{ fence }}
-{{ example.text }}
-{{ fence }}
-{% endif %}
-The tokenizer in this folder holds the template: `tokenizer.apply_chat_template(messages, add_generation_prompt=True)`.
-{% if example and example.end %}An answer ends with `{{ example.end }}`.
-{% endif %}
-{% if adapter %}## Adapter
-
-{{ adapter.text }}
-{% endif %}
-## Base model and data
-
-| | |
-|---|---|
-| base model | {{ base }}{% if revision %} ({{ revision }}){% endif %} |
-| parameters | {{ "{:,}".format(parameters) }} |
-| trained parameters | {{ "{:,}".format(trained_parameters) }} ({{ "%.1f" | format(100 * trained_parameters / parameters) }}%) |
-| sequence length | {{ "{:,}".format(sequence_length) }}{% if packing %}, packed{% endif %} |
-{% for source in sources -%}
-| data | {{ source }} |
-{% endfor %}
-## Hyperparameters
-
-| | |
-|---|---|
-{% for key, value in hyperparameters -%}
-| {{ key }} | {{ value }} |
-{% endfor %}
-## Training results
-
-| Training loss | Epoch | Step | Validation loss |{% for name in other_sets + scores %} {{ name }} |{% endfor %}
-|---:|---:|---:|---:|{% for name in other_sets + scores %}---:|{% endfor %}
-{% for row in results -%}
-| {{ row.loss }} | {{ "%.4f" | format(row.epoch) }} | {{ row.step }} | {{ number(row.eval_loss) }} |{% for name in other_sets + scores %} {{ number(row[name]) }} |{% endfor %}
-{% endfor %}
-{% if samples %}## Samples
-
-What it answers after step {{ samples[0].step }}:
-
-{% for sample in samples %}{{ fence_around(sample.question ~ sample.answer) }}
-{{ sample.question }}
-→ {{ sample.answer }}
-{{ fence_around(sample.question ~ sample.answer) }}
-
-{% endfor %}
-{% endif -%}
-<details><summary>Configuration</summary>
-
-{{ fence_around(configuration) }}yaml
-{{ configuration }}{{ fence_around(configuration) }}
-
-</details>
-{% if costs %}
-## Cost
-
-| | machines, US dollars |
-|---|---|
-{% for what, cost in costs -%}
-| {{ what }} | {{ cost }} |
-{% endfor %}{% endif %}
-## Framework versions
-
-- attention: {{ kernel }}
-{% for package, version in versions -%}
-- {{ package }} {{ version }}
-{% endfor -%}
-"""
 
 
 class Made(NamedTuple):
@@ -144,22 +46,45 @@ class Made(NamedTuple):
     """The job's limit that ended the run after `last_step`."""
 
 
-def render(
+class Description:
+    """Makes the card of a folder that is being written, and completes it once the folder has been tried."""
+
+    def __init__(self, job: NodeJob, tokenizer: PreTrainedTokenizerBase, plan: DataPlan, made: Made) -> None:
+        self._job, self._tokenizer, self._plan, self._made = job, tokenizer, plan, made
+        self._facts: dict[str, Any] | None = None
+
+    def __call__(self, adapter: str | None = None) -> str:
+        """The card's text. `adapter` tells how an adapter is made and loaded."""
+        self._facts = facts_of(self._job, self._tokenizer, self._plan, self._made, adapter)
+        return card_text.render(self._facts, {})
+
+    def keep(self, folder: Path, sample: dict[str, str] | None) -> None:
+        """Leave card.json in the folder, with a question and the model's answer, and the card as it follows from it."""
+        if self._facts is None:
+            return
+        text = json.dumps(self._facts | {"sample": sample}, ensure_ascii=False, indent=1)
+        (folder / card_text.FACTS).write_text(text + "\n", encoding="utf-8")
+        card_text.write(folder)
+
+
+def facts_of(
     job: NodeJob, tokenizer: PreTrainedTokenizerBase, plan: DataPlan, made: Made, adapter: str | None = None
-) -> str:
-    """The card's text. Reads the run's metrics.jsonl for the table of results. `adapter` tells how an adapter is made and
-    loaded."""
-    report, world_size, kernel, weights_step, step, limit = made
+) -> dict[str, Any]:
+    """All that the card says, as JSON values. Reads the run's metrics.jsonl for the table of results."""
+    report, world_size, kernel, weights_step, last_step, limit = made
     spec = job.spec
     shown = example.of_run(job.run_dir, tokenizer)
-    results = training_results(RunDir(job.run_dir))
-    sources = [shorten(source.path) for source in spec.data.sources]
-    facts: dict[str, Any] = {
+    run = RunDir(job.run_dir)
+    results = training_results(run)
+    base = shorten(spec.model.base)
+    return {
         "name": spec.name,
-        "quoted": quoted,
-        "number": number,
-        "fence_around": example.fence_around,
-        "base": shorten(spec.model.base),
+        "description": spec.card.description.strip(),
+        "license": spec.card.license or license_of(spec.model.base, spec.model.revision),
+        "language": list(spec.card.language),
+        "tags": list(spec.card.tags),
+        "base": base,
+        "base_model": base if re.fullmatch(r"[\w.-]+/[\w.-]+", spec.model.base) else None,
         "revision": spec.model.revision,
         "verb": _verb(job),
         "adapter": None
@@ -169,7 +94,7 @@ def render(
             "merged": spec.export.merged,
             "text": adapter,
         },
-        "datasets": [s.path.removeprefix("hf://") for s in spec.data.sources if s.path.startswith("hf://")],
+        "datasets": hub_datasets(spec),
         "conversations": plan.num_conversations,
         "tokens": plan.tokens_per_epoch,
         "trained_tokens": plan.trained_tokens_per_epoch,
@@ -177,39 +102,67 @@ def render(
         "weights_step": weights_step if weights_step != plan.total_steps else None,
         "other_sets": [f"{entry.name}/loss" for entry in (spec.data.validation or ())[1:]],
         "scores": [score_name(metric) for metric in spec.evaluate.metrics],
-        "samples": samples_of(RunDir(job.run_dir), weights_step),
-        "example": shown,
-        "fence": example.fence_around(shown.text) if shown is not None else "",
+        "samples": samples_of(run, weights_step),
+        "example": None if shown is None else {"text": shown.text, "end": shown.end},
         "parameters": report.num_parameters,
         "trained_parameters": report.num_trainable,
         "sequence_length": spec.data.sequence_length,
         "packing": spec.data.packing,
-        "sources": sources,
+        "sources": [shorten(source.path) for source in spec.data.sources],
+        "data": data_table(run),
         "kernel": kernel,
         "hyperparameters": hyperparameters(job, plan, world_size),
         "results": results,
+        "run": run_facts.of(job, run),
         "configuration": configuration(job),
         "steps": plan.total_steps,
-        "step": step,
+        "last_step": last_step,
         "unfinished": None if limit is None else UNFINISHED[limit],
-        "costs": costs_of(job),
+        "sample": None,
         "versions": [(package, importlib.metadata.version(package)) for package in PACKAGES],
     }
-    return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(TEMPLATE).render(facts)
 
 
-def costs_of(job: NodeJob) -> list[tuple[str, str]]:
-    """Planned beside paid until now; nothing where the run costs nothing."""
-    limits = job.limits
-    bill = paid(RunDir(job.run_dir), limits, time.time())
-    if not bill.usd and not limits.planned_usd:
-        return []
-    rows = [("planned", limits.planned_hours, limits.planned_usd), ("paid", bill.hours, bill.usd)]
-    return [
-        (what, f"{hours:,.1f} h, {'price not known' if usd is None else f'${usd:,.2f}'}")
-        for what, hours, usd in rows
-        if hours is not None
-    ]
+def hub_datasets(spec: TrainSpec) -> list[str]:
+    """Hub ids of the data, each once."""
+    paths = [source.path.removeprefix("hf://") for source in spec.data.sources if source.path.startswith("hf://")]
+    return list(dict.fromkeys("/".join(path.split("@")[0].split("/")[:2]) for path in paths))
+
+
+def license_of(base: str, revision: str | None) -> str | None:
+    """What the base's own card says of its license; None where it has none here, or does not say."""
+    path = base_files.path_of(base, card_text.CARD, revision)
+    if path is None:
+        return None
+    head = re.match(r"---\n(.*?\n)---\n", path.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        values = yaml.safe_load(head[1]) if head else {}
+    except yaml.YAMLError:
+        return None
+    found = values.get("license") if isinstance(values, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def data_table(run: RunDir) -> list[dict[str, Any]]:
+    """What became of each source's rows, by the data report."""
+    rows = []
+    for source in card_text.read_json(run.data_report).get("sources", []):
+        rest = (
+            "filtered",
+            "over_long",
+            "nothing_trained",
+            "duplicates",
+            "near_duplicates",
+            "unsampled",
+            "copies_of_held_out",
+        )
+        rows.append({
+            "source": shorten(source["path"]), "rows": source["rows"], "conversations": source["train_conversations"],
+            "held_out": source["validation_conversations"],
+            "left_out": sum(source[key] for key in rest) + sum(source["bad"].values()),
+            "tokens": source["tokens"], "trained_tokens": source["trained_tokens"],
+        })  # fmt: skip
+    return rows
 
 
 def _verb(job: NodeJob) -> str:
@@ -229,10 +182,6 @@ def training_results(run: RunDir) -> list[dict[str, Any]]:
         defaultdict(lambda: None, row, loss=f"{losses[step]:.4f}" if step in losses else "-")
         for step, row in sorted(rows.items())
     ]
-
-
-def number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else "-"
 
 
 def samples_of(run: RunDir, step: int) -> list[dict[str, Any]]:
@@ -255,11 +204,15 @@ def hyperparameters(job: NodeJob, plan: DataPlan, world_size: int) -> list[tuple
         *(_of_adapter(t.adapter) if t.adapter is not None else []),
         ("weight decay", t.weight_decay),
         ("gradient clipping", t.max_grad_norm or "none"),
+        ("distributed type", f"{'multi' if world_size > 1 else 'single'}-{'GPU' if job.device == 'cuda' else 'CPU'}"),
         ("epochs", f"{plan.epoch_of(plan.total_steps):.2f}"),
         ("steps", plan.total_steps),
         ("global batch", f"{job.global_batch} sequences"),
         ("micro batch", t.micro_batch),
-        ("ranks", world_size),
+        ("gradient accumulation steps", -(-job.global_batch // (t.micro_batch * world_size))),
+        ("total train batch size", job.global_batch),
+        ("total eval batch size", t.micro_batch * world_size),
+        ("devices", world_size),
         ("precision", t.precision),
         ("ZeRO stage", t.zero),
         ("gradient checkpointing", {0: "no", 1: "yes"}.get(t.recompute_every, f"one layer in {t.recompute_every}")),
@@ -286,7 +239,8 @@ def _of_adapter(adapter: AdapterSpec) -> list[tuple[str, Any]]:
 def configuration(job: NodeJob) -> str:
     """The specification as YAML, what was left at its default left out, local paths as file names."""
     dump = job.spec.model_dump(mode="json", exclude_defaults=True)
-    dump.pop("track", None)
+    for group in ("track", "card"):
+        dump.pop(group, None)
     dump.get("checkpoint", {}).pop("store", None)
     return yaml.safe_dump(_published(dump), sort_keys=False, allow_unicode=True, width=110)
 
@@ -299,11 +253,6 @@ def shorten(path: str) -> str:
     elif path.startswith(("/", "~", "./", "../")):
         path = PurePosixPath(path).name
     return " ".join("".join(c if c.isprintable() else " " for c in path).split())
-
-
-def quoted(value: str) -> str:
-    """As a value of the front matter: what is no plain name cannot end its line there, or its type."""
-    return value if re.fullmatch(r"[A-Za-z][\w./-]*", value) else json.dumps(value)
 
 
 def _published(value: Any) -> Any:

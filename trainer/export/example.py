@@ -5,7 +5,6 @@ Read from the prepared data, not from what a template might do with made-up turn
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -44,11 +43,6 @@ def of_run(run_dir: str | Path, tokenizer: PreTrainedTokenizerBase) -> Example |
     else:
         text = _decoded(tokenizer, ids[: MAX_TOKENS // 2]) + CUT + _decoded(tokenizer, ids[-MAX_TOKENS // 2 :])
     return Example(text.strip("\n"), _end_of_answers(data, looked_at, tokenizer))
-
-
-def fence_around(text: str) -> str:
-    """A Markdown fence longer than any in the text."""
-    return "`" * max(3, 1 + max((len(ticks) for ticks in re.findall("`+", text)), default=0))
 
 
 def _end_of_answers(data: Prepared, sequences: list[int], tokenizer: PreTrainedTokenizerBase) -> str | None:

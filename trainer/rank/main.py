@@ -46,6 +46,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.engine import determinism, eva, out_of_memory
     from trainer.engine.engine import Engine, initialize_distributed
     from trainer.export import adapter_folder, card, model_folder, weights
+    from trainer.export.telling import guarded
     from trainer.model import adapter as adapters
     from trainer.model import build, freeze
     from trainer.rank.answering import Answering
@@ -125,7 +126,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     with hand.heartbeat.busy("exporting"):
         step = weights_to_export(job, state, checkpoints)
         made = card.Made(report, world_size, build.kernel_of(job, engine.model), step, state.step, training.limit)
-        describe = partial(card.render, job, tokenizer, plan, made)
+        describe = card.Description(job, tokenizer, plan, made)
         end_tokens = plan.data.meta["end_tokens"]
         tensors: Iterator[Any] = iter(())
         reference = reference_of(job, engine)
@@ -139,6 +140,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
         if is_first:
             folder = write(end_tokens, describe, reference)
             answer = model_folder.sample_of(folder, run)
+            guarded("the model card", partial(describe.keep, folder, answer))
             run.emit(EventKind.EXPORTED, attempt=attempt, model=str(folder), step=step, sample=answer)
         for _ in tensors:  # the other ranks hold their parts out; rank 0 has taken all
             pass

@@ -16,6 +16,7 @@ from pydantic import Field
 from trainer.run.limits import Limits
 from trainer.run.run_folder import CHECKPOINTS_FOLDER
 from trainer.run.settings.base import PositiveInt, SpecModel
+from trainer.run.settings.card import CardSpec
 from trainer.run.settings.checkpoint import CheckpointSpec
 from trainer.run.settings.data import DataSpec
 from trainer.run.settings.evaluate import EvaluateSpec
@@ -43,6 +44,8 @@ class TrainSpec(SpecModel):
     """Where metrics go besides metrics.jsonl."""
     export: ExportSpec = ExportSpec()
     """What a finished run leaves besides the trained weights."""
+    card: CardSpec = CardSpec()
+    """What the model card says in your words."""
 
 
 def has_more_to_do(spec: TrainSpec) -> bool:
