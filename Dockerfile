@@ -20,7 +20,7 @@ ENV PATH=/opt/dolphin/venv/bin:$PATH \
 
 # What the trainer imports, as pyproject.toml says: a file of its own, so that other changes of pyproject.toml rebuild nothing.
 FROM base AS requirements
-ARG EXTRAS="train track lora quantised"
+ARG EXTRAS="train track lora quantised gguf eval"
 ARG VARIANT=cuda
 COPY pyproject.toml /
 RUN python3 -c "import tomllib; p = tomllib.load(open('/pyproject.toml', 'rb'))['project']; \

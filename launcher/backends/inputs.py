@@ -92,6 +92,9 @@ def named_paths(spec: TrainSpec) -> Iterator[tuple[str, str]]:
         named = function_of(metric)
         if named is not None:
             yield f"evaluate.metrics[{index}]", named[0]
+    for index, task in enumerate(spec.evaluate.tasks):
+        if task.startswith("/"):
+            yield f"evaluate.tasks[{index}]", task
     if isinstance(spec.train.unfrozen, UnfrozenSpec) and spec.train.unfrozen.spectrum.snr.startswith("/"):
         yield "train.unfrozen.spectrum.snr", spec.train.unfrozen.spectrum.snr
 

@@ -25,3 +25,27 @@ def export(
     from launcher.commands.export import export_command
 
     return export_command(source, kind or ())
+
+
+@app.command("eval")
+def eval_(
+    source: Model,
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks", metavar="A,B", help="Names of lm-evaluation-harness, or task files.", show_default=False
+        ),
+    ],
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions of each task.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="What to compare with; a run's own base where not given; none for nothing."),
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Put questions into the chat template.")
+    ] = False,
+) -> int:
+    """Ask a finished model and its base the same tasks, and write the card."""
+    from launcher.commands.evaluate import eval_command
+
+    return eval_command(source, tasks, limit, base, chat_template)

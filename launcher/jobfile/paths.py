@@ -22,6 +22,7 @@ from trainer.run.chat_templates.registry import TEMPLATES
 from trainer.run.measures import function_of
 
 _TEMPLATE_NAMES = ("tokenizer", *TEMPLATES)
+TASK_SUFFIXES = (".yaml", ".yml")
 TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2", ".txt")
 
 
@@ -41,10 +42,24 @@ def resolve_paths(data: dict[str, Any], folder: Path) -> tuple[dict[str, Any], l
     _evaluation(_group(data, "evaluate"), folder, findings)
     spectrum = _group(_group(train, "unfrozen"), "spectrum")
     _snr(spectrum, folder, findings)
+    _task_files(_group(data, "evaluate"), folder, findings)
     checkpoint = _group(data, "checkpoint")
     if isinstance(checkpoint.get("store"), str) and not URL.match(checkpoint["store"]):
         checkpoint["store"] = _absolute(checkpoint["store"], folder)
     return data, findings
+
+
+def _task_files(evaluate: dict[str, Any], folder: Path, findings: list[Finding]) -> None:
+    tasks = evaluate.get("tasks")
+    if not isinstance(tasks, list):
+        return
+    for index, task in enumerate(tasks):
+        if isinstance(task, str) and task.endswith(TASK_SUFFIXES):
+            path = Path(_absolute(task, folder))
+            if path.is_file():
+                tasks[index] = str(path)
+            else:
+                findings.append(Finding(("evaluate", "tasks", index), f"no such file: {path}; {_remedy(folder)}"))
 
 
 def _group(data: Any, key: str) -> dict[str, Any]:

@@ -40,8 +40,16 @@ def run_all(steps: Iterator[tuple[str, Step]], run: RunDir, attempt: int) -> Non
 
 
 def steps_of(job: NodeJob) -> Iterator[tuple[str, Step]]:
+    if job.spec.evaluate.tasks:
+        yield "evaluation", partial(evaluate, job)
     if job.spec.export.gguf:
         yield "gguf", partial(write_gguf, job)
+
+
+def evaluate(job: NodeJob) -> str:
+    from trainer.finished import harness
+
+    return harness.of_run(RunDir(job.run_dir), job.spec, partial(print, flush=True))
 
 
 def write_gguf(job: NodeJob) -> str:

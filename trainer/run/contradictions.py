@@ -104,6 +104,11 @@ def _of_adapter(spec: TrainSpec) -> list[Problem]:
         report("train.unfrozen", "contradicts train.adapter, which freezes the base; remove one (adapter.modules_to_save trains modules whole)")  # fmt: skip
     if spec.model.init == "random":
         report("train.adapter", "contradicts model.init random: adapters need a base that can do something; remove one")
+    if spec.evaluate.tasks and not spec.export.merged:
+        report(
+            "evaluate.tasks",
+            "need a whole model, and train.adapter leaves an adapter; set export.merged: true, or remove one",
+        )
     if spec.export.gguf and not spec.export.merged:
         report(
             "export.gguf",

@@ -8,7 +8,7 @@ from trainer.run.exits import BadInput
 from trainer.run.settings.track import TrackSpec
 from trainer.run.spec import TrainSpec
 
-PIP_NAMES = {"mlflow": "mlflow-skinny"}
+PIP_NAMES = {"mlflow": "mlflow-skinny", "lm_eval": "lm-eval"}
 """Packages that are not called as their module."""
 
 
@@ -19,6 +19,7 @@ def require_all(spec: TrainSpec) -> None:
     _require(
         ("train.adapter", "lora", adapter is not None, "peft"),
         ("train.adapter.type qlora", "lora", adapter is not None and adapter.type == "qlora", "bitsandbytes"),
+        ("evaluate.tasks", "eval", bool(spec.evaluate.tasks), "lm_eval"),
         ("export.gguf", "gguf", bool(spec.export.gguf), "gguf"),
         ("train.optimizer adamw_8bit", "quantised", spec.train.optimizer == "adamw_8bit", "bitsandbytes"),
     )

@@ -44,13 +44,15 @@ class TrainSpec(SpecModel):
     """Where metrics go besides metrics.jsonl."""
     export: ExportSpec = ExportSpec()
     """What a finished run leaves besides the trained weights."""
+    evaluate: EvaluateSpec = EvaluateSpec()
+    """What the exported model is asked before the node is given back."""
     card: CardSpec = CardSpec()
     """What the model card says in your words."""
 
 
 def has_more_to_do(spec: TrainSpec) -> bool:
     """Whether the job asks for anything once its model is there."""
-    return bool(spec.export.gguf)
+    return bool(spec.export.gguf or spec.evaluate.tasks)
 
 
 class NodeJob(SpecModel):

@@ -1,4 +1,4 @@
-"""`evaluate:` of a job: what the model is asked besides its loss."""
+"""`evaluate:` of a job: what the model is asked besides its loss, while it trains and once it is exported."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ class EvaluateSpec(SpecModel):
     """Draw among the likeliest tokens that make up this share of the probability."""
     metrics: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Scores of the answers by step: exact_match, contains, json_valid, tool_call_match, or a Python function as `file.py:function`."""
+    tasks: tuple[str, ...] = ()
+    """Of the exported model, before its node is given back: tasks of EleutherAI's lm-evaluation-harness by name (leaderboard, gsm8k), or paths of task files of your own (.yaml)."""
+    limit: PositiveInt | None = None
+    """Questions of each task; all where not given."""
+    base: bool = True
+    """Ask the base model the same tasks, for a table of both."""
+    chat_template: bool = False
+    """Put the tasks' questions into the model's chat template."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Begin no task after this many minutes; what is left out is told, and `dolphin eval RUN` does it later."""
 
     @property
     def num_questions(self) -> int:
@@ -36,5 +46,5 @@ class EvaluateSpec(SpecModel):
 
     @property
     def asks(self) -> bool:
-        """Whether the model answers anything."""
+        """Whether the model answers anything while it trains."""
         return bool(self.prompts) or self.num_questions > 0
