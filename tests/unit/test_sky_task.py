@@ -33,6 +33,7 @@ from launcher.jobfile.settle import Placement, settle
 from launcher.jobfile.spec import JobSpec
 from launcher.runs.errors import BadUsage
 from tests.support.require import needs_skypilot
+from trainer.run.settings.adapter import AdapterSpec
 from trainer.run.spec import NodeJob
 
 IMAGE = "me/dolphin:1"
@@ -301,11 +302,19 @@ def test_a_node_with_a_bucket_is_asked_for_a_save_before_it_is_torn_down(tmp_pat
 
 
 def test_the_node_installs_what_the_trainer_needs_and_not_the_launcher_s_tools() -> None:
-    names = requirements()
+    names = requirements(job_of())
     assert "torch" in names
     assert "pydantic" in names
     assert "typer" not in names
     assert "skypilot" not in names
+    assert "peft" not in names
+
+
+def test_the_node_installs_what_this_very_job_asks_for() -> None:
+    """A job with an adapter was sent to a node without peft, which refused it there, at the price of the node."""
+    job = job_of()
+    adapted = job.model_copy(update={"train": job.train.model_copy(update={"adapter": AdapterSpec(type="lora")})})
+    assert "peft" in requirements(adapted)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,15 @@ def require_all(spec: TrainSpec) -> None:
     )
 
 
+def extras_of(spec: TrainSpec) -> tuple[str, ...]:
+    """Extras of dolphin that a node needs for this job besides `train`."""
+    wanted = {
+        "eval": bool(spec.evaluate.tasks), "gguf": bool(spec.export.gguf), "lora": spec.train.adapter is not None,
+        "quantised": spec.train.optimizer == "adamw_8bit",
+    }  # fmt: skip
+    return tuple(extra for extra, is_wanted in wanted.items() if is_wanted)
+
+
 def require_packages(track: TrackSpec) -> None:
     """Raises BadInput, with what to install, where a tracker is asked for whose package is missing. Imports nothing."""
     _require(

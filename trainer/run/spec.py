@@ -39,13 +39,11 @@ class TrainSpec(SpecModel):
     checkpoint: CheckpointSpec = CheckpointSpec()
     """When and where the state is saved."""
     evaluate: EvaluateSpec = EvaluateSpec()
-    """What the model is asked at every evaluation, besides its loss."""
+    """What the model is asked besides its loss: at every evaluation, and once it is exported, before its node is given back."""
     track: TrackSpec = TrackSpec()
     """Where metrics go besides metrics.jsonl."""
     export: ExportSpec = ExportSpec()
     """What a finished run leaves besides the trained weights."""
-    evaluate: EvaluateSpec = EvaluateSpec()
-    """What the exported model is asked before the node is given back."""
     card: CardSpec = CardSpec()
     """What the model card says in your words."""
 

@@ -50,7 +50,7 @@ def pack(
     for key, name, nothing in (("offers", PRICES_FILE, []), ("terms", TERMS_FILE, None)):
         config[key] = json.loads((folder / name).read_bytes()) if (folder / name).exists() else nothing
     (target / "relay.json").write_text(json.dumps(config, indent=2))
-    (target / "requirements.txt").write_text(requirements())
+    (target / "requirements.txt").write_text(requirements(job))
     (target / "constraints.txt").write_text(constraints())
     for module in (relay, bucket, instance, branch, deadline):
         shutil.copy2(Path(str(module.__file__)), target / f"{module.__name__.rpartition('.')[2]}.py")

@@ -26,7 +26,8 @@ from launcher.runs.errors import BadUsage
 from trainer.run import redaction
 from trainer.run.exits import ExitCode
 from trainer.run.measures import function_of
-from trainer.run.spec import NodeJob
+from trainer.run.packages import extras_of
+from trainer.run.spec import NodeJob, TrainSpec
 
 NO_SPOT = frozenset({
     "cudo", "do", "fluidstack", "hyperbolic", "kubernetes", "lambda", "paperspace", "scp", "seeweb", "shadeform", "slurm",
@@ -143,7 +144,7 @@ def build_task(
     """The task as SkyPilot's own parser takes it. `staging` is the folder here that becomes INPUTS on the node; beside it
     lies STAGED, with the job's own files. `terms` where SkyPilot's controller has dolphin's strategy. Many parameters: all that a task is made of, as nothing is asked for here."""
     template = yaml.safe_load(template_text())
-    installed = requirements() + constraints() + job.env.get("DOLPHIN_TORCH_INDEX", "")
+    installed = requirements(job) + constraints() + job.env.get("DOLPHIN_TORCH_INDEX", "")
     venv = f"venv-{hashlib.sha256(installed.encode()).hexdigest()[:12]}"
     image = image_of(job, train)
     envs = {
@@ -240,14 +241,17 @@ def relay_config(job: JobSpec, train: NodeJob, secret_names: Sequence[str], subm
     }
 
 
-def requirements() -> str:
-    """What the trainer needs installed, as lines for pip; from dolphin's own metadata."""
+def requirements(job: TrainSpec) -> str:
+    """What the trainer needs installed for this job, as lines for pip; from dolphin's own metadata."""
     from importlib.metadata import requires
 
-    lines = [
-        line for line in requires("dolphin-launcher") or () if 'extra == "train"' in line or line.startswith("pydantic")
-    ]
-    return "\n".join(sorted(line.partition(";")[0].strip() for line in lines)) + "\n"
+    wanted = [f'extra == "{extra}"' for extra in ("train", *extras_of(job))]
+    lines = {
+        line
+        for line in requires("dolphin-launcher") or ()
+        if any(extra in line for extra in wanted) or line.startswith("pydantic")
+    }
+    return "\n".join(sorted({line.partition(";")[0].strip() for line in lines})) + "\n"
 
 
 def constraints() -> str:
