@@ -49,3 +49,17 @@ def eval_(
     from launcher.commands.evaluate import eval_command
 
     return eval_command(source, tasks, limit, base, chat_template)
+
+
+@app.command()
+def push(
+    source: Model,
+    repo: Annotated[
+        str | None, typer.Option("--repo", metavar="OWNER/NAME", help="Where to; a job's push.repo where not given.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+) -> int:
+    """Publish a finished model to the hub, and verify what is there."""
+    from launcher.commands.push import push_command
+
+    return push_command(source, repo, public)

@@ -47,7 +47,7 @@ HEADER = """\
 #   dolphin launch FILE       plan, confirm, train       dolphin schema        completion for your editor
 """
 
-SHOWN_BY_EXAMPLE = ("track.wandb", "track.mlflow", "secrets", "env", "on", "deadline", "budget", "notify")
+SHOWN_BY_EXAMPLE = ("track.wandb", "track.mlflow", "push", "secrets", "env", "on", "deadline", "budget", "notify")
 """Without a default that would say what may stand there."""
 
 

@@ -133,6 +133,8 @@ EXAMPLES: dict[str, str] = {
     "evaluate.tasks": "[leaderboard, my-task.yaml]",
     "evaluate.limit": "100",
     "evaluate.max_minutes": "60",
+    "push": "{repo: my-org/my-model}",
+    "push.repo": "my-org/my-model",
     "card.description": "'For my cooking show.'",
     "card.license": "llama3.1",
     "card.language": "[en, de]",

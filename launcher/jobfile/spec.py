@@ -179,6 +179,8 @@ def job_findings(job: JobSpec) -> list[Finding]:
             "resources.price_per_hour",
             "is of a machine of your own (local, docker); a cluster's nodes tell their price: remove it",
         )
+    if job.push is not None and "HF_TOKEN" not in job.secrets:
+        report("push", "needs a token of the hub that may write: add HF_TOKEN to `secrets`")
     for index, name in enumerate(job.secrets):
         if name in job.env:
             found.append(Finding(("secrets", index), f"{name} stands in `env` too; remove it there"))

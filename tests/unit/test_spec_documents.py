@@ -143,6 +143,7 @@ def test_the_starting_file_loads_and_shows_every_setting(tmp_path: Path, capsys:
         "validation.",
         "stop.",
         "keep_best.",
+        "push.",
     )  # groups that are shown on one line
     for key in all_keys(JobSpec):
         if not any(part in f"{key}." and f"{key}.".partition(part)[2] for part in hidden):

@@ -265,6 +265,21 @@ def test_online_tracking_without_its_key_is_found_before_the_launch(folder: Path
     assert load_job(folder / "job.yaml").secrets == ("WANDB_API_KEY",)
 
 
+def test_what_is_asked_of_the_model_is_known_to_fail_before_anything_is_paid(folder: Path) -> None:
+    body = GOOD.replace("train:", "train:\n  adapter: {type: lora}")
+    told = "\n".join(
+        complaints(folder, body + "push: {repo: my-org/x}\nexport: {gguf: [f16]}\nevaluate: {tasks: [gsm8k]}\n")
+    )
+    assert "push: needs a token of the hub that may write: add HF_TOKEN to `secrets`" in told
+    assert "export.gguf: needs a whole model, and train.adapter leaves an adapter" in told
+    assert "evaluate.tasks: need a whole model" in told
+    (told,) = complaints(folder, GOOD + "evaluate: {tasks: [gone.yaml, gsm8k]}\n")
+    assert "evaluate.tasks[0]: no such file: gone.yaml" in told
+    (folder / "mine.yaml").write_text("task: mine\n")
+    (folder / "job.yaml").write_text(GOOD + "evaluate: {tasks: [mine.yaml, gsm8k]}\n")
+    assert load_job(folder / "job.yaml").evaluate.tasks == (str(folder / "mine.yaml"), "gsm8k")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

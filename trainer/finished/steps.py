@@ -44,6 +44,8 @@ def steps_of(job: NodeJob) -> Iterator[tuple[str, Step]]:
         yield "evaluation", partial(evaluate, job)
     if job.spec.export.gguf:
         yield "gguf", partial(write_gguf, job)
+    if job.spec.push is not None:
+        yield "push", partial(push, job)
 
 
 def evaluate(job: NodeJob) -> str:
@@ -58,6 +60,13 @@ def write_gguf(job: NodeJob) -> str:
     files = convert.write(RunDir(job.run_dir).model, job.spec.export.gguf, job.spec.name, partial(print, flush=True))
     lacking = len(job.spec.export.gguf) - len(files)
     return ", ".join(path.name for path in files) + (f"; {lacking} kinds not written, see the log" if lacking else "")
+
+
+def push(job: NodeJob) -> str:
+    from trainer.export import hub
+
+    assert job.spec.push is not None
+    return hub.push(RunDir(job.run_dir).model, job.spec.push.repo, job.spec.push.private, partial(print, flush=True))
 
 
 if __name__ == "__main__":

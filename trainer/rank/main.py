@@ -45,7 +45,7 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     from trainer.data.tokenizer import load_tokenizer
     from trainer.engine import determinism, eva, out_of_memory
     from trainer.engine.engine import Engine, initialize_distributed
-    from trainer.export import adapter_folder, card, model_folder, weights
+    from trainer.export import adapter_folder, card, hub, model_folder, weights
     from trainer.export.telling import guarded
     from trainer.model import adapter as adapters
     from trainer.model import build, freeze
@@ -70,6 +70,8 @@ def work(job: NodeJob, attempt: int, hand: Rank) -> None:
     enter(Phase.LOADING_MODEL)
     if is_first:
         probe_store(job, is_first=attempt == 1)
+        if job.spec.push is not None:  # a token that may not write is told now, not after days of training
+            hub.open_repo(job.spec.push.repo, job.spec.push.private)
     with out_of_memory.explained(job, lambda: 0):
         rank, world_size, device = initialize_distributed(job.device, hand.give_up)
     hand.heartbeat.alive()

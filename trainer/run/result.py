@@ -12,7 +12,7 @@ from typing import Any
 from trainer.run.spec import TrainSpec
 
 RESULT_NEUTRAL = {
-    "name", "track", "checkpoint", "export", "card", "evaluate",
+    "name", "track", "checkpoint", "export", "card", "evaluate", "push",
     "data.workers", "train.log_every", "train.evaluate_every", "train.evaluate_at_start", "train.stop", "train.zero",
     "train.offload",
     "train.loss_chunk", "train.micro_batch", "train.accumulation", "train.gradient_checkpointing", "train.deterministic",

@@ -22,6 +22,7 @@ from trainer.run.settings.data import DataSpec
 from trainer.run.settings.evaluate import EvaluateSpec
 from trainer.run.settings.export import ExportSpec
 from trainer.run.settings.model import ModelSpec
+from trainer.run.settings.push import PushSpec
 from trainer.run.settings.track import TrackSpec
 from trainer.run.settings.train import OptimizerSettings
 from trainer.run.work import Work
@@ -44,13 +45,15 @@ class TrainSpec(SpecModel):
     """Where metrics go besides metrics.jsonl."""
     export: ExportSpec = ExportSpec()
     """What a finished run leaves besides the trained weights."""
+    push: PushSpec | None = None
+    """Where the finished model is published; nowhere where not given."""
     card: CardSpec = CardSpec()
     """What the model card says in your words."""
 
 
 def has_more_to_do(spec: TrainSpec) -> bool:
     """Whether the job asks for anything once its model is there."""
-    return bool(spec.export.gguf or spec.evaluate.tasks)
+    return bool(spec.export.gguf or spec.evaluate.tasks or spec.push)
 
 
 class NodeJob(SpecModel):
