@@ -19,7 +19,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= train,lora,quantised,gguf,eval,docker,track,report,watch,dev
+EXTRAS ?= train,lora,quantised,gguf,eval,serve,docker,track,report,watch,dev
 TORCH_INDEX ?=
 GPU_ARGS ?=
 TESTS ?= tests/unit tests/contract tests/process tests/lab tests/gpu

@@ -63,3 +63,24 @@ def push(
     from launcher.commands.push import push_command
 
     return push_command(source, repo, public)
+
+
+@app.command()
+def chat(
+    source: Model,
+    system: Annotated[str, typer.Option("--system", metavar="TEXT", help="The system message.")] = "",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of an answer at most.")] = 512,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
+) -> int:
+    """Speak with a finished model in the terminal."""
+    from launcher.commands.talk import chat_command
+
+    return chat_command(source, system, max_new_tokens, greedy)
+
+
+@app.command()
+def serve(source: Model, port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8000) -> int:
+    """Serve a finished model by OpenAI's API, to this machine alone."""
+    from launcher.commands.talk import serve_command
+
+    return serve_command(source, port)

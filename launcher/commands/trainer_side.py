@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 
 from launcher.runs.errors import BadUsage, LauncherError
@@ -21,9 +22,15 @@ def require(command: str, *packages: str, extras: str) -> None:
 
 
 def run(module: str, *arguments: str, failed: str) -> None:
-    """Run `module` with this terminal. Raises BadUsage or LauncherError with `failed` where it says, on standard error, that it
-    could not be done."""
-    done = subprocess.run(python.command(module, *arguments), env=python.environment(dict(os.environ)), check=False)
+    """Run `module` with this terminal; an interrupt is the module's to answer. Raises BadUsage or LauncherError with `failed` where
+    it says, on standard error, that it could not be done, and KeyboardInterrupt where the interrupt ended it."""
+    before = signal.signal(signal.SIGINT, lambda number, frame: None)  # a handler is not handed on to what is started
+    try:
+        done = subprocess.run(python.command(module, *arguments), env=python.environment(dict(os.environ)), check=False)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if done.returncode == -signal.SIGINT:
+        raise KeyboardInterrupt
     if done.returncode == ExitCode.BAD_INPUT:
         raise BadUsage(f"{failed}; the reason is above")
     if done.returncode:
