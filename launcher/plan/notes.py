@@ -50,6 +50,24 @@ def notes_of(subject: Subject, steps: Steps, machine: Machine, rows: Sequence[Ro
         )
     if machine.accelerator is not None and machine.step_s is None:
         notes.append(f"{machine.accelerator} is not in the table of cards: no hours and no price of a run")
+    after = [
+        name
+        for name, is_asked in (
+            ("evaluate.tasks", bool(job.evaluate.tasks)),
+            ("export.gguf", bool(job.export.gguf)),
+            ("push", job.push is not None),
+        )
+        if is_asked
+    ]
+    if after:
+        limit = (
+            f", evaluations {job.evaluate.max_minutes:g} minutes at most"
+            if job.evaluate.tasks and job.evaluate.max_minutes
+            else ""
+        )
+        notes.append(
+            f"{' and '.join(after)} come after training, on the same node: their time is not in the hours{limit}"
+        )
     if rows:
         told = spot_notice.note(rows[0].offer, job, subject.checkpoint_bytes, machine.save_interval_s)
         notes += [told] if told is not None else []

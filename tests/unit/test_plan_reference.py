@@ -173,6 +173,14 @@ def test_a_plan_with_an_optimizer_on_the_host_says_what_that_costs() -> None:
     assert not any("offload" in note for note in without.notes)
 
 
+def test_a_plan_says_that_what_follows_the_training_is_paid_besides() -> None:
+    asked = job_of("evaluate.tasks=[gsm8k]", "evaluate.max_minutes=30", "export.gguf=[f16]")
+    (told,) = [note for note in plan_for(asked, [SPOT]).notes if "come after training" in note]
+    assert told.startswith("evaluate.tasks and export.gguf come after training, on the same node")
+    assert "evaluations 30 minutes at most" in told
+    assert not any("come after training" in note for note in plan_for(job_of(), [SPOT]).notes)
+
+
 def test_a_node_with_too_little_memory_of_its_own_is_not_possible() -> None:
     small, large = (dataclasses.replace(SPOT, infra=f"aws/{gib}", host_memory_gib=gib) for gib in (64.0, 1536.0))
     unknown = dataclasses.replace(SPOT, infra="aws/unknown")
