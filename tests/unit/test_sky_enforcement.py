@@ -20,6 +20,7 @@ from launcher.backends.sky.deadline.names import KEY, PLUGIN, STRATEGY, VERSION
 from launcher.backends.sky.enforcement import LOCAL_CLASS, REMOTE_CLASS, deadline_is_enforced, set_up, with_plugin
 from launcher.backends.sky.task import Place, build_task, places_of
 from launcher.backends.sky.terms import PREEMPTIBLE, TICK, progress_at, terms_of, work_s
+from launcher.plan.make import START_S
 from launcher.runs.errors import BackendError, BadUsage
 from tests.unit.test_sky_task import job_of, train_of
 
@@ -107,6 +108,9 @@ def test_a_server_is_believed_about_its_own_plugins_and_no_file_is(server: Simpl
     assert "sky api stop" in str(deadline_is_enforced())  # of another dolphin
     server.plugins = [{"name": PLUGIN, "version": VERSION}]
     assert deadline_is_enforced() is None
+    (Path.home() / ".sky/plugins.yaml").rename(Path.home() / "away")
+    assert "doctor --fix" in str(deadline_is_enforced())  # what the server starts next would lack it
+    (Path.home() / "away").rename(Path.home() / ".sky/plugins.yaml")
     server.refuses = True
     assert "does not say" in str(deadline_is_enforced())
 
@@ -157,7 +161,7 @@ def test_the_terms_of_a_job_are_what_its_strategy_reads(tmp_path: Path) -> None:
     assert (terms["deadline"], terms["budget"], terms["work_s"], terms["tick_s"]) == (
         1796148000.0,
         450.0,
-        72_000.0,
+        71_400.0,
         30.0,
     )
     assert terms["progress"] == f"{train.store}/run/progress.json"
@@ -186,8 +190,8 @@ def test_seconds_that_are_none_are_refused() -> None:
 def test_work_is_that_of_a_machine_that_nobody_takes_away() -> None:
     row = {"is_possible": True, "hours": {"mean": 30.0, "p10": 20.0}, "offer": {"spot": True}}
     steady = {"is_possible": True, "hours": {"mean": 25.0, "p10": 25.0}, "offer": {"spot": False}}
-    assert work_s({"rows": [row, steady]}) == 25 * 3600
-    assert work_s({"rows": [row]}) == 20 * 3600
+    assert work_s({"rows": [row, steady]}) == 25 * 3600 - START_S
+    assert work_s({"rows": [row]}) == 20 * 3600 - START_S
     assert work_s({"rows": [{**row, "is_possible": False}]}) is None
     assert work_s({}) is None
 

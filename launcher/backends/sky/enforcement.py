@@ -35,18 +35,16 @@ TIMEOUT_S = 3.0
 
 def deadline_is_enforced() -> str | None:
     """None where the jobs controller has the strategy; else why not and what to do, in a line."""
-    address = endpoint()
+    address, is_here = endpoint(), is_server_here()
+    if is_here and not _is_configured():  # its later processes would lack it, whatever the server has loaded
+        return f"SkyPilot lacks dolphin's plugin: {FIX}"
     loaded = _loaded(address)
     if loaded is None:
         return f"the API server at {address} does not say which plugins it has"
+    if not loaded and not is_here:
+        return f"the API server at {address} lacks dolphin's plugin; who runs it finds the way in docs/clouds.md"
     if not loaded:
-        if not is_server_here():
-            return f"the API server at {address} lacks dolphin's plugin; who runs it finds the way in docs/deadlines.md"
-        return (
-            f"SkyPilot's API server has yet to load dolphin's plugin: {RESTART}"
-            if _is_configured()
-            else f"SkyPilot lacks dolphin's plugin: {FIX}"
-        )
+        return f"SkyPilot's API server has yet to load dolphin's plugin: {RESTART}"
     if is_consolidated() is False and not _controller_gets_it():
         return f"SkyPilot's jobs controller, a VM of its own, would lack dolphin's plugin: {FIX}"
     return None
@@ -148,7 +146,7 @@ def _loaded(address: str) -> bool | None:
     except urllib.error.HTTPError:
         return None
     except OSError:
-        return _is_configured() if is_server_here() else None
+        return True if is_server_here() else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -55,23 +55,25 @@ def terms_of(
 
 
 def progress_at(job: JobSpec, train: NodeJob, places: Sequence[Place]) -> str:
-    """Where the jobs controller finds progress.json."""
+    """Where the jobs controller finds progress.json: in the bucket, over the login node of a cluster that has the store's folder, or
+    in that folder."""
     if folder_store(job) is None:
         return f"{train.store.rstrip('/')}/run/{FILE}"
     path = f"{train.run_dir}/{FILE}"
-    clusters = {
+    clusters = [
         place.infra.split("/")[1] for place in places if place.infra and place.cloud == "slurm" and "/" in place.infra
-    }
-    return f"{SLURM}{clusters.pop()}:{path}" if len(clusters) == 1 else path
+    ]
+    return f"{SLURM}{clusters[0]}:{path}" if clusters else path
 
 
 def work_s(plan: Mapping[str, Any]) -> float | None:
-    """Of the cheapest place where nobody takes the machine away; where every place is spot, of its luckiest tenth."""
+    """Of the cheapest place where nobody takes the machine away; where every place is spot, of its luckiest tenth. Without
+    the start that a plan counts with it."""
     rows = [row for row in plan.get("rows") or () if row.get("is_possible") and row.get("hours")]
     steady = [row["hours"]["mean"] for row in rows if not row["offer"].get("spot")]
     lucky = [row["hours"]["p10"] for row in rows]
     found = [hours for hours in steady or lucky if hours is not None]
-    return found[0] * 3600 if found else None
+    return max(0.0, found[0] * 3600 - RESTART_S) if found else None
 
 
 def _seconds(job: JobSpec, name: str, default: float) -> float:
