@@ -102,7 +102,7 @@ def test_a_spot_machine_is_kept_while_a_start_on_demand_fits(tmp_path: Path, mon
     assert node.stop is None  # slack keeps while it steps
     node.look(node.now + 30)  # a step that takes longer
     assert node.stop is not None
-    assert node.stop.startswith("deadline: ")
+    assert node.stop.startswith("node given back: the deadline leaves ")
     assert node.progress["left"] == node.stop.strip()
 
 
@@ -138,7 +138,7 @@ def test_a_machine_on_demand_is_given_back_at_its_time_and_only_with_slack_for_a
     assert node.stop is None
     while node.now < 9020:
         node.train(node.watch.known["reached"] + 1, node.watch.known["reached"] + 1)
-    assert str(node.stop).startswith("spot: ")
+    assert str(node.stop).startswith("node given back: spot ")
     (tmp_path / "STOP").unlink()
     for name in (PROGRESS, "events.jsonl", "metrics.jsonl"):
         (tmp_path / name).unlink()

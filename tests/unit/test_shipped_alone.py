@@ -79,6 +79,7 @@ def test_a_nodes_progress_is_told_and_read_by_the_same_names() -> None:
     assert events == (deadline.PLAN, deadline.SAVED, deadline.RESUMED, deadline.PHASE)
     assert deadline.PREPARING == Phase.PREPARING_DATA
     assert deadline.LONGER_STARTS == LONGER_STARTS
+    assert f"({deadline.GIVEN_BACK}" in Path(str(relay.__file__)).read_text()
 
 
 def test_a_bucket_holds_everything_that_a_run_is_read_and_resumed_from() -> None:

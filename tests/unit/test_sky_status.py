@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.backends.sky.deadline.names import SPENT
 from launcher.backends.sky.status import (
     CLUSTER_JOB_STATES,
     MANAGED_JOB_STATES,
@@ -59,3 +60,11 @@ def test_an_unknown_price_is_said_to_be_unknown() -> None:
     nodes = [{"time": 100.0}]
     attempts = node_attempts(nodes, [], state=RunState.RUNNING, now=200.0, ended_at=None, price_usd_per_hour=None)
     assert price_of(attempts, 200.0) is None
+
+
+def test_a_job_that_the_strategy_ended_for_want_of_money_did_not_lack_a_machine() -> None:
+    assert RunState.BUDGET_REACHED == SPENT
+    reason = "[sky.exceptions.ManagedJobReachedMaxRetriesError] budget reached: $19.90 of $20.00; `dolphin resume --set budget=...` goes on"
+    state, detail, _ = settled(RunState.NO_CAPACITY, {"exit_code": 75}, reason)
+    assert (state, detail.partition(";")[0]) == (RunState.BUDGET_REACHED, "budget reached: $19.90 of $20.00")
+    assert settled(RunState.NO_CAPACITY, {}, "Resources unavailable")[0] is RunState.NO_CAPACITY

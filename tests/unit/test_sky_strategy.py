@@ -221,7 +221,7 @@ def test_a_spot_machine_that_never_comes_up_is_given_up_with_the_slack(
 def test_a_node_that_gave_the_run_back_did_not_lose_its_zone(cloud: Callable[..., Cloud], tmp_path: Path) -> None:
     its = cloud(deadline=60 * HOUR)
     its.launch(A)
-    write(tmp_path, step=500, left="spot: machines are likely to be had again")
+    write(tmp_path, step=500, left="node given back: spot machines are likely to be had again")
     assert its.executor.should_restart_on_failure([75])
     its.recover(A, after_h=3)
     assert its.executor._live.seen.num_ends == 0

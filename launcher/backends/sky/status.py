@@ -62,9 +62,12 @@ def cluster_job_state(name: str) -> RunState:
 def settled(state: RunState, outcome: Mapping[str, Any], reason: str | None) -> tuple[RunState, str, int | None]:
     """SkyPilot's state with what the trainer said at its end: state, detail and exit code.
 
-    SkyPilot knows FAILED alone; whether the data was bad, the trainer says. A trainer that says 0 while SkyPilot says
+    SkyPilot knows FAILED alone; whether the data was bad, the trainer says. A job that dolphin's strategy ended for want of money is
+    one that got no machine to SkyPilot. A trainer that says 0 while SkyPilot says
     FAILED is not believed."""
     code = outcome.get("exit_code")
+    if state is RunState.NO_CAPACITY and (at := (reason or "").find(RunState.BUDGET_REACHED)) >= 0:
+        return RunState.BUDGET_REACHED, _first_line((reason or "")[at:]), None
     if state is RunState.SUCCEEDED and code is None:
         return (
             RunState.LOST,

@@ -17,7 +17,7 @@ from sky.jobs import recovery_strategy
 from sky.utils import registry
 
 from launcher.backends.sky.deadline import progress
-from launcher.backends.sky.deadline.names import KEY, MACHINE, STRATEGY
+from launcher.backends.sky.deadline.names import KEY, MACHINE, SPENT, STRATEGY
 from launcher.runs.policy.live import Live, Progress, Terms
 from launcher.runs.policy.situation import Choice, Market
 from sky import exceptions, global_user_state
@@ -26,7 +26,6 @@ MAX_ZONES = 12
 GAP_S = 60.0
 """Between attempts where nothing is to be had and nothing can be waited for."""
 LONGEST_TRY_S = 3600.0
-SPENT = "budget reached"
 logger = logging.getLogger("sky.dolphin.deadline")
 
 

@@ -17,6 +17,8 @@ PROGRESS, SPENT, EVENTS, METRICS, STOP = "progress.json", "spent.json", "events.
 MACHINE = "DOLPHIN_MACHINE"
 SPOT, ON_DEMAND = "spot", "on demand"
 PLAN, SAVED, RESUMED, PHASE, PREPARING = "plan", "checkpoint_saved", "resumed", "phase", "preparing data"
+GIVEN_BACK = "node given back"
+"""How the reason of such a stop begins."""
 LOOK_EVERY_S = 5.0
 WRITE_EVERY_S = 30.0
 LONGER_STARTS = 2.0
@@ -90,9 +92,11 @@ class Watch:
             return None
         above = slack - self.reserve_s()
         if market == SPOT and above < (0.0 if self._first else self.terms["tick_s"]):
-            return f"deadline: {max(0.0, slack):.0f} s of slack left, which a start on demand may take"
+            return (
+                f"{GIVEN_BACK}: the deadline leaves {max(0.0, slack):.0f} s to lose, which a start on demand may take"
+            )
         if market == ON_DEMAND and leave_at is not None and now >= leave_at and above >= self._vain_try_s():
-            return "spot: machines are likely to be had again, for less"
+            return GIVEN_BACK + ": spot machines are likely to be had again, for less"
         return None
 
     def _learn(self) -> None:

@@ -317,7 +317,7 @@ class Relay:
     def _what_happened(self) -> str:
         """How the start before this one ended: what SkyPilot starts again by itself was on a node that was taken away; what
         a person did, as its own last words have it."""
-        if self._past_submission == self.config.get("submission"):
+        if self._past_submission == self.config.get("submission") and "(node given back" not in str(self._past_end):
             return f"node reclaimed at step {self._past_step}"
         end = self._past_end or "cut off without a word (cancelled, or its node is gone)"
         return f"{end} at step {self._past_step}"
