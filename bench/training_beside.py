@@ -1,8 +1,9 @@
 """What the steps of a run of training.py are held against: `bench/training_beside.py RUN floor | plain | trl`, prints JSON.
 
 On the batches of that run, with as many threads: `floor` computes its matrix products alone (forward, gradient of the input, gradient
-of the weight; the head where there is a label), and beside it its attention alone; `plain` is a loop of transformers with torch's
-fused AdamW; `trl` is SFTTrainer, padding-free (needs trl and accelerate).
+of the weight, where there is one; the head where there is a label), and beside it its attention alone; `plain` is a loop of
+transformers with torch's fused AdamW, over peft's layers where the job has an adapter; `trl` is SFTTrainer, padding-free, with the
+same peft settings (needs trl and accelerate).
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from trainer.data.batch import Batch, Share
 from trainer.data.plan import DataPlan
+from trainer.model import adapter as adapters
+from trainer.run.settings.adapter import AdapterSpec
 from trainer.run.spec import NodeJob
 
 
@@ -40,20 +44,56 @@ class Clock:
         return {f"{name}_s": round(self.wall, 2), f"{name}_cpu_s": round(self.cpu, 2)}
 
 
+class Product(NamedTuple):
+    """A linear layer as it is called in a step."""
+
+    shape: tuple[int, int]
+    is_head: bool
+    is_input_trained: bool
+    """Its input gets a gradient, which a frozen beginning of the model does not need."""
+    is_trained: bool
+
+
+def model_of(job: NodeJob) -> Any:
+    """The base in fp32, with the job's adapters where it has some (peft makes them, of the same settings everywhere)."""
+    model = AutoModelForCausalLM.from_pretrained(job.spec.model.base, dtype=torch.float32).train()
+    if job.spec.train.adapter is not None:
+        adapters.inject(model, job.spec.train.adapter, (), job.spec.train.seed)
+    return model
+
+
+def products_of(model: Any) -> list[Product]:
+    """Asked of the model itself, by a call with four tokens."""
+    found: list[Product] = []
+    head = model.get_output_embeddings()
+
+    def note(part: nn.Linear, inputs: tuple[torch.Tensor, ...], _output: object) -> None:
+        width, height = part.weight.shape
+        found.append(Product((width, height), part is head, inputs[0].requires_grad, part.weight.requires_grad))
+
+    hooks = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, nn.Linear)]
+    model(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
 def floor(job: NodeJob, batches: list[Batch]) -> dict[str, float]:
     """Every matrix product of the steps and nothing else; then attention, one conversation at a time, and nothing else."""
-    config = AutoConfig.from_pretrained(job.spec.model.base)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    shapes = [tuple(part.weight.shape) for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-    head = model.get_output_embeddings().weight.shape
+    model = model_of(job)
+    found, config = products_of(model), model.config
     products, attention = Clock(), Clock()
-    places = {shape: torch.randn(shape) for shape in {*shapes, tuple(head)}}
+    places = {product.shape: torch.randn(product.shape) for product in found}
     heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
 
-    def multiply(rows: int, shape: tuple[int, ...]) -> None:
+    def multiply(rows: int, product: Product) -> None:
+        shape = product.shape
         weight, inputs, gradient = places[shape], given[rows, shape[1]], given[rows, shape[0]]
-        products.run(lambda: (inputs @ weight.t(), gradient @ weight, gradient.t() @ inputs))
+        products.run(lambda: inputs @ weight.t())
+        if product.is_input_trained:
+            products.run(lambda: gradient @ weight)
+        if product.is_trained:
+            products.run(lambda: gradient.t() @ inputs)
 
     def attend(length: int) -> None:
         q = torch.randn(1, heads, length, size, requires_grad=True)
@@ -67,8 +107,8 @@ def floor(job: NodeJob, batches: list[Batch]) -> dict[str, float]:
         given = {(rows, width): torch.randn(rows, width) for rows in counts for width in widths}
         if batch is batches[0]:
             products.wall = products.cpu = attention.wall = attention.cpu = 0.0
-        for shape in shapes:
-            multiply(len(batch.labelled_N) if shape == tuple(head) else batch.ids_BT.numel(), shape)
+        for product in found:
+            multiply(len(batch.labelled_N) if product.is_head else batch.ids_BT.numel(), product)
         for first, last in pairwise(batch.cu_seqlens.tolist()):
             for _ in range(config.num_hidden_layers):
                 attend(last - first)
@@ -77,8 +117,9 @@ def floor(job: NodeJob, batches: list[Batch]) -> dict[str, float]:
 
 def plain(job: NodeJob, batches: list[Batch]) -> dict[str, float]:
     """transformers' own forward and loss, its mask from positions, one optimizer step a batch."""
-    model = AutoModelForCausalLM.from_pretrained(job.spec.model.base, dtype=torch.float32).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=job.spec.train.learning_rate, fused=True, weight_decay=0.0)
+    model = model_of(job)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=job.spec.train.learning_rate, fused=True, weight_decay=0.0)
     clock = Clock()
 
     def step(batch: Batch) -> None:
@@ -88,7 +129,7 @@ def plain(job: NodeJob, batches: list[Batch]) -> dict[str, float]:
         ).logits
         loss = F.cross_entropy(logits.flatten(0, 1), batch.labels_BT.flatten(), ignore_index=-100, reduction="sum")
         (loss / weight).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -134,9 +175,21 @@ def trl(job: NodeJob, batches: list[Batch]) -> dict[str, float]:
         SFTTrainer(
             AutoModelForCausalLM.from_pretrained(job.spec.model.base, dtype=torch.float32), settings,
             train_dataset=Dataset.from_list(rows), callbacks=[Timed()],
-            processing_class=AutoTokenizer.from_pretrained(job.spec.model.base),
+            processing_class=AutoTokenizer.from_pretrained(job.spec.model.base), peft_config=lora_of(job.spec.train.adapter),
         ).train()  # fmt: skip
     return {"trl_s": round(clock["wall"], 2), "trl_cpu_s": round(clock["cpu"], 2)}
+
+
+def lora_of(adapter: AdapterSpec | None) -> Any:
+    """The job's adapter as peft's own settings."""
+    from peft import LoraConfig
+
+    if adapter is None:
+        return None
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, bias="none",
+        target_modules=adapter.target,
+    )  # fmt: skip
 
 
 def _lengths(batch: Batch, row: int) -> list[int]:
