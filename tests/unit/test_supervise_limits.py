@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from trainer.run.exits import EndKind
 from trainer.run.limits import MARGIN, MARGIN_S, Limits
@@ -17,6 +19,8 @@ from trainer.supervise.outcome import Ended, PastEvents, write_outcome
 
 HOUR = 3600.0
 BEGAN = 1_000_000.0
+STEP_S = 60.0
+"""As planned."""
 
 
 class Clock:
@@ -34,7 +38,7 @@ class Node:
         self.run, self.clock, self.warned = RunDir(path), Clock(), list[dict[str, Any]]()
         self.clock.now = began
         self.event("attempt_started", began=began)
-        self.watch = Watch(limits, PastEvents(self.run), self.warn, self.clock)
+        self.watch = Watch(limits, PastEvents(self.run), self.warn, STEP_S, self.clock)
 
     def event(self, event: str, **fields: Any) -> None:
         append_line(self.run.events, {"time": self.clock.now, "event": event, "attempt": 1, **fields})
@@ -107,6 +111,38 @@ def test_true_prices_of_nodes_the_controller_and_what_leaves_the_region_are_coun
     bill = paid(run, limits, BEGAN + 5 * HOUR)
     assert bill.hours == pytest.approx(2 + 1)
     assert bill.usd == pytest.approx(2 * 3.0 + 1 * 8.0 + 5 * 0.2 + 0.5)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    step_s=st.floats(1.0, STEP_S),
+    ending_s=st.tuples(st.floats(0.0, 60.0), st.floats(0.0, 120.0)),
+    slower=st.floats(0.5, 1.5),
+    usd_per_hour=st.floats(0.5, 100.0),
+    room_h=st.floats(0.12, 0.4),
+)
+def test_neither_is_ever_exceeded_whatever_a_run_is_like(
+    tmp_path_factory: pytest.TempPathFactory, step_s: float, ending_s: tuple[float, float], slower: float,
+    usd_per_hour: float, room_h: float,
+) -> None:  # fmt: skip
+    """Saves and exports that take up to half as long again as planned, and a request that falls just behind a step's beginning."""
+    budget = usd_per_hour * room_h
+    save_s, export_s = ending_s
+    limits = {
+        "time": Limits(deadline_at=BEGAN + room_h * HOUR, save_s=save_s, export_s=export_s),
+        "money": Limits(budget_usd=budget, price_usd_per_hour=usd_per_hour, save_s=save_s, export_s=export_s),
+    }
+    for of, limit in limits.items():
+        node = Node(tmp_path_factory.mktemp(of), limit)
+        node.event("plan", total_steps=1_000_000)
+        request = None
+        while request is None:
+            request = node.watch.look(int((node.clock.now - BEGAN) / step_s))
+            node.clock.now += LOOK_EVERY_S
+        ended = node.clock.now + step_s + slower * (save_s + export_s)
+        assert ended <= BEGAN + max(room_h * HOUR, 1.5 * (save_s + export_s) + STEP_S + 20.0)
+        used = (ended - BEGAN) / (room_h * HOUR)
+        assert used > 0.4 or room_h * HOUR < 2 * (MARGIN * (save_s + export_s) + STEP_S + MARGIN_S), "it ends late, too"
 
 
 def test_a_machine_that_was_found_too_late_still_exports_what_is_saved(tmp_path: Path) -> None:

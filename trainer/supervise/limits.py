@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from trainer.run.exits import EndKind
 from trainer.run.limits import Limits
 from trainer.run.paid import HOUR, machines_of, paid
-from trainer.run.run_folder import SPENT_FILE, EventKind, write_atomic
+from trainer.run.run_folder import SPENT_FILE, EventKind
 from trainer.supervise.outcome import PastEvents
 from trainer.supervise.stop_flag import StopRequest
 
@@ -35,7 +36,16 @@ Warn = Callable[..., None]
 class Watch:
     """Of one start of the trainer, which began at `began` (seconds since the epoch)."""
 
-    def __init__(self, limits: Limits, past: PastEvents, warn: Warn, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        past: PastEvents,
+        warn: Warn,
+        planned_step_s: float | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`planned_step_s` stands for a step until a pace was measured."""
+        self._planned_step_s = planned_step_s or 0.0
         self._limits, self._past, self._warn, self._clock = limits, past, warn, clock
         machines = machines_of(past.run_dir, limits.price_usd_per_hour)
         self._price = machines[-1].price_usd_per_hour if machines else limits.price_usd_per_hour
@@ -68,12 +78,10 @@ class Watch:
         measured_s = self._past.last_save_seconds() or 0.0
         whole_s = max(self._limits.save_s, measured_s) + self._limits.export_s
         step_s, total = self._step_s(), self._past.last(EventKind.PLAN, "total_steps")
-        ending_s = self._limits.ending_s(measured_s) + (step_s or 0.0)
+        ending_s = self._limits.ending_s(measured_s) + (self._planned_step_s if step_s is None else step_s)
         rest_s = None if step_s is None or not isinstance(total, int) else max(0, total - step) * step_s + whole_s
         spent = self._spent(now)
-        with contextlib.suppress(OSError):
-            told = json.dumps({"time": now, "usd": spent, "step_s": step_s})
-            write_atomic(self._past.run_dir.path / SPENT_FILE, told)
+        self._write({"time": now, "usd": spent, "step_s": step_s})
         return self._deadline(now, ending_s, rest_s) or self._budget(spent, ending_s, rest_s)
 
     def _step_s(self) -> float | None:
@@ -122,6 +130,14 @@ class Watch:
             projected = "" if rest_s is None else f"; ${with_end(rest_s):,.2f} in all as it goes"
             self._tell("budget", budget, f"${spent:,.2f} of ${budget:,.2f} are spent{projected}")
         return None
+
+    def _write(self, told: dict[str, float | None]) -> None:
+        """Whole or not at all, but not flushed to the disk: it is written anew in a moment."""
+        path = self._past.run_dir.path / SPENT_FILE
+        with contextlib.suppress(OSError):
+            temporary = path.with_name(f".{SPENT_FILE}")
+            temporary.write_text(json.dumps(told))
+            os.replace(temporary, path)
 
     def _num_saves(self) -> int:
         return sum(event.get("event") == EventKind.CHECKPOINT_SAVED for event in self._past.run_dir.read_events())

@@ -326,7 +326,7 @@ class Supervisor:
         if self._nodes.rank != 0:
             return None
         if self._watch is None:  # once this start is among the records
-            self._watch = limits.Watch(self._job.limits, self._past, self._warn_of_limit)
+            self._watch = limits.Watch(self._job.limits, self._past, self._warn_of_limit, self._job.step_seconds)
         return self._watch.look(step)
 
     def _warn_of_limit(self, **fields: object) -> None:
