@@ -77,6 +77,8 @@ def test_a_run_over_two_machines_is_told_once_each(tmp_path: Path, server: HookS
     assert [one["event"] for one in told] == ["started", "preempted", "recovered", "ended"]
     assert told[1]["text"].startswith("tiny-1: preempted, saved at step 4 of 9 (spot notice)")
     assert told[2]["text"].startswith("tiny-1: goes on from step 4 of 9")
+    assert told[0]["text"].startswith("tiny-1: started on 2 CPU ranks")
+    assert told[3]["text"].endswith(" in all)")
     assert told[3]["paid_usd"] > 0
     assert all(server.url not in line for line in (tmp_path / "events.jsonl").read_text().splitlines())
 

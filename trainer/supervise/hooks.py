@@ -90,7 +90,10 @@ class Story:
             return None
         self._began, self._is_open = began, True
         if was_first:
-            return "started", f"started on {nproc} {'GPUs' if device == 'cuda' else 'CPU ranks'}"
+            return (
+                "started",
+                f"started on {nproc} {'GPU' if device == 'cuda' else 'CPU rank'}{'' if nproc == 1 else 's'}",
+            )
         return ("preempted", "lost its machine without a word; starts again") if was_open else None
 
     def _finished(self, code: object, reason: object) -> tuple[str, str] | None:
@@ -209,7 +212,7 @@ class _Hook:
 
     def _fields(self, message: Message) -> dict[str, Any]:
         usd = paid(self.past.run_dir, self.job.limits, time.time()).usd
-        cost = f" (${usd:,.2f} so far)" if usd else ""
+        cost = f" (${usd:,.2f} {'in all' if message.kind == 'ended' else 'so far'})" if usd else ""
         return {
             "run": self.job.run_id,
             "name": self.job.spec.name,
