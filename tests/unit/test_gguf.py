@@ -141,6 +141,9 @@ def test_a_file_that_does_not_read_as_the_model_is_refused(tmp_path: Path, monke
     folder = folder_of("qwen3", tmp_path / "model", **FAMILIES["qwen3"])
     (path,) = convert.write(folder, ("f16",), "tiny", print)
     source = convert.Source.read(folder)
+    convert.write(folder, ("q8_0",), "tiny", print)
+    convert.write(folder, ("bf16",), "tiny", print)
+    assert "FROM ./tiny-q8_0.gguf" in (folder / "gguf" / "Modelfile").read_text(), "the smallest that is there"
     read_back.check(source, path, "f16")
     content = bytearray(path.read_bytes())
     content[-4:] = b"\x00\x40\x00\x40"

@@ -111,7 +111,7 @@ def write(folder: Path, kinds: tuple[str, ...], name: str, say: Callable[[str], 
     quantised = [kind for kind in wanted if kind in QUANTISED_KINDS]
     if quantised:
         written |= _quantise(source, quantised, written.get("f16"), target / name, say)
-    smallest = min(written.values(), key=lambda path: path.stat().st_size, default=None)
+    smallest = min(target.glob("[!.]*.gguf"), key=lambda path: path.stat().st_size, default=None)
     if smallest is not None:
         text, has_template = modelfile.of(source.tokens, smallest.name, source.folder)
         (target / "Modelfile").write_text(text, encoding="utf-8")
