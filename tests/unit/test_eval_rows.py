@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.finished.harness import rows_of
+from trainer.finished.harness import _first_line, rows_of
 
 
 def said(value: float, limit: int | None = None) -> dict:
@@ -38,3 +38,9 @@ def test_a_base_that_was_asked_fewer_questions_is_not_compared() -> None:
     rows = rows_of({"board": {"tuned": said(0.5), "base": said(0.25, limit=10)}})
     assert [row["base_value"] for row in rows] == [None, None]
     assert rows_of({"board": {"base": said(0.25)}}) == []
+
+
+def test_an_error_that_stands_in_the_card_names_no_home_folder() -> None:
+    error = FileNotFoundError("no file '/home/me/ends.jsonl' at https://host/a/b")
+    assert _first_line(error) == "no file 'ends.jsonl' at https://host/a/b"
+    assert _first_line(ValueError()) == "ValueError"

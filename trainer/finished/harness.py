@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -271,7 +272,8 @@ def _batch(model: Any, questions: Questions) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return re.sub(r"(?<![\w:/])/(?:[^\s/'\"]+/)+", "", line)  # it stands in the card, and a home folder does not
 
 
 def base_of_folder(folder: Path) -> Weights | None:
