@@ -108,3 +108,10 @@ def test_a_card_that_the_hub_would_refuse_does_not_follow_hours_of_upload_with_s
     with pytest.raises(Exception, match=r"README|metadata"):
         pushing.push(folder, REPO, True, print)
     assert "config.json" not in hub.repos[REPO]["files"]
+
+
+def test_an_adapter_beside_a_folder_of_this_machine_is_told(hub: Hub, folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/me/base"}')
+    said: list[str] = []
+    pushing.push(folder, REPO, True, said.append)
+    assert any("names the folder /home/me/base" in line for line in said)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -88,6 +89,11 @@ def push(folder: Path, repo: str, private: bool, say: Say) -> str:
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise BadInput(f"{folder}: holds no config.json: it is no model folder")
     api = open_repo(repo, private)
+    base = _local_base(folder)
+    if base is not None:
+        say(
+            f"push: warning: adapter_config.json names the folder {base} as its base, which nobody else has; name a hub model there"
+        )
     files = {path: File.read(source, path) for path, source in files_of(folder)}
     lacking = _lacking(api, repo, files)
     if lacking:
@@ -106,6 +112,15 @@ def push(folder: Path, repo: str, private: bool, say: Say) -> str:
     if private and not visible.private:
         say(f"push: {repo} existed and is public")
     return f"{repo}, {len(files)} files verified by size and hash"
+
+
+def _local_base(folder: Path) -> str | None:
+    """The folder on this machine that an adapter stands beside; None of a hub model's adapter, and of a whole model."""
+    try:
+        named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return named if isinstance(named, str) and named.startswith(("/", "~", ".")) else None
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, Path]]:

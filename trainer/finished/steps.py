@@ -7,6 +7,7 @@ log and in an event.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("train_json", type=Path)
     parser.add_argument("--attempt", type=int, default=1)
     options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they draw over each other in a log
     job = NodeJob.read(options.train_json)
     run_all(steps_of(job), RunDir(job.run_dir), options.attempt)
 
