@@ -265,3 +265,26 @@ def test_an_export_that_does_not_fit_into_memory_is_not_loaded_and_it_is_told(
     model, tokenizer = tiny_model(), load_tokenizer(job.spec.model)
     model_folder.write(job, model, tokenizer, gathered(state_of(model)), [], lambda: "a card", reference_of(model))
     assert "not compared with the trained model's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_vllm_s_loader_looks_at_is_there(job: NodeJob, tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the class from `architectures`, the type from `torch_dtype` or `dtype`, the files from the index (any other
+    .safetensors beside them would be loaded too where there is none), leaves out a tied head, and stops at every stop token of
+    generation_config.json."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 2000)
+    monkeypatch.setattr(shards.write, "__defaults__", (2000,))
+    model = tiny_model(tie_word_embeddings=tied)
+    state = state_of(model)
+    if tied:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    folder = model_folder.write(job, model, load_tokenizer(job.spec.model), gathered(state), [5, 7], lambda: "a card")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["torch_dtype"] == config["dtype"] == "bfloat16"
+    places = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(places.values()) == {path.name for path in folder.glob("*.safetensors")}
+    assert len(set(places.values())) > 1
+    assert set(places) == set(stored_tensors(folder))
+    assert ("lm_head.weight" in places) is not config["tie_word_embeddings"]
+    assert {5, 7} <= set(json.loads((folder / "generation_config.json").read_text())["eos_token_id"])
