@@ -66,9 +66,11 @@ class Dolphin:
         }
         return subprocess.Popen(command, env=self.environment, **(options | popen))
 
-    def run(self, *arguments: str | Path, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str | Path, expect: int | None = 0, timeout_s: float = TIMEOUT_S
+    ) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        out, err = process.communicate(timeout=timeout_s)
         done = subprocess.CompletedProcess(arguments, process.returncode, out, err)
         assert expect is None or done.returncode == expect, f"{arguments}: exit {done.returncode}\n{out}\n{err}"
         assert "Traceback" not in err, err
