@@ -89,6 +89,23 @@ def test_a_bad_train_json_is_one_line_and_exit_code_64(tmp_path: Path, text: str
     assert output.count("\n") == 1
 
 
+def test_what_fails_after_the_training_costs_no_trained_model(tmp_path: Path) -> None:
+    """The stand-in leaves no folder that could be GGUF: that is told, and the run is done."""
+    pytest.importorskip("gguf")
+    path = write_job(tmp_path)
+    job = json.loads(path.read_text())
+    job["spec"]["export"] = {"gguf": ["f16"]}
+    path.write_text(json.dumps(job))
+    code, said = end(start(path, "--prepare", "none", STAND_IN='{"steps": 2, "gloo": false}'))
+    assert code == 0, said
+    assert "warning: gguf failed: " in said
+    assert "holds no config.json" in said
+    assert outcome(path)["state"] == "done"
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    (told,) = [event for event in events if event["event"] == "afterwards"]
+    assert (told["what"], told["ok"]) == ("gguf", False)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
