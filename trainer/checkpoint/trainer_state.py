@@ -29,6 +29,8 @@ class TrainerState:
     """Of `train.stop`: the last value that was better by more than its min_delta."""
     num_without_gain: int = 0
     """Evaluations since then."""
+    evaluated_step: int = 0
+    """Of the last evaluation: a stop may leave one, which is made up for when the run goes on."""
     attempt: int = 1
     """Starts of the trainer on this run, counted by the trainer itself."""
 
@@ -39,5 +41,6 @@ class TrainerState:
     def from_state_dict(cls, state: dict[str, Any]) -> TrainerState:
         """Of this version or another: what it does not know is left out."""
         known = {field.name: state[field.name] for field in fields(cls) if field.name in state}
+        known = {"evaluated_step": known.get("step", 0)} | known  # before it was noted, none was left
         known |= {name: Best(*known[name]) for name in ("best", "gain") if known.get(name) is not None}
         return cls(**known)

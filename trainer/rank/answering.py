@@ -31,13 +31,13 @@ class Answering:
         self._scorer = Scorer(spec.evaluate.metrics) if dist.get_rank() == 0 and self.questions else None
 
     def ask(
-        self, engine: Engine, share: Share, step: int, alive: Callable[[], None]
+        self, engine: Engine, share: Share, step: int, get_on: Callable[[], None], alive: Callable[[], None]
     ) -> tuple[list[dict[str, Any]], dict[str, float]]:
         """(a record of each answer, SAMPLE_FIELDS; the mean of each score): the records on rank 0, the means on every rank.
-        All ranks call it."""
+        All ranks call it; `get_on` is called by all of them after every token, `alive` by rank 0 after every score."""
         if not self.questions:
             return [], {}
-        given = answers(engine, self.questions, share, self._decoding, step, alive)
+        given = answers(engine, self.questions, share, self._decoding, step, get_on)
         records, scores = [], list[dict[str, float]]()
         if self._scorer is not None:
             for number, (question, ids) in enumerate(zip(self.questions, given, strict=True)):

@@ -33,6 +33,10 @@ from trainer.run.spec import NodeJob
 from trainer.supervise.rank_guard import Rank
 
 
+class EvaluationLeft(Exception):
+    """Raised on all ranks alike."""
+
+
 @dataclass
 class Training:
     """Everything a rank has in hand while it trains."""
@@ -60,6 +64,8 @@ class Training:
         self.hand.heartbeat.step(self.state.step)
         if self.state.step == 0 and self.job.spec.train.evaluate_at_start:
             self.evaluate()
+        if self.state.evaluated_step != self.state.step and self.is_evaluation_due():  # a stop left it
+            self.save_or_stop(self.evaluate())
         while (
             self.state.step < self.plan.total_steps
             and self.limit is None
@@ -135,13 +141,22 @@ class Training:
         return evaluation_interval.is_evaluation_due(settings, self.state.step, plan.steps_per_epoch, plan.total_steps)
 
     def evaluate(self) -> bool:
-        """Measure, ask and record; whether this is the best evaluation so far, by `checkpoint.keep_best`."""
+        """Measure, ask and record; whether this is the best evaluation so far, by `checkpoint.keep_best`. One that is asked to
+        stop meanwhile is left: the notice of a reclaim may be shorter."""
         if not self.plan.has_validation and not self.answering.questions:
             return False
-        alive, by_name = self.hand.heartbeat.alive, self.job.spec.data.validation is not None
-        with self.hand.heartbeat.busy("evaluating"):
-            measures = evaluate.measure(self.engine, self.plan, self.share, alive, by_name=by_name)
-            samples, scores = self.answering.ask(self.engine, self.share, self.state.step, alive)
+        by_name = self.job.spec.data.validation is not None
+        try:
+            with self.hand.heartbeat.busy("evaluating"):
+                measures = evaluate.measure(self.engine, self.plan, self.share, self.get_on, by_name=by_name)
+                samples, scores = self.answering.ask(
+                    self.engine, self.share, self.state.step, self.get_on, self.hand.heartbeat.alive
+                )
+        except EvaluationLeft:
+            if self.emit is not None:
+                print(f"the evaluation of step {self.state.step} is made up for when the run goes on", flush=True)
+            return False
+        self.state.evaluated_step = self.state.step
         measures |= scores
         is_best = best.take(self.state, self.job.spec, measures)
         step, epoch = self.state.step, self.plan.epoch_of(self.state.step)
@@ -151,6 +166,15 @@ class Training:
             loss = measures.get("eval_loss")
             self.emit(EventKind.EVALUATED, step=step, epoch=epoch, eval_loss=loss, measures=measures, is_best=is_best)
         return is_best
+
+    def get_on(self) -> None:
+        """After a forward pass of an evaluation, on all ranks: beat, and leave the evaluation if any of them was asked to stop.
+        Not before the first step nor after the last, where there is no other time for it."""
+        self.hand.heartbeat.alive()
+        if 0 < self.state.step < self.plan.total_steps:
+            (asked,) = sum_over_ranks(self.hand.stop.requested is not None, device=self.engine.device)
+            if asked:
+                raise EvaluationLeft
 
     def say_if_early(self) -> None:
         """Of a run that `train.stop` ended: what was not trained."""
