@@ -193,10 +193,21 @@ class StepTime:
     """What is left of it in nobody's shadow."""
     offload_s: float = 0.0
     """Copies to and from the host, and the update there; none of it is taken to be hidden."""
+    unpacking_s: float = 0.0
+    """Making whole weights of those that are held in 4 bits."""
 
     @property
     def total_s(self) -> float:
-        return self.compute_s + self.communication_s + self.offload_s
+        return self.compute_s + self.communication_s + self.offload_s + self.unpacking_s
+
+
+def unpacking_s(model: TrainedModel, card: Card, micro_batches: int, element_bytes: float, every: int) -> float:
+    """Seconds a step in which one card reads 4-bit weights and writes them whole, `element_bytes` a weight for both, at the full
+    rate of its memory: what it takes at least. A weight is unpacked for the product forward, for that of the input's gradient
+    (QLoRA, arXiv 2305.14314, section 3), and once more in a layer that is recomputed (one in `every`; 0: none)."""
+    layers = range(model.architecture.num_layers)
+    passes = 2 + sum(is_recomputed(layer, every) for layer in layers) / len(layers)
+    return micro_batches * passes * model.num_quantised * element_bytes / (card.memory_gb_per_s * GB)
 
 
 def step_time(

@@ -14,10 +14,19 @@ from dataclasses import dataclass
 from launcher.jobfile.settle import global_batch_of
 from launcher.jobfile.spec import JobSpec
 from launcher.models.architecture import TrainedModel
-from launcher.plan.gpu_memory import Memory, Stage, Workload, memory, runs_as
+from launcher.plan.gpu_memory import QUANTISED_BYTES, Memory, Stage, Workload, memory, runs_as
 from launcher.plan.gpus import Card
 from launcher.plan.host_memory import host_memory, node_gib
-from launcher.plan.throughput import StepFlops, StepTime, Traffic, offload_cost, step_flops, step_time, step_traffic
+from launcher.plan.throughput import (
+    StepFlops,
+    StepTime,
+    Traffic,
+    offload_cost,
+    step_flops,
+    step_time,
+    step_traffic,
+    unpacking_s,
+)
 from trainer.run.optimizer_state import OPTIMIZER_STATES
 
 SAFETY = 0.09
@@ -79,7 +88,12 @@ class Pace:
                 micro_batches=load.micro_batches, bytes_per_element=load.element_bytes, optimizer=load.optimizer,
             )  # fmt: skip
         flops, traffic = self.flops(model, load), traffic_of(model, load, stage)
-        return step_time(flops, traffic, self.card, load.ranks, utilisation, offload)
+        found = step_time(flops, traffic, self.card, load.ranks, utilisation, offload)
+        if not model.num_quantised or utilisation is not None:
+            return found
+        size = QUANTISED_BYTES + load.element_bytes
+        unpacking = unpacking_s(model, self.card, load.micro_batches, size, load.gradient_checkpointing)
+        return dataclasses.replace(found, unpacking_s=unpacking)
 
 
 def flops_of(model: TrainedModel, load: Workload, labelled_share: float, attention_span: float) -> StepFlops:

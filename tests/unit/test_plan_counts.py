@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from launcher.models.adapters import adapted
 from launcher.models.architecture import TrainedModel, count, find_architecture, from_config, trainable
+from launcher.plan.gpu_memory import Workload
 from launcher.plan.gpus import find_card
 from launcher.plan.history import known_data, measured_utilisation, past_runs
 from launcher.plan.preemption import RESTART_S, with_preemptions, without_preemption
 from launcher.plan.throughput import offload_cost, step_flops, step_time, step_traffic
+from launcher.plan.zero_stage import Pace
 from launcher.runs import ledger
 from trainer.run.exits import BadInput
 from trainer.run.run_folder import EventKind, append_line
+from trainer.run.settings.adapter import AdapterSpec
 from trainer.run.settings.data import DataSpec, SourceSpec
 from trainer.run.settings.model import ModelSpec
 from trainer.run.settings.train import OptimizerSettings
@@ -103,6 +107,26 @@ def test_one_gpu_sends_nothing_and_higher_stages_send_more() -> None:
     assert sent == [7 / 8 * 2 * n for n in (1000, 2 * 1000 + 500, 4 * 1000 + 500, 4 * 2500)], "stage 1 sums in fp32"
     alone = step_traffic(stage=1, ranks=8, **{**sizes, "micro_batches": 1})
     assert alone.total_bytes == 7 / 8 * 2 * 1500, "there is nothing to sum"
+
+
+@pytest.mark.parametrize(("every", "passes"), [(0, 2), (1, 3), (2, 2.5)])
+def test_weights_in_4_bits_are_unpacked_forward_backward_and_where_a_layer_is_recomputed(
+    every: int, passes: float
+) -> None:
+    """The step of a plan has it; beside a base that is not packed there is nothing of it."""
+    architecture, card = find_architecture("Qwen/Qwen2.5-0.5B"), find_card("H100")
+    assert card is not None
+    kinds = {kind: adapted(architecture, AdapterSpec(type=kind)) for kind in ("lora", "qlora")}
+    load = Workload(
+        ranks=8, micro_batch=1, sequence_length=128, micro_batches=4, loss_chunk=64, gradient_checkpointing=every
+    )
+    pace = Pace(card, None, 1.0, 64, False)
+    steps = {kind: pace.step(model, load, 1) for kind, model in kinds.items()}
+    assert kinds["qlora"].num_quantised > 300e6
+    expected = 4 * passes * kinds["qlora"].num_quantised * (0.5 + 1 / 64 + 4 / (64 * 256) + 2) / 3350e9
+    assert steps["lora"].unpacking_s == 0
+    assert steps["qlora"].unpacking_s == pytest.approx(expected)
+    assert steps["qlora"].total_s == pytest.approx(steps["lora"].total_s + expected)
 
 
 def test_an_optimizer_on_the_host_costs_the_bus_and_the_host() -> None:
