@@ -151,10 +151,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows = _rows_at_once(chunk, weight_VH)
         for start in range(0, hidden_NH.shape[0], rows):
             part = slice(start, start + rows)
-            logits = torch.nn.functional.linear(hidden_NH[part], weight_VH, bias_V)
+            logits = torch.nn.functional.linear(hidden_NH[part], weight_VH, bias_V).float()
             if not transform.is_identity:
-                logits = transform.apply_(logits.float())
-            log_shares = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+                logits = transform.apply_(logits)
+            log_shares = torch.log_softmax(
+                logits, dim=-1
+            )  # asked to widen bf16 it would, with the narrow ones still there
             target = targets_N[part, None]
             of_targets = log_shares.gather(1, target).squeeze(1)
             loss -= (of_targets * weights_N[part]).sum()
