@@ -262,6 +262,15 @@ def test_what_no_other_machine_can_mend_ends_the_job(cloud: Callable[..., Cloud]
         its.launch(exceptions.ProvisionPrechecksError(reasons=[ValueError("no such GPU")]))
 
 
+def test_a_run_that_had_a_machine_outlives_a_cloud_that_refuses_for_a_while(cloud: Callable[..., Cloud]) -> None:
+    """As SkyPilot's own recovery does: credentials that do not answer in one minute end no run of days."""
+    its = cloud(deadline=10 * HOUR)
+    its.launch("aws/us-east-1")
+    refused = exceptions.ProvisionPrechecksError(reasons=[ValueError("no access now")])
+    its.recover(refused, refused, "aws/us-east-1", after_h=1)
+    assert [machine["market"] for _, machine in its.asked] == ["on demand"] * 4
+
+
 def test_progress_that_cannot_be_read_counts_as_none_made(cloud: Callable[..., Cloud], tmp_path: Path) -> None:
     its = cloud(deadline=13 * HOUR)
     its.launch(A)

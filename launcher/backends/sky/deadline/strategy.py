@@ -126,7 +126,8 @@ class DeadlineStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type
         except exceptions.ManagedJobReachedMaxRetriesError:
             submitted = None
         except exceptions.ProvisionPrechecksError:
-            if len(asked) == len(self._places):  # nothing else could be asked for
+            # Nothing else could be asked for; but what had a machine once has one again when a cloud answers again.
+            if len(asked) == len(self._places) and not recovery:
                 raise
             submitted = None
         except asyncio.TimeoutError:  # noqa: UP041 (SkyPilot's Python 3.10 has two of them)
