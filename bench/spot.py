@@ -1,6 +1,6 @@
 """The policy for runs with a deadline, beside what one would do instead.
 
-    python bench/spot.py [--traces FILE.jsonl.gz ...] [--json] [--quick]
+    python bench/spot.py [--traces FILE.jsonl.gz ...] [--skip N] [--first N] [--fit-on ZONE ...] [--json] [--quick]
 
 48 hours of work, due after 52 or 70, on machines that take 3 or 12 minutes to start: on demand at $3.06 an hour, spot at $0.97.
 Score: the share of the saving between all on demand (0) and all spot, never taken (100); a run that is late has none.
@@ -20,8 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench import spot_fit
 from bench.spot_rivals import greedy, optimum_usd, uniform_progress
-from bench.spot_traces import Scene, Trace, made, recorded, scenes
+from bench.spot_traces import Scene, Trace, groups_of, made, recorded, scenes
 from launcher.runs.policy.decide import decide
 from launcher.runs.policy.sightings import HOUR
 from launcher.runs.policy.simulate import ALMOST_S, Ended, Job, Policy, simulate
@@ -64,17 +65,21 @@ def play(task: tuple[Cell, Scene]) -> tuple[Cell, Result]:
     return (deadline_h, restart_min, group), found
 
 
-def played(scenes: Iterable[Scene], processes: int) -> Iterator[tuple[Cell, Result]]:
+def played(scenes: Iterable[Scene], processes: int, fit_on: list[Trace]) -> Iterator[tuple[Cell, Result]]:
+    """`fit_on`: traces of which the policy takes its shapes; none, and it has its own."""
     tasks = [
         ((deadline_h, restart_min, scene.group), scene)
         for restart_min in RESTARTS_MIN
         for deadline_h in DEADLINES_H
         for scene in scenes
     ]
+    prepare = (spot_fit.use, (fit_on,)) if fit_on else (None, ())
     if processes == 1:
+        if fit_on:
+            spot_fit.use(fit_on)
         yield from map(play, tasks)
         return
-    with multiprocessing.Pool(processes) as pool:
+    with multiprocessing.Pool(processes, *prepare) as pool:
         yield from pool.imap(play, tasks, chunksize=8)
 
 
@@ -127,14 +132,12 @@ def table(told: dict) -> str:
     return "\n".join(lines)
 
 
-def first_of_each_zone(traces: list[Trace], num: int) -> list[Trace]:
-    seen: dict[str, int] = defaultdict(int)
-    kept = []
+def some_of_each_zone(traces: list[Trace], skip: int, num: int | None) -> list[Trace]:
+    """`num` of each zone behind its first `skip`; all of those where None."""
+    by_zone: dict[str, list[Trace]] = defaultdict(list)
     for trace in traces:
-        seen[trace.zone] += 1
-        if seen[trace.zone] <= num:
-            kept.append(trace)
-    return kept
+        by_zone[trace.zone].append(trace)
+    return [trace for own in by_zone.values() for trace in own[skip : None if num is None else skip + num]]
 
 
 def main() -> None:
@@ -143,14 +146,30 @@ def main() -> None:
         "--traces", nargs="+", type=Path, default=[], help="recorded ones; without, ones made from a seed"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--first", type=int, metavar="N", help="only the first N traces of each zone")
+    parser.add_argument(
+        "--first", type=int, metavar="N", help="only the first N traces of each zone, of those that are left"
+    )
+    parser.add_argument("--skip", type=int, metavar="N", default=0, help="leave out the first N traces of each zone")
+    parser.add_argument(
+        "--fit-on",
+        nargs="+",
+        metavar="ZONE",
+        default=[],
+        help="take the shapes of spells from these zones' traces, and play the other zones alone",
+    )
     parser.add_argument("--quick", dest="first", action="store_const", const=QUICK_A_ZONE, help="--first 2")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     told = parser.parse_args()
     traces = [trace for path in told.traces for trace in recorded(path)] or made(MADE_A_ZONE)
-    if told.first:
-        traces = first_of_each_zone(traces, told.first)
-    found = report(played(scenes(traces), told.processes))
+    groups = groups_of(traces)  # of all that there are, however few are played
+    fit_on = [trace for trace in traces if trace.zone in told.fit_on]
+    if unknown := sorted(set(told.fit_on) - {trace.zone for trace in fit_on}):
+        parser.error(
+            f"--fit-on {' '.join(unknown)}: no trace of it; there are {', '.join(sorted({t.zone for t in traces}))}"
+        )
+    traces = [trace for trace in traces if trace.zone not in told.fit_on]
+    traces = some_of_each_zone(traces, told.skip, told.first)
+    found = report(played(scenes(traces, groups), told.processes, fit_on))
     print(json.dumps(found) if told.json else table(found))
 
 

@@ -10,7 +10,7 @@ import gzip
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,9 +84,17 @@ def _made_up(generator: random.Random, means: tuple[float, ...]) -> tuple[bool, 
     return tuple(ticks[:TICKS])
 
 
-def scenes(traces: Iterable[Trace]) -> list[Scene]:
-    """Each trace by itself, in its zone's group (`often`: machines half of the time or more; `rarely`), and those that began
-    together, as `together`."""
+def groups_of(traces: Iterable[Trace]) -> dict[str, str]:
+    """Zone to `often` (machines half of the time or more) or `rarely`."""
+    by_zone: dict[str, list[Trace]] = defaultdict(list)
+    for trace in traces:
+        by_zone[trace.zone].append(trace)
+    shares = {zone: sum(sum(trace.up) / len(trace.up) for trace in own) / len(own) for zone, own in by_zone.items()}
+    return {zone: "often" if share >= 0.5 else "rarely" for zone, share in shares.items()}
+
+
+def scenes(traces: Iterable[Trace], groups: Mapping[str, str]) -> list[Scene]:
+    """Each trace by itself, in its zone's group, and those that began together, as `together`."""
     by_zone: dict[str, list[Trace]] = defaultdict(list)
     together: dict[tuple[str, float], list[Trace]] = defaultdict(list)
     for trace in traces:
@@ -95,8 +103,7 @@ def scenes(traces: Iterable[Trace]) -> list[Scene]:
             together[trace.number, trace.tick_s].append(trace)
     found = []
     for zone, own in by_zone.items():
-        share = sum(sum(trace.up) / len(trace.up) for trace in own) / len(own)
-        found += [Scene("often" if share >= 0.5 else "rarely", trace.tick_s, {zone: trace.up}) for trace in own]
+        found += [Scene(groups[zone], trace.tick_s, {zone: trace.up}) for trace in own]
     found += [
         Scene("together", tick_s, {trace.zone: trace.up for trace in several})
         for (_, tick_s), several in together.items()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import spot, spot_traces
+from bench import spot, spot_fit, spot_traces
 from bench.spot_rivals import greedy, optimum_usd, uniform_progress
-from launcher.runs.policy.sightings import HOUR
+from launcher.runs.policy.sightings import HOUR, Shape
 from launcher.runs.policy.simulate import Job, simulate
 
 
@@ -64,7 +64,8 @@ def test_recorded_traces_are_read_each_alone_and_those_of_one_moment_together(tm
     with gzip.open(path, "wt") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     east, west = (True, True, True, False), (False, False, False, True)
-    assert spot_traces.scenes(spot_traces.recorded(path)) == [
+    traces = spot_traces.recorded(path)
+    assert spot_traces.scenes(traces, spot_traces.groups_of(traces)) == [
         spot_traces.Scene("often", 600.0, {"east": east}),
         spot_traces.Scene("rarely", 600.0, {"west": west}),
         spot_traces.Scene("often", 600.0, {"north": (False, False, True, True)}),
@@ -83,4 +84,40 @@ def test_a_file_that_holds_no_traces_is_refused(tmp_path: Path) -> None:
 def test_made_traces_are_the_same_every_time_and_of_both_kinds() -> None:
     first = spot_traces.made(4)
     assert first == spot_traces.made(4)
-    assert {scene.group for scene in spot_traces.scenes(first)} == {"often", "rarely", "together"}
+    assert {scene.group for scene in spot_traces.scenes(first, spot_traces.groups_of(first))} == {
+        "often",
+        "rarely",
+        "together",
+    }
+
+
+def trace_of(zone: str, number: int, ticks: str) -> spot_traces.Trace:
+    return spot_traces.Trace(zone, str(number), HOUR / 2, tuple(tick == "0" for tick in ticks), False)
+
+
+def test_a_held_out_split_holds_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shapes come from the named zones alone, and none of their traces is played."""
+    traces = [trace_of(zone, number, "0011") for zone in ("east", "west") for number in range(4)]
+    played: dict[str, list[str]] = {}
+
+    def play(scenes: list[spot_traces.Scene], processes: int, fit_on: list[spot_traces.Trace]) -> list[object]:
+        played.update(zones=[zone for scene in scenes for zone in scene.zones], fit_on=[trace.zone for trace in fit_on])
+        return []
+
+    monkeypatch.setattr(spot, "made", lambda _: traces)
+    monkeypatch.setattr(spot, "played", play)
+    monkeypatch.setattr("sys.argv", ["spot.py", "--fit-on", "east", "--skip", "1", "--first", "2", "--json"])
+    spot.main()
+    assert played == {"zones": ["west"] * 2, "fit_on": ["east"] * 4}
+    monkeypatch.setattr("sys.argv", ["spot.py", "--fit-on", "north"])
+    with pytest.raises(SystemExit):
+        spot.main()
+    assert "no trace of it; there are east, west" in capsys.readouterr().err
+
+
+def test_shapes_are_ends_of_spells_by_the_hours_lived_in_each_phase() -> None:
+    """Up: half an hour, two hours, half an hour. Down: half an hour three times, twice cut off by the trace's end."""
+    traces = [trace_of("east", 1, "0100001"), trace_of("east", 2, "01")]
+    shape = Shape((0.0, 1.0), (9.0, 9.0), 4.0)
+    assert spot_fit.fitted(traces, True, shape) == Shape((0.0, 1.0), (2 / 2.0, 1 / 1.0), 4.0)
+    assert spot_fit.fitted(traces[:1], False, Shape((0.0,), (9.0,), 4.0)) == Shape((0.0,), (1 / 1.0,), 4.0)
