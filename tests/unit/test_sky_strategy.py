@@ -230,6 +230,19 @@ def test_a_node_that_gave_the_run_back_did_not_lose_its_zone(cloud: Callable[...
     assert its.executor._live.seen.num_ends == 1
 
 
+def test_a_restart_is_measured_from_the_last_word_of_the_node_before(
+    cloud: Callable[..., Cloud], tmp_path: Path
+) -> None:
+    """SkyPilot took five minutes to see that the node was gone and to clear up: a reserve without them misses the deadline."""
+    its = cloud(deadline=60 * HOUR)
+    its.launch(A)
+    write(tmp_path, step=100, time=2 * HOUR - 300)
+    its.recover(B, after_h=2)
+    assert its.asked[-1][1]["asked_at"] == 2 * HOUR - 300
+    its.recover(A, after_h=2)  # this node said nothing
+    assert its.asked[-1][1]["asked_at"] == 4 * HOUR
+
+
 def test_a_machine_on_demand_is_told_when_to_look_for_spot_again(cloud: Callable[..., Cloud], tmp_path: Path) -> None:
     its = cloud(deadline=30 * HOUR)
     write(tmp_path, step=0, restart_s=180.0)

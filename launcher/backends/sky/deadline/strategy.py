@@ -49,6 +49,8 @@ class DeadlineStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type
         self._given_back = False
         """The run's node ended by itself, to be started again."""
         self._zone: str | None = None
+        self._started_at = self._lost_s = 0.0
+        """When the run's node was there, and how long it took after its last word until another could be asked for."""
         self._last: dict[str, Any] = {}
         """The newest progress that could be read."""
         task = self.dag.tasks[0]
@@ -74,6 +76,8 @@ class DeadlineStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type
             self._live.saw(time.time(), {self._zone: False})
         self._given_back, self._zone = False, None
         await asyncio.to_thread(self._cleanup_cluster)
+        last_word_at = float(self._last.get("time", 0.0))
+        self._lost_s = time.time() - last_word_at if last_word_at > self._started_at else 0.0
         logger.info(f"dolphin: {now.work_left_s:.0f} s of work left, ${now.spent_usd:.2f} spent")
         submitted = await self._launch(max_retry=None, raise_on_failure=True, recovery=True)
         assert submitted is not None
@@ -117,7 +121,7 @@ class DeadlineStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type
         elif self._live is not None:
             leave_at = self._live.leaves_on_demand_at(at, now)
         market = choice.market.value if self._live is not None else None
-        task.update_envs({MACHINE: json.dumps({"market": market, "leave_at": leave_at, "asked_at": at})})
+        task.update_envs({MACHINE: json.dumps({"market": market, "leave_at": leave_at, "asked_at": at - self._lost_s})})
         task.set_resources(asked)
         logger.info(f"dolphin: asking for {choice.market.value} {choice.zone or ''}")
         try:
@@ -137,6 +141,7 @@ class DeadlineStrategy(recovery_strategy.EagerFailoverStrategyExecutor):  # type
         finally:
             task.set_resources(self._wanted)
         if submitted is not None:
+            self._started_at = time.time()
             await self._got(choice)
         elif choice.market is Market.SPOT and self._live is not None:
             self._live.saw(time.time(), dict.fromkeys(self._live.terms.spot, False))
