@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from launcher.commands import finished_model, trainer_side
+from trainer.run.run_folder import TRAIN_FILE
 from trainer.run.spec import NodeJob
 
 
@@ -19,7 +20,7 @@ def eval_command(source: str, tasks: str, limit: int | None, base: str | None, c
         options.append("--chat-template")
     if model.run_dir is not None:
         options += ["--run-dir", str(model.run_dir)]
-        spec = NodeJob.read(model.run_dir / "train.json").spec.model
+        spec = NodeJob.read(model.run_dir / TRAIN_FILE).spec.model
         if base is None and spec.init == "pretrained":
             base = spec.base
             options += ["--revision", spec.revision] if spec.revision is not None else []

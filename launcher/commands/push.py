@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launcher.commands import finished_model, trainer_side
 from launcher.runs.errors import BadUsage
+from trainer.run.run_folder import TRAIN_FILE
 from trainer.run.spec import NodeJob
 
 
@@ -13,7 +14,7 @@ def push_command(source: str, repo: str | None, public: bool) -> int:
     trainer_side.require("push", "huggingface_hub", extras="train")
     model = finished_model.find(source)
     if model.run_dir is not None and repo is None:
-        wanted = NodeJob.read(model.run_dir / "train.json").spec.push
+        wanted = NodeJob.read(model.run_dir / TRAIN_FILE).spec.push
         if wanted is not None:
             repo, public = wanted.repo, public or not wanted.private
     if repo is None:

@@ -12,6 +12,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from tests.support import tiny_job
 from trainer.export import card, card_text, run_facts
+from trainer.run.limits import Limits
 from trainer.run.run_folder import EventKind
 from trainer.run.settings.data import DataSpec
 from trainer.run.spec import NodeJob, TrainSpec
@@ -135,7 +136,8 @@ def job(tmp_path: Path) -> NodeJob:
     return NodeJob.read(tiny_job.write_job(tmp_path, "run", nproc=2).train_json)
 
 
-def test_the_price_counts_every_node_and_what_was_trained_twice(job: NodeJob) -> None:
+def test_the_price_counts_every_node_and_what_was_trained_twice(job: NodeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_facts.time, "time", lambda: 7200.0)
     run = card.RunDir(job.run_dir)
     lines = [
         {"step": step, "seconds": 1800.0, "tokens_per_second": 100.0 * step, "gpu_power_w": 300.0, "mfu": 0.4}
@@ -146,15 +148,16 @@ def test_the_price_counts_every_node_and_what_was_trained_twice(job: NodeJob) ->
     run.nodes.write_text("".join(json.dumps(line) + "\n" for line in nodes))
     events = [{"time": 100, "event": EventKind.PREEMPTED.value}, {"time": 3700, "event": EventKind.RESUMED.value}, {"time": 7200, "event": EventKind.PHASE.value}]  # fmt: skip
     run.events.write_text("".join(json.dumps(line) + "\n" for line in events))
-    facts = dict(run_facts.of(job.model_copy(update={"step_seconds": 1800.0}), run, 2))
+    facts = dict(run_facts.of(job.model_copy(update={"limits": Limits(planned_hours=2.0, planned_usd=4.0)}), run))
     assert facts["training"] == "1.50 hours on 2 CPU ranks"
     assert facts["nodes"] == "2"
     assert facts["interruptions"] == "1 stops that saved, 0 restarts, 1 resumes"
-    assert facts["price"] == "$6.00 until the export; by the plan $4.00 for its steps alone"
+    assert facts["planned"] == "2.0 h, $4.00"
+    assert facts["paid"] == "1.0 h, $4.05"  # the first node was heard of for 100 s
     assert facts["speed"] == "200 tokens/s, the median of all steps"
     assert facts["energy"].startswith("0.90 kWh")
 
 
 def test_a_run_that_measured_nothing_says_nothing_of_it(job: NodeJob) -> None:
-    facts = dict(run_facts.of(job, card.RunDir(job.run_dir), 2))
+    facts = dict(run_facts.of(job, card.RunDir(job.run_dir)))
     assert set(facts) == {"training", "interruptions"}

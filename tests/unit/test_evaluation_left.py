@@ -34,7 +34,7 @@ class Run:
         def measure(_engine: Any, _plan: Any, _share: Any, get_on: Any, *, by_name: bool) -> dict[str, float]:
             for batch in range(3):
                 if batch == 1 and state.step == stop_in:
-                    stop.requested = SimpleNamespace(reason="spot notice")
+                    stop.requested = SimpleNamespace(reason="spot notice", limit=None)
                 get_on()
             self.told.append(f"evaluated {state.step}")
             return {"eval_loss": 9.0 - state.step}

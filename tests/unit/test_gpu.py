@@ -49,10 +49,11 @@ def test_fewer_gpus_than_ranks_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_rank_goes_by_its_jobs_device_and_not_by_what_the_machine_has() -> None:
-    """A CPU job beside GPUs that are somebody else's. `dolphin spectrum` alone chooses a device, where nobody says one."""
+    """A CPU job beside GPUs that are somebody else's. `dolphin spectrum`, `eval` and `chat` alone choose a device, as
+    nobody says one."""
     asking = [
         path.relative_to(TRAINER).as_posix()
         for path in sorted(TRAINER.rglob("*.py"))
         if re.search(r"cuda\.is_available|accelerator\.is_available|cuda\.device_count", path.read_text())
     ]
-    assert asking == ["engine/gpu.py", "model/spectrum.py"]
+    assert asking == ["engine/gpu.py", "finished/chat.py", "finished/harness.py", "model/spectrum.py"]

@@ -19,6 +19,8 @@ CARD, RESULTS, FACTS = "README.md", "results.json", "card.json"
 BEGIN, END = "<!-- evaluation: written by dolphin -->", "<!-- evaluation: end -->"
 """Around the one section that is written anew in a card that its author has changed by hand."""
 
+_UNTOLD: dict[str, Any] = {"weights_step": None, "unfinished": None, "other_sets": [], "scores": [], "samples": []}
+"""What card.json says only where there is something of it."""
 TEMPLATE = """\
 # {{ name }}
 {% if description %}
@@ -147,13 +149,17 @@ def write(folder: Path) -> None:
 def render(facts: dict[str, Any], results: dict[str, Any]) -> str:
     """The whole card. `facts` are card.json's, `results` results.json's, empty where there are none."""
     sample = facts.get("sample")
-    given = facts | {
-        "evaluation": evaluation_section(results),
-        "fence_around": fence_around,
-        "number": lambda value: f"{value:.4f}" if isinstance(value, int | float) else "-",
-        "fence": fence_around(facts["example"]["text"]) if facts["example"] else "",
-        "sample_fence": fence_around(" ".join(map(str, sample.values()))) if sample else "",
-    }
+    given = (
+        _UNTOLD
+        | facts
+        | {
+            "evaluation": evaluation_section(results),
+            "fence_around": fence_around,
+            "number": lambda value: f"{value:.4f}" if isinstance(value, int | float) else "-",
+            "fence": fence_around(facts["example"]["text"]) if facts["example"] else "",
+            "sample_fence": fence_around(" ".join(map(str, sample.values()))) if sample else "",
+        }
+    )
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     return front_matter(facts, results) + "\n" + environment.from_string(TEMPLATE).render(given)
 
