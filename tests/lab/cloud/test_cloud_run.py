@@ -65,7 +65,7 @@ def test_a_notice_is_heard_and_no_step_is_trained_twice(story: Story) -> None:
     resumed = [int(match[1]) for line in story.out if (match := re.search(r"resuming from (\d+)", line))]
     assert len(resumed) == 1
     assert resumed[0] >= story.lost_at
-    steps = [int(match[1]) for line in story.out if (match := re.match(r"step (\d+)/", line))]
+    steps = [int(match[1]) for line in story.out if (match := re.match(r"step (\d+)/\d+ · loss", line))]
     assert len(steps) == len(set(steps)), "steps are told of twice"
 
 
