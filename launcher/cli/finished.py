@@ -45,7 +45,7 @@ def eval_(
         bool, typer.Option("--chat-template", help="Put questions into the chat template.")
     ] = False,
 ) -> int:
-    """Ask a finished model and its base the same tasks, and write the card."""
+    """Ask a finished model and its base the same tasks."""
     from launcher.commands.evaluate import eval_command
 
     return eval_command(source, tasks, limit, base, chat_template)

@@ -37,7 +37,10 @@ def status(
     watch_: Annotated[bool, typer.Option("--watch", help="Stay, and show it as `dolphin watch` does.")] = False,
     json_: Json = False,
 ) -> int:
-    """Phase, step, loss, speed, time left and price of a run; of all that are active where several are and none is named."""
+    """Phase, step, loss, speed, time left and price of a run.
+
+    Without a name: of the newest, or a table where several are active.
+    """
     from launcher.commands import runs
     from launcher.runs import ledger
 
@@ -52,7 +55,10 @@ def status(
 
 @app.command()
 def watch(run: Run = None) -> int:
-    """A run on the whole terminal, brought up to date; q leaves it alone, n shows the next one."""
+    """A run on the whole terminal, while it goes on.
+
+    q leaves it alone, n shows the next one, s saves and stops it.
+    """
     from launcher.commands.watch import watch_command
 
     return watch_command(run)
@@ -105,7 +111,7 @@ def fetch(
 def adopt(
     url: Annotated[str, typer.Argument(metavar="URL", help="Its place, as s3://bucket/prefix/RUN.")],
 ) -> int:
-    """Take over a run from its bucket, where this machine knows nothing of it."""
+    """Take over a run of another machine's from its bucket."""
     from launcher.commands.adopt import adopt_command
 
     return adopt_command(url)
@@ -125,7 +131,7 @@ def report(
         bool, typer.Option("--live", help="Serve the pages of all runs on this machine alone, updating themselves.")
     ] = False,
 ) -> int:
-    """One page of what a run did, or of several side by side: curves, time line, planned against actual."""
+    """One page of what a run did, or of several side by side."""
     from launcher.commands.report import report_command, serve_command
     from launcher.runs.errors import BadUsage
 
