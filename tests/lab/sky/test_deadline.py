@@ -94,9 +94,9 @@ def test_a_run_with_slack_stays_on_spot_though_its_node_is_taken(lab: Lab, tmp_p
 
 @takes_minutes
 def test_a_budget_ends_a_run_that_a_larger_one_takes_to_its_end(lab: Lab, tmp_path: Path) -> None:
-    """40 cents are three minutes at $7.60 an hour, node and setup included; the run would take longer."""
+    """40 cents are three minutes at $7.60 an hour, node and setup included; the run would take longer, which its plan knows."""
     long = {**SCALED, "train.max_steps": "1500"}
-    launch = Followed(lab.start(*lab.job("out-of-money", **long, deadline="5h", budget="0.4")))
+    launch = Followed(lab.start(*lab.job("out-of-money", **long, deadline="5h", budget="0.4"), "--force"))
     until(lambda: launch.has_reached(1), 2 * STEP_S)
     run = lab.run_of("out-of-money")
     assert launch.wait(3 * STEP_S) == 5, "".join(launch.err)
@@ -104,7 +104,7 @@ def test_a_budget_ends_a_run_that_a_larger_one_takes_to_its_end(lab: Lab, tmp_pa
     assert (status["state"], status["recoveries"]) == ("budget reached", 0)
     assert status["price_usd_so_far"] <= 0.42
     assert lab.slurm_jobs() == []
-    lab.run("resume", run, "-y", "--set", "budget=9")
+    lab.run("resume", run, "--set", "budget=9")
     assert lab.status(run)["state"] == "succeeded"
     model = Path(lab.run("fetch", run, str(tmp_path / "model")).stdout.strip())
     assert digest(model) == lab.local_digest({key: long[key] for key in LENGTH}, tmp_path)
