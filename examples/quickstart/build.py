@@ -1,7 +1,9 @@
 """Builds what the quickstart trains on: a chat dataset, a tokenizer and the configuration of a small model. No network.
 
-The conversations are questions about Python's standard library, answered with its own documentation strings. The same
-Python version always gives the same bytes. Reads the standard library only; writes `data/` and `model/` beside itself.
+The conversations are questions about the names of Python's standard library: which module a name is in, what it is, how it is
+written. Each name is asked about in one conversation alone, so that a conversation that is held out is about a name that the
+model has never seen. The same Python version always gives the same bytes. Reads the standard library only; writes `data/` and
+`model/` beside itself.
 
     python examples/quickstart/build.py
 """
@@ -13,7 +15,6 @@ import importlib
 import inspect
 import json
 import random
-import re
 import sys
 import types
 import warnings
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 SEED = 42
+NUM_NAMES = 3000
 VOCABULARY_SIZE = 4096
 SPECIAL_TOKENS = ["<|begin_of_text|>", "<|end_of_text|>", "<|im_end|>", "<|finetune_right_pad_id|>", "<|im_start|>"]
 """The reference job's, in its order: their ids are 0 to 4."""
@@ -35,33 +37,46 @@ CHATML = (
 )
 
 MODULES = [
-    "bisect", "collections", "contextlib", "copy", "csv", "fractions", "functools", "glob", "gzip", "heapq", "itertools",
-    "json", "math", "operator", "os", "os.path", "pathlib", "queue", "random", "re", "shlex", "shutil", "statistics",
-    "string", "subprocess", "tempfile", "textwrap", "threading", "time", "urllib.parse", "uuid", "builtins",
+    "argparse", "ast", "asyncio", "bisect", "calendar", "cmath", "codecs", "collections", "configparser",
+    "contextlib", "copy", "csv", "datetime", "decimal", "difflib", "dis", "email.message", "email.utils", "enum", "fractions",
+    "ftplib", "functools", "gettext", "glob", "gzip", "heapq", "html", "http.client", "http.cookiejar", "imaplib", "inspect",
+    "io", "ipaddress", "itertools", "json", "keyword", "locale", "logging", "mailbox", "math", "mimetypes", "operator", "os",
+    "os.path", "pathlib", "pickle", "platform", "pprint", "queue", "random", "re", "sched", "secrets", "selectors", "shlex",
+    "shutil", "smtplib", "socket", "socketserver", "statistics", "string", "struct", "subprocess", "tarfile", "tempfile",
+    "textwrap", "threading", "time", "tokenize", "traceback", "types", "typing", "unicodedata", "unittest.mock", "urllib.parse",
+    "urllib.request", "uuid", "warnings", "wave", "weakref", "xml.dom.minidom", "xml.sax.handler", "zipfile",
 ]  # fmt: skip
 
 SYSTEM_PROMPTS = [
     "You are Dolphin, a helpful assistant.",
-    "You are Dolphin, an expert on Python's standard library. Answer from its documentation.",
     "You answer questions about Python briefly and exactly.",
 ]
-DOES = ["What does {name} do?", "Explain {name}.", "What is {name} for?", "Tell me about {name} in Python."]
-WHERE = ["Where is {name} defined?", "Which module is {name} in?"]
-FIND = ["Which part of Python's {module} does this: {summary}", "I need something from {module}: {summary}"]
-THANKS = ["Thanks! And how is it called?", "How do I call it?", "Which arguments does it take?"]
+QUESTIONS = {
+    "module": ["Which module is {name} in?", "Where is {name} defined?"],
+    "kind": ["What is {name}?", "What kind of thing is {name}?"],
+    "parts": ["How many parts has {name}?", "Of how many parts is {name}?"],
+    "writing": ["How is {name} written?", "In which style is {name} written?"],
+}
+"""What is asked about a name, each in two ways."""
+NUMBERS = ["None", "One", "Two", "Three", "Four", "Five"]
 
 
 class Entry(NamedTuple):
-    """One documented thing: `os.path.join`, its module, its signature (where there is one) and its documentation."""
+    """One public name: `os.path.join`, its module, and the class that it is a method of, or what else it is."""
 
     name: str
     module: str
-    signature: str | None
-    text: str
+    kind: str
 
     @property
-    def summary(self) -> str:
-        return self.text.split("\n\n")[0].replace("\n", " ")
+    def answers(self) -> dict[str, str]:
+        """Right answers, by the keys of QUESTIONS."""
+        return {
+            "module": f"It is in {self.module}.",
+            "kind": f"It is {self.kind}.",
+            "parts": f"{NUMBERS[self.name.count('.') + 1]}.",
+            "writing": f"In {writing(self.name.rsplit('.', 1)[-1])}.",
+        }
 
 
 def main() -> int:
@@ -70,18 +85,20 @@ def main() -> int:
         "--out", type=Path, default=HERE, help="folder for data/ and model/ (default: beside this file)"
     )
     out = parser.parse_args().out
-    entries = read_documentation()
+    entries = read_names()
     conversations = make_conversations(entries)
     write_lines(out / "data" / "stdlib-chat.jsonl", conversations)
     write_model(out / "model", conversations)
-    print(f"{len(conversations)} conversations about {len(entries)} names in {out / 'data' / 'stdlib-chat.jsonl'}")
+    print(
+        f"{len(conversations)} conversations, each about one of {len(entries):,} names, in {out / 'data' / 'stdlib-chat.jsonl'}"
+    )
     print(f"tokenizer and model configuration in {out / 'model'}")
     return 0
 
 
-def read_documentation(modules: list[str] | None = None) -> list[Entry]:
-    """Functions, classes and public methods of the standard library that say what they do, sorted by name."""
-    warnings.simplefilter("ignore", DeprecationWarning)  # old names are documented too
+def read_names(modules: list[str] | None = None) -> list[Entry]:
+    """Functions, classes and methods of the standard library that do not begin with an underscore, sorted by name."""
+    warnings.simplefilter("ignore", DeprecationWarning)  # old names are names too
     found: dict[str, Entry] = {}
     for module_name in MODULES if modules is None else modules:
         try:
@@ -89,25 +106,24 @@ def read_documentation(modules: list[str] | None = None) -> list[Entry]:
         except ImportError:  # a Python built without sqlite3, ssl or lzma has less to tell
             print(f"quickstart: this Python has no module {module_name}; going on without it", file=sys.stderr)
             continue
-        for name, value in documented(module):
-            entry = describe(f"{module_name}.{name}", module_name, value)
-            if entry is not None:
-                found[entry.name] = entry
+        for name, kind in public_names(module):
+            entry = Entry(f"{module_name}.{name}", module_name, kind)
+            found[entry.name] = entry
     return [found[name] for name in sorted(found)]
 
 
-def documented(module: types.ModuleType) -> Iterator[tuple[str, Any]]:
-    """Public functions and classes of `module` that are not merely imported by it, and the classes' own methods."""
+def public_names(module: types.ModuleType) -> Iterator[tuple[str, str]]:
+    """(name, kind) of the functions and classes of `module` that are not merely imported by it, and of the classes' own methods."""
     for name, value in sorted(vars(module).items()):
         if name.startswith("_") or not (inspect.isroutine(value) or inspect.isclass(value)):
             continue
         if module_root(getattr(value, "__module__", None) or module.__name__) != module_root(module.__name__):
             continue
-        yield name, value
+        yield name, "a class" if inspect.isclass(value) else "a function"
         if inspect.isclass(value):
             for method_name, method in sorted(vars(value).items()):
                 if not method_name.startswith("_") and inspect.isroutine(method):
-                    yield f"{name}.{method_name}", method
+                    yield f"{name}.{method_name}", "a method"
 
 
 def module_root(name: str) -> str:
@@ -116,58 +132,30 @@ def module_root(name: str) -> str:
     return "os" if root in ("posix", "posixpath", "genericpath") else root
 
 
-def describe(name: str, module: str, value: Any) -> Entry | None:
-    """The entry of `value`, or None where it has no documentation of its own or one too short to be an answer."""
-    own = getattr(value, "__doc__", None)
-    if not isinstance(own, str):
-        return None
-    # Some C functions begin with their signature; the rest is what they do.
-    paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(own))
-    short_name = name.rsplit(".", 1)[1]
-    if re.match(rf"[\w.]*{re.escape(short_name)}\(", paragraphs[0]):
-        paragraphs = paragraphs[1:]
-    text = "\n\n".join(paragraphs[:2]).strip()
-    if not 24 <= len(text) <= 320 or " at 0x" in text or ">>>" in text:
-        return None
-    return Entry(name.removeprefix("builtins."), module, signature_of(value), text)
-
-
-def signature_of(value: Any) -> str | None:
-    try:
-        signature = str(inspect.signature(value))
-    except (ValueError, TypeError):  # not introspectable
-        return None
-    # A default shown by its address, or by this machine's settings, would differ from run to run.
-    return None if "<" in signature or "/" in signature.replace(", /", "") or len(signature) > 160 else signature
+def writing(part: str) -> str:
+    """The style of the last part of a name."""
+    if "_" in part:
+        return "capitals and underscores" if part.isupper() else "words with underscores"
+    if part.islower():
+        return "small letters"
+    return "capitals" if part.isupper() else "capitals and small letters"
 
 
 def make_conversations(entries: list[Entry]) -> list[dict[str, Any]]:
-    """Four conversations an entry, single and multi-turn, some with a system prompt, in a seeded order."""
+    """One conversation about each name: two to four questions in a seeded order, one in three with a system prompt."""
     rng = random.Random(SEED)
-    conversations = []
-    for entry in entries:
-        does, does_too = rng.sample(DOES, 2)
-        called = entry.signature and f"{entry.name}{entry.signature}"
-        forms = [
-            [(does, entry.text)],
-            [(does_too, entry.text)] + ([(rng.choice(THANKS), called)] if called else []),
-            [(rng.choice(FIND), f"That is {entry.name}.")],
-            [(rng.choice(WHERE), f"{entry.name} is in {entry.module}."), (rng.choice(DOES), entry.text)],
-        ]
-        conversations.extend(conversation(rng, turns, entry) for turns in forms)
-    rng.shuffle(conversations)
-    return [{"id": f"stdlib-{i}", "conversations": turns} for i, turns in enumerate(conversations)]
+    chosen = rng.sample(entries, min(NUM_NAMES, len(entries)))
+    return [{"id": f"stdlib-{i}", "conversations": conversation(rng, entry)} for i, entry in enumerate(chosen)]
 
 
-def conversation(rng: random.Random, turns: list[tuple[str, str]], entry: Entry) -> list[dict[str, str]]:
-    """`turns` (question form, answer) in sharegpt's from/value, with a system prompt in one of three."""
+def conversation(rng: random.Random, entry: Entry) -> list[dict[str, str]]:
+    """Turns in sharegpt's from/value."""
     messages = []
     if rng.randrange(3) == 0:
         messages.append({"from": "system", "value": rng.choice(SYSTEM_PROMPTS)})
-    for question, answer in turns:
-        asked = question.format(name=entry.name, module=entry.module, summary=entry.summary)
-        messages.append({"from": "human", "value": asked})
-        messages.append({"from": "gpt", "value": answer})
+    for topic in rng.sample(list(QUESTIONS), rng.randint(2, len(QUESTIONS))):
+        messages.append({"from": "human", "value": rng.choice(QUESTIONS[topic]).format(name=entry.name)})
+        messages.append({"from": "gpt", "value": entry.answers[topic]})
     return messages
 
 
