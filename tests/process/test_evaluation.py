@@ -129,6 +129,6 @@ def test_what_it_answered_at_its_best_is_what_the_exported_model_answers(runs: d
     assert best is not None
     line = next(line for line in read_lines(run.samples) if (line["step"], line["number"]) == (best.step, 0))
     assert line["question"] == "the sea is blue"
-    answer = sample.generate(run.model, sample.prompt_ids(run.model, "the sea is blue"))
+    answer = sample.ask(run.model, "the sea is blue")
     assert answer.startswith(line["answer"])
     assert line["ended"] == (answer == line["answer"])
