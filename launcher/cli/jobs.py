@@ -1,4 +1,4 @@
-"""Commands on a job file: `init`, `validate`, `schema`, `data`, `plan`, `launch`. Parse and delegate: each imports what it needs."""
+"""Commands on a job file: `init`, `validate`, `schema`, `data`, `plan`, `launch`, `sweep`. Parse and delegate: each imports what it needs."""
 
 from __future__ import annotations
 
@@ -125,6 +125,37 @@ def launch(
     sky_options = {"cluster": cluster, "yes_lose_progress": yes_lose_progress}
     stated = {name: value for name, value in sky_options.items() if value}
     return launch_command(job, LaunchOptions(on, nproc, set_ or (), yes, force, detach, json_, stated))
+
+
+@app.command()
+def sweep(
+    job: Annotated[Path | None, typer.Argument(metavar="[JOB.YAML]", help="The job file.", show_default=False)] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=V,V", help="Values to try, as train.learning_rate=1e-5,2e-5."),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option("--budget", min=0.01, help="US dollars for all runs together.")
+    ] = None,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, help="Runs at a time.")] = 1,
+    on: Annotated[str | None, typer.Option("--on", help="local, docker or sky.", show_default=False)] = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Start without asking.")] = False,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="NAME", help="Go on with this sweep.", show_default=False)
+    ] = None,
+    json_: Json = False,
+) -> int:
+    """A run for every combination of settings, under one budget; the worse half is stopped early."""
+    from launcher.commands.sweep import SweepOptions, resume_sweep, sweep_command
+    from launcher.runs.errors import BadUsage
+
+    if resume is not None:
+        if job is not None or set_ or budget or on:
+            raise BadUsage("--resume NAME goes on as the sweep began; leave out the job and its settings")
+        return resume_sweep(resume, json_)
+    if job is None or not set_:
+        raise BadUsage("name the job and what to try: dolphin sweep job.yaml --set train.learning_rate=1e-5,2e-5")
+    return sweep_command(job, SweepOptions(set_, budget, parallel, on, yes, json_))
 
 
 @app.command()

@@ -21,7 +21,7 @@ def report_command(names: Sequence[str], output: Path | None) -> int:
     into the working folder, where `output` says nothing else."""
     records = [ledger.find(name) for name in dict.fromkeys(names)] or [ledger.find(None)]
     target = output or (records[0].folder if len(records) == 1 else Path()) / REPORT_FILE
-    print(_write(records, target))
+    print(write_report(records, target))
     return 0
 
 
@@ -40,7 +40,7 @@ def report_at_end(record: RunRecord) -> None:
     if not has_libraries() or _is_newer(target, record.files.events):
         return
     try:
-        screen.say(f"report: {_write([record], target)}")
+        screen.say(f"report: {write_report([record], target)}")
     except (LauncherError, OSError) as error:
         screen.say(f"no report was written ({error}); `dolphin report {record.run_id}` tries again")
 
@@ -51,7 +51,7 @@ def _is_newer(page: Path, events: Path) -> bool:
 
 
 @patiently
-def _write(records: Sequence[RunRecord], target: Path) -> Path:
+def write_report(records: Sequence[RunRecord], target: Path) -> Path:
     from launcher.follow.report.facts import facts_of
     from launcher.follow.report.page import check_libraries, write_page
 

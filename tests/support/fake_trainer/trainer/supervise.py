@@ -1,7 +1,7 @@
 """A trainer that misbehaves on request: what a launcher must cope with, in a second and without torch.
 
 `FAKE` in its environment is JSON: steps, pause_s (per step), exit (code), workers (session-detached grandchildren),
-leave (them behind), unmarked (they lack the marker), stubborn (ignores SIGTERM), vanish_at (step at which it dies without an
+leave (them behind), evaluate_every (steps; its eval_loss is the learning rate), unmarked (they lack the marker), stubborn (ignores SIGTERM), vanish_at (step at which it dies without an
 outcome), tear (writes a torn line), reason.
 """
 
@@ -76,6 +76,8 @@ def main() -> int:
         print(f"step {step} of {steps}", flush=True)
         append_line(run / "metrics.jsonl", {"step": step, "epoch": 0.0, "loss": 9.0 - step / steps, "lr": 0.1,
                     "grad_norm": 1.0, "tokens": 10, "tokens_per_second": 100.0, "seconds": 0.1, "attempt": attempt})  # fmt: skip
+        if step % wish.get("evaluate_every", steps + 1) == 0:
+            append_line(run / "metrics.jsonl", {"step": step, "epoch": 0.0, "eval_loss": job.spec.train.learning_rate})
         if stop or (run / STOP_FILE).exists():
             saved.parent.mkdir(exist_ok=True)
             saved.write_text(str(step))
@@ -92,7 +94,8 @@ def main() -> int:
     if wish.get("exit"):
         state = {64: "bad_input"}.get(wish["exit"], "failed")
         return finish(state, wish["exit"], steps, wish.get("reason", "as wished"))
-    append_line(run / "metrics.jsonl", {"step": steps, "epoch": 1.0, "eval_loss": 4.0})
+    if "evaluate_every" not in wish:
+        append_line(run / "metrics.jsonl", {"step": steps, "epoch": 1.0, "eval_loss": 4.0})
     (run / "model").mkdir(exist_ok=True)
     (run / "model" / "config.json").write_text("{}")
     sample = {"question": "What is it?", "answer": "It is\n  a fake.", "expected": "A fake."}
