@@ -309,15 +309,15 @@ def _saved_by_layer(model: TrainedModel, load: Workload, layer: int) -> float:
 def loss_memory(model: TrainedModel, load: Workload) -> tuple[float, float]:
     """(kept for the backward pass, at most while the loss is computed), besides the activations.
 
-    The gradient of hidden states and output embedding is computed with the loss, chunk by chunk: logits of a chunk in e
-    and in fp32, then their gradient in e; a trained embedding gathers its gradient in fp32. Soft-capped logits have the
-    derivative of the cap beside them, in fp32.
+    The gradient of hidden states and output embedding is computed with the loss, chunk by chunk: a chunk's logits and their
+    logarithms in fp32 (soft-capped, the derivative of the cap and the logarithms), then their gradient in e; a trained
+    embedding gathers its gradient in fp32.
     """
     architecture = model.architecture
     e, labelled = load.element_bytes, int(load.tokens * load.labelled_share)
     V, H = architecture.vocabulary, architecture.hidden
     c = min(load.loss_chunk, labelled)
-    logits = c * V * (8 if architecture.caps_logits else 4 + e if e == 2 else 4)
+    logits = 8 * c * V
     hidden = e * labelled * H
     if architecture.head_name not in model.trained:
         return hidden, 2 * hidden + logits
