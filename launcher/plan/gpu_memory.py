@@ -249,8 +249,10 @@ def _buffers(model: TrainedModel, load: Workload, stage: Stage) -> tuple[float, 
 
 
 def _gathering(model: TrainedModel, load: Workload, stage: Stage) -> float:
-    """Stage 3 receives parameters in one row and copies each out of it, the last one twice, before it lets the row go."""
-    return load.element_bytes * (min(PREFETCH, model.num_parameters) + model.largest_trained) if stage == 3 else 0
+    """Stage 3 receives parameters in one row and copies each out of it, the last one twice, before it lets the row go: frozen
+    ones too."""
+    largest = max(map(count, model.architecture.shapes.values()))
+    return load.element_bytes * (min(PREFETCH, model.num_parameters) + largest) if stage == 3 else 0
 
 
 def _oversized(model: TrainedModel, load: Workload, stage: Stage) -> float:

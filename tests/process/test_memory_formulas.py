@@ -15,7 +15,7 @@ import pytest
 from launcher.jobfile.load import load_job
 from launcher.models.adapters import adapted
 from launcher.models.architecture import Architecture, TrainedModel, count, from_config
-from launcher.plan.gpu_memory import REDUCE_BUCKET, Workload, moments_of
+from launcher.plan.gpu_memory import REDUCE_BUCKET, Workload, moments_of, runs_as
 from launcher.plan.host_memory import offloaded
 from trainer.run.settings.adapter import AdapterSpec
 
@@ -68,6 +68,12 @@ CASES = {
         THIRTY_MILLION, 2, patterns=HALF, gradient_checkpointing=False, offload="optimizer"
     ),
     "29M, stage 2 in fp32, offloaded": _case(THIRTY_MILLION, 2, precision="fp32", offload="optimizer"),
+    "29M, stage 1, LoRA": _case(THIRTY_MILLION, 1, adapter=LORA),
+    "29M, stage 2, LoRA": _case(THIRTY_MILLION, 2, adapter=LORA),
+    "29M, stage 1, LoRA, one layer in two recomputed": _case(THIRTY_MILLION, 1, adapter=LORA, gradient_checkpointing=2),
+    "29M, stage 0, LoRA": _case(THIRTY_MILLION, 0, adapter=LORA),
+    "29M, stage 0 in fp32, LoRA": _case(THIRTY_MILLION, 0, adapter=LORA, precision="fp32"),
+    "29M, stage 3, LoRA": _case(THIRTY_MILLION, 3, adapter=LORA),
     "29M, stage 1, LoRA, nothing recomputed": _case(THIRTY_MILLION, 1, adapter=LORA, gradient_checkpointing=False),
     "8B, stage 1, LoRA": _case(
         EIGHT_BILLION,
@@ -152,13 +158,17 @@ def test_what_lasts_between_steps_is_planned_exactly(name: str, measured: dict[s
         lasting += step["gradients"] / 2 + load.element_bytes * case["reduce_bucket"]
         assert 0.98 * lasting < measured[name]["rest"] < lasting + step["buffers"]  # some parameters stay gathered
         return
-    if case["stage"] == 1 and case["micro_batches"] > 1 and not load.offloads:  # the whole sum of gradients in fp32
+    if (
+        runs_as(case["stage"], load.precision) == 1 and case["micro_batches"] > 1 and not load.offloads
+    ):  # the whole sum of gradients in fp32
         lasting += step["gradients"]
     if load.offloads:  # the passage of the largest gradient
         lasting += load.element_bytes * max(count(architecture.shapes[name]) for name in model.trained)
-    # four hidden states of the last micro batch outlive a step where layers are recomputed above frozen embeddings
-    tolerance = 0.04 if case["adapter"] is not None else 0.02
-    assert measured[name]["rest"] == pytest.approx(lasting, rel=tolerance)
+    if case["gradient_checkpointing"] and architecture.embedding_name not in model.trained:
+        # The tracker still counts four hidden states after two micro batches where layers are recomputed above frozen
+        # embeddings.
+        lasting += 2 * load.element_bytes * load.tokens * architecture.hidden * load.micro_batches
+    assert measured[name]["rest"] == pytest.approx(lasting, rel=0.02)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name]["offload"] == "optimizer"])
