@@ -144,20 +144,20 @@ def test_the_price_counts_every_node_and_what_was_trained_twice(job: NodeJob, mo
         for step in (1, 2, 2)
     ]
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    nodes = [{"time": 10, "setup_at": 0, "node": "a", "price_usd_per_hour": 2.0}, {"time": 3610, "setup_at": 3600, "node": "b", "price_usd_per_hour": 4.0}]  # fmt: skip
+    nodes = [{"time": 1010, "setup_at": 1000, "node": "a", "price_usd_per_hour": 2.0}, {"time": 8210, "setup_at": 8200, "node": "b", "price_usd_per_hour": 4.0}]  # fmt: skip
     run.nodes.write_text("".join(json.dumps(line) + "\n" for line in nodes))
-    events = [{"time": 100, "event": EventKind.PREEMPTED.value}, {"time": 3700, "event": EventKind.RESUMED.value}, {"time": 7200, "event": EventKind.PHASE.value}]  # fmt: skip
+    events = [{"time": 4600, "event": EventKind.PREEMPTED.value}, {"time": 8300, "event": EventKind.RESUMED.value}, {"time": 9000, "event": EventKind.PHASE.value}]  # fmt: skip
     run.events.write_text("".join(json.dumps(line) + "\n" for line in events))
-    facts = dict(run_facts.of(job.model_copy(update={"limits": Limits(planned_hours=2.0, planned_usd=4.0)}), run))
+    planned = job.model_copy(update={"limits": Limits(planned_hours=1.5, planned_usd=4.0)})
+    facts = dict(run_facts.of(planned, run, now=11800.0))
     assert facts["training"] == "1.50 hours on 2 CPU ranks"
     assert facts["nodes"] == "2"
     assert facts["interruptions"] == "1 stops that saved, 0 restarts, 1 resumes"
-    assert facts["planned"] == "2.0 h, $4.00"
-    assert facts["paid"] == "1.0 h, $4.05"  # the first node was heard of for 100 s
+    assert (facts["planned"], facts["paid"]) == ("1.5 h, $4.00", "2.0 h, $6.00 until the export")
     assert facts["speed"] == "200 tokens/s, the median of all steps"
     assert facts["energy"].startswith("0.90 kWh")
 
 
 def test_a_run_that_measured_nothing_says_nothing_of_it(job: NodeJob) -> None:
-    facts = dict(run_facts.of(job, card.RunDir(job.run_dir)))
+    facts = dict(run_facts.of(job, card.RunDir(job.run_dir), now=0.0))
     assert set(facts) == {"training", "interruptions"}

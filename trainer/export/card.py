@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import time
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -113,7 +114,7 @@ def facts_of(
         "kernel": kernel,
         "hyperparameters": hyperparameters(job, plan, world_size),
         "results": results,
-        "run": run_facts.of(job, run),
+        "run": run_facts.of(job, run, time.time()),
         "configuration": configuration(job),
         "steps": plan.total_steps,
         "last_step": last_step,

@@ -18,9 +18,11 @@ import yaml
 CARD, RESULTS, FACTS = "README.md", "results.json", "card.json"
 BEGIN, END = "<!-- evaluation: written by dolphin -->", "<!-- evaluation: end -->"
 """Around the one section that is written anew in a card that its author has changed by hand."""
+LATER: dict[str, Any] = {
+    "weights_step": None, "last_step": None, "steps": None, "unfinished": None, "other_sets": [], "scores": [], "samples": [],
+}  # fmt: skip
+"""Facts that the card.json of a model lacks which an older dolphin trained; its card is written anew all the same."""
 
-_UNTOLD: dict[str, Any] = {"weights_step": None, "unfinished": None, "other_sets": [], "scores": [], "samples": []}
-"""What card.json says only where there is something of it."""
 TEMPLATE = """\
 # {{ name }}
 {% if description %}
@@ -150,7 +152,7 @@ def render(facts: dict[str, Any], results: dict[str, Any]) -> str:
     """The whole card. `facts` are card.json's, `results` results.json's, empty where there are none."""
     sample = facts.get("sample")
     given = (
-        _UNTOLD
+        LATER
         | facts
         | {
             "evaluation": evaluation_section(results),

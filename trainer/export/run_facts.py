@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 from trainer.run.paid import paid
@@ -11,13 +10,14 @@ from trainer.run.run_folder import EventKind, RunDir, read_lines
 from trainer.run.spec import NodeJob
 
 
-def of(job: NodeJob, run: RunDir) -> list[tuple[str, str]]:
-    """(what, how much) for the card, of what the records tell; a step that was trained twice counts twice, as it was paid."""
+def of(job: NodeJob, run: RunDir, now: float) -> list[tuple[str, str]]:
+    """(what, how much) for the card, of what the records tell; a step that was trained twice counts twice, as it was paid.
+    `now`: the moment of the export, in seconds since the epoch."""
     steps = [line for line in run.read_metrics() if isinstance(line.get("seconds"), int | float)]
     nodes = list(read_lines(run.nodes))
     hours = sum(line["seconds"] for line in steps) / 3600
     found = [("training", f"{hours:.2f} hours on {_machines(job)}"), *_interruptions(run, nodes)]
-    found += _price(job, run)
+    found += _price(job, run, now)
     for key, name, form in (("tokens_per_second", "speed", "{:,.0f} tokens/s"), ("mfu", "MFU", "{:.1%}")):
         values = [line[key] for line in steps if isinstance(line.get(key), int | float)]
         if values:
@@ -49,15 +49,18 @@ def _interruptions(run: RunDir, nodes: list[dict[str, Any]]) -> list[tuple[str, 
     return found
 
 
-def _price(job: NodeJob, run: RunDir) -> list[tuple[str, str]]:
-    """Planned beside paid until now; nothing where the run costs nothing."""
+def _price(job: NodeJob, run: RunDir, now: float) -> list[tuple[str, str]]:
+    """Planned beside paid until `now`; nothing where the run costs nothing."""
     limits = job.limits
-    bill = paid(run, limits, time.time())
+    bill = paid(run, limits, now)
     if not bill.usd and not limits.planned_usd:
         return []
-    rows = [("planned", limits.planned_hours, limits.planned_usd), ("paid", bill.hours, bill.usd)]
+    rows = [
+        ("planned", limits.planned_hours, limits.planned_usd, ""),
+        ("paid", bill.hours, bill.usd, " until the export"),
+    ]
     return [
-        (what, f"{hours:,.1f} h, {'price not known' if usd is None else f'${usd:,.2f}'}")
-        for what, hours, usd in rows
+        (what, f"{hours:,.1f} h, {'price not known' if usd is None else f'${usd:,.2f}'}{until}")
+        for what, hours, usd, until in rows
         if hours is not None
     ]
