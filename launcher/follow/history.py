@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from launcher.backends.base import NodeAttempt
+from trainer.run.measures import COLUMNS, FIRST
 from trainer.run.run_folder import EventKind
 
 Point = tuple[int, float]
@@ -86,7 +87,7 @@ class History:
                 at, attempt = line.get("time"), line.get("attempt")
                 if isinstance(at, int | float) and isinstance(attempt, int):
                     self._step_times.append((float(at), attempt, step))
-            elif any(name.startswith("eval_") for name in line):
+            elif any(name not in COLUMNS and number(value) is not None for name, value in line.items()):
                 self.evaluations.setdefault(step, {}).update(line)
 
     def add_events(self, events: Iterable[Mapping[str, Any]]) -> None:
@@ -178,16 +179,33 @@ class History:
         return _series(self.evaluations, name)
 
     def evaluation_names(self) -> list[str]:
-        """Numbers that evaluations gave, the losses first."""
-        names = {
-            name for line in self.evaluations.values() for name, value in line.items() if name.startswith("eval_")
-            and number(value) is not None
-        }  # fmt: skip
-        return sorted(names, key=lambda name: ("loss" not in name, name != "eval_loss", name))
+        """Numbers that evaluations gave: the losses first, then the scores, then what else was measured. Of the first set, where sets
+        have names, `eval_loss` and its kin are left out: NAME/loss is the same number."""
+        names = dict.fromkeys(
+            name
+            for line in self.evaluations.values()
+            for name, value in line.items()
+            if name not in COLUMNS and number(value) is not None
+        )
+        if any(is_loss(name) and "/" in name for name in names):
+            names = {name: None for name in names if not name.startswith(FIRST)}
+        return sorted(names, key=lambda name: (not is_loss(name), "/" in name or name.startswith(FIRST)))
 
     def not_finite(self) -> list[int]:
         """Steps whose loss is no finite number."""
         return [step for step, value in self.series("loss") if not math.isfinite(value)]
+
+
+def is_loss(name: str) -> bool:
+    """Whether an evaluation's number is a validation set's loss."""
+    return name == f"{FIRST}loss" or name.endswith(("/loss", "_loss"))
+
+
+def label_of(name: str) -> str:
+    """`validation loss` of eval_loss, `mine loss` of mine/loss, `exact match` of a score."""
+    if name == f"{FIRST}loss":
+        return "validation loss"
+    return name.removeprefix(FIRST).replace("/", " ").replace("_", " ")
 
 
 def number(value: Any) -> float | None:

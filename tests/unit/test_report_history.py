@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.backends.base import NodeAttempt
-from launcher.follow.history import History, smoothed, thinned
+from launcher.follow.history import History, label_of, smoothed, thinned
 from tests.support.written_run import START, STEP_S, evaluation, event, metric, preempted
 from trainer.run.run_folder import EventKind
 
@@ -52,9 +52,21 @@ def test_a_step_that_was_computed_again_counts_once_and_the_last_is_shown():
     assert history.evaluation_names() == ["eval_loss"]
 
 
-def test_losses_of_several_sets_come_before_other_measures():
-    history = history_of([], [evaluation(5, 1.0, eval_accuracy=0.5), evaluation(5, 1.0, eval_mine_loss=2.0)])
-    assert history.evaluation_names() == ["eval_loss", "eval_mine_loss", "eval_accuracy"]
+def test_losses_of_several_sets_come_before_scores_and_other_measures():
+    told = {"mine/entropy": 0.5, "held-out/loss": 1.0, "mine/loss": 2.0, "exact_match": 0.25}
+    history = history_of([], [evaluation(5, 1.0, **told)])
+    assert history.evaluation_names() == ["held-out/loss", "mine/loss", "exact_match", "mine/entropy"]
+    assert [label_of(name) for name in history.evaluation_names()][1:3] == ["mine loss", "exact match"]
+
+
+def test_a_run_whose_only_set_has_no_name_tells_its_loss_first():
+    history = history_of([], [evaluation(5, 1.0, exact_match=0.25, eval_entropy=0.5)])
+    assert history.evaluation_names() == ["eval_loss", "exact_match", "eval_entropy"]
+
+
+def test_an_evaluation_that_measured_scores_alone_is_one():
+    history = history_of([], [{"step": 5, "epoch": 1.0, "time": 1.0, "attempt": 1, "contains": 0.5}])
+    assert history.evaluated("contains") == [(5, 0.5)]
 
 
 def test_steps_without_a_number_are_named():

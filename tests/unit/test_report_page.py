@@ -10,14 +10,14 @@ import pytest
 
 from launcher.backends.base import BackendStatus, NodeAttempt
 from launcher.follow.history import History
-from launcher.follow.report.facts import RunFacts
+from launcher.follow.report.facts import RunFacts, facts_of
 from launcher.follow.report.page import write_index, write_page
 from launcher.follow.report.plots import Line, Plot, draw
 from launcher.follow.run_view import RunView
 from launcher.follow.status import Observation
 from launcher.runs.ledger import RunRecord
 from launcher.runs.states import RunState
-from tests.support.written_run import START, event, metric, preempted
+from tests.support.written_run import START, evaluation, event, metric, preempted
 from trainer.run.run_folder import EventKind
 
 
@@ -70,6 +70,31 @@ def test_a_run_preempted_three_times_says_what_each_cost(page):
     assert "$0.36" in page
     assert "4 attempts over" in page
     assert "aws/us-east-1" in page
+
+
+def test_each_set_s_loss_has_its_name_and_the_finished_model_its_table(tmp_path):
+    losses = {"held-out/loss": 2.0, "mine/loss": 1.5, "contains": 0.25}
+    row = {"alias": "ends", "task": "ends", "metric": "acc", "higher_is_better": True, "value": 0.5, "stderr": 0.2887}
+    results = {"rows": [row | {"base_value": 0.25, "base_stderr": None}, "damaged"]}
+    metrics = [metric(1, START), evaluation(1, START, **losses), evaluation(2, START, **losses)]
+    page = write_page([facts(tmp_path, metrics=metrics, results=results)])
+    for said in (
+        "held-out loss",
+        "mine loss from 1.5 to 1.5",
+        "contains, on held-out data",
+        "ends",
+        "acc ↑",
+        "0.5000 ± 0.2887",
+    ):
+        assert said in page, said
+    assert "validation loss" not in page.split("Evaluations")[1]
+
+
+def test_the_finished_model_s_table_is_read_from_its_folder(tmp_path):
+    record = RunRecord("demo-1", tmp_path, "demo", "local", START)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "results.json").write_text('{"rows": []}')
+    assert facts_of(record).results == {"rows": []}
 
 
 @pytest.mark.parametrize("state", [RunState.QUEUED, RunState.FAILED])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from launcher.follow.history import History, Point, smoothed
+from launcher.follow.history import History, Point, is_loss, label_of, smoothed
 from launcher.follow.report.facts import RunFacts
 from launcher.follow.report.plots import Line, Plot
 from launcher.units import GB
@@ -18,9 +18,9 @@ def curves_of(history: History) -> list[Plot]:
     """Only those that have something to show."""
     marks = tuple(attempt.resumed_step for attempt in history.attempts if attempt.resumed_step)
     plots = [_loss(history, marks)]
-    extra = [name for name in history.evaluation_names() if "loss" not in name]
+    extra = [name for name in history.evaluation_names() if not is_loss(name)]
     for i, name in enumerate(extra):
-        label = name.removeprefix("eval_").replace("_", " ")
+        label = label_of(name)
         lines = [Line(label, history.evaluated(name), has_dots=True, colour=1)]
         plots.append(Plot(f"evaluation-{i}", f"{label}, on held-out data", "", lines, marks=marks))
     plots += [
@@ -62,9 +62,9 @@ def _loss(history: History, marks: Sequence[int]) -> Plot:
     lines = [Line("each step" if is_long else "training", points, is_faint=is_long)]
     if is_long:
         lines.append(Line("training, smoothed", smoothed(points)))
-    names = [name for name in history.evaluation_names() if "loss" in name]
+    names = [name for name in history.evaluation_names() if is_loss(name)]
     for i, name in enumerate(names):
-        label = "validation" if name == "eval_loss" else name.removeprefix("eval_").replace("_", " ")
+        label = label_of(name).removesuffix(" loss")
         lines.append(Line(label, history.evaluated(name), has_dots=True, colour=1 + i))
     said = "; ".join(
         f"{line.label} loss {_fell(line.points)}" for line in lines if line.points and not (is_long and line.is_faint)

@@ -17,9 +17,9 @@ from launcher.follow.readers import JsonLines, read_outcome
 from launcher.follow.run_view import RunView
 from launcher.follow.status import Observation, status_of
 from launcher.runs.ledger import PLAN_FILE, RunRecord
-from trainer.run.run_folder import DATA_REPORT_FILE, EVENTS_FILE, JOB_FILE, METRICS_FILE, SAMPLES_FILE
+from trainer.run.run_folder import DATA_REPORT_FILE, EVENTS_FILE, JOB_FILE, METRICS_FILE, MODEL_FOLDER, SAMPLES_FILE
 
-RESULTS_FILE = "results.json"
+RESULTS_FILE = f"{MODEL_FOLDER}/results.json"
 _RECENT_LINES = 100
 """Of metrics.jsonl: what the run does now is told by the last ones."""
 _MAX_BYTES = 256 << 20

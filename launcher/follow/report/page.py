@@ -103,6 +103,7 @@ def _sections(facts: RunFacts, *, is_alone: bool) -> dict[str, Any]:
                 ("What interruptions cost", tables.interruptions(facts)),
                 ("Nodes", tables.nodes(facts)),
                 ("Evaluations", tables.evaluations(facts)),
+                ("The finished model's evaluation", tables.benchmarks(facts)),
                 ("Data", tables.data(facts)),
             )
             if table is not None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.follow.history import number
+from launcher.follow.history import label_of, number
 from launcher.follow.report.facts import RunFacts
 from launcher.follow.status import price_text, when, with_detail
 from launcher.runs.states import RunState, is_over
@@ -150,10 +150,31 @@ def evaluations(facts: RunFacts) -> Table | None:
         rows.append(
             [f"{step:,}", "-" if epoch is None else f"{epoch:.2f}", *("-" if v is None else f"{v:.4f}" for v in values)]
         )
-    heads = tuple(
-        "validation loss" if name == "eval_loss" else name.removeprefix("eval_").replace("_", " ") for name in names
-    )
-    return Table(("step", "epoch", *heads), rows, 0) if rows else None  # fmt: skip
+    return Table(("step", "epoch", *map(label_of, names)), rows, 0) if rows else None
+
+
+def benchmarks(facts: RunFacts) -> Table | None:
+    """What the finished model was asked by `evaluate.tasks` or `dolphin eval`, with standard errors, beside its base."""
+    found = facts.results.get("rows")
+    given = [row for row in (found if isinstance(found, list) else []) if isinstance(row, dict)]
+    has_base = any(number(row.get("base_value")) is not None for row in given)
+    rows = [
+        [
+            str(row.get("alias") or row.get("task")),
+            f"{row.get('metric')} {'↑' if row.get('higher_is_better') else '↓'}",
+            *(
+                _with_error(row.get(f"{of}value"), row.get(f"{of}stderr"))
+                for of in (("", "base_") if has_base else ("",))
+            ),
+        ]
+        for row in given
+    ]
+    return Table(("task", "metric", "tuned", *(["base"] if has_base else [])), rows, 2) if rows else None
+
+
+def _with_error(value: Any, error: Any) -> str:
+    known, spread = number(value), number(error)
+    return "-" if known is None else f"{known:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
 
 
 def data(facts: RunFacts) -> Table | None:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.follow import standing
-from launcher.follow.history import Attempt, History, Point, smoothed
+from launcher.follow.history import Attempt, History, Point, is_loss, label_of, smoothed
 from launcher.follow.screen import numbers
 from launcher.follow.status import gpu_text, price_text, speed_text, standing_of, with_detail
 from launcher.follow.watch.charts import chart
@@ -85,9 +85,9 @@ def curves(watched: Watched, width: int, height: int) -> RenderableType:
 def _series(history: History) -> list[tuple[str, list[tuple[str, list[Point]]]]]:
     losses = [("training", smoothed(history.series("loss")))]
     losses += [
-        ("validation" if name == "eval_loss" else name.removeprefix("eval_"), history.evaluated(name))
+        (label_of(name).removesuffix(" loss"), history.evaluated(name))
         for name in history.evaluation_names()
-        if "loss" in name
+        if is_loss(name)
     ]
     found = [("loss", losses), ("tokens a second", [("speed", smoothed(history.series("tokens_per_second")))])]
     for name, title in (
