@@ -85,6 +85,7 @@ def hold(reference: same_logits.Reference, adapter: Path, *, is_quantised: bool)
     Raises TrainingFailed where they are another model. Beside a base in 4 bits nothing is compared: others load it in 16.
     """
     if is_quantised:
+        same_logits.left_out("it was trained beside a base in 4 bits, and is loaded beside one in 16")
         return
     source = _Source.read(adapter)
     stored = base_files.tensors_of(source.spec.base, source.spec.revision)

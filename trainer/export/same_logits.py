@@ -46,7 +46,7 @@ def hold(reference: Reference, size_bytes: int, load: Callable[[], Any]) -> None
         return
     reason = why_not(size_bytes)
     if reason:
-        warn(f"the export's logits are not compared with the trained model's: {reason}")
+        left_out(reason)
         return
     difference = median_difference(reference, load())
     if not difference <= TOLERANCE:
@@ -55,6 +55,11 @@ def hold(reference: Reference, size_bytes: int, load: Callable[[], Any]) -> None
             "deviation; the last checkpoint is whole, nothing is lost"
         )
     print(f"export: loaded again, its logits differ by {difference:.1g} of their standard deviation", flush=True)
+
+
+def left_out(reason: str) -> None:
+    """Say that nothing is compared, and why."""
+    warn(f"the export's logits are not compared with the trained model's: {reason}")
 
 
 def hold_folder(reference: Reference, folder: Path) -> None:

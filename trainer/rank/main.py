@@ -181,11 +181,13 @@ def weights_to_export(job: NodeJob, state: Any, checkpoints: Any) -> int:
 
 def reference_of(job: NodeJob, engine: Any) -> Any:
     """What the trained model gives for a few held-out texts: the export is held against it. None where it computes in fp8, as
-    nobody who loads the folder does. All ranks call it."""
+    nobody who loads the folder does; that is said. All ranks call it."""
     from trainer.export import sample
-    from trainer.export.same_logits import NUM_ROWS, ROW_TOKENS, Reference
+    from trainer.export.same_logits import NUM_ROWS, ROW_TOKENS, Reference, left_out
 
     if job.spec.train.precision == "fp8":
+        if os.environ.get("RANK", "0") == "0":
+            left_out("it was trained in fp8, and is loaded in bf16")
         return None
     rows = [row for row in sample.held_out_rows(Path(job.run_dir), NUM_ROWS, ROW_TOKENS) if row]
     return Reference(tuple(map(tuple, rows)), tuple(engine.logits(rows)))
