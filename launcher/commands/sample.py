@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-
-from launcher.commands.model_source import model_folder
-from launcher.runs.errors import BadUsage, LauncherError
-from trainer.run import python
-from trainer.run.exits import ExitCode
+from launcher.commands import finished_model, trainer_side
 
 
 def sample_command(source: str, prompt: str | None, base: str | None, max_tokens: int) -> int:
     """The answer on standard output; without a prompt a held-out question of the run, its answer, and the one expected."""
-    if importlib.util.find_spec("transformers") is None:
-        raise BadUsage("dolphin sample needs the trainer: pip install 'dolphin-launcher[train]'")
+    trainer_side.require("sample", "transformers", extras="train")
     options = ["--max-tokens", str(max_tokens)]
     options += [] if prompt is None else ["--prompt", prompt]
     options += [] if base is None else ["--base", base]
-    with model_folder(source) as folder:
-        command = python.command("trainer.export.sample", str(folder.absolute()), *options)
-        done = subprocess.run(command, env=python.environment(dict(os.environ)), check=False)
-    if done.returncode == ExitCode.BAD_INPUT:
-        raise BadUsage(f"{source} cannot be asked; the reason is above")
-    if done.returncode:
-        raise LauncherError(f"{source} gave no answer; the reason is above")
+    with finished_model.read(source) as folder:
+        trainer_side.run("trainer.export.sample", str(folder), *options, failed=f"{source} gave no answer")
     return 0

@@ -23,7 +23,7 @@ FLOORS = {
     "launcher.backends": "base checks confinement inputs release < home < docker sky",
     "launcher.backends.docker": "container endpoint < engine < image trial < backend doctor",
     "launcher.backends.sky": "answers bucket_copy catalog deadline errors node phases plugin_wheel server status < jobs log task < controller offers ship store_access terms < adopting enforcement reach uploads < doctor elsewhere records < reading stopping < backend < client",
-    "launcher.commands": "adopt convert data doctor down explain finished_model model_source offers plan report samples schema spectrum trainer_side validate < evaluate export launch merge push reference runs sample talk watch < init sweep",
+    "launcher.commands": "adopt convert data doctor down explain finished_model offers plan report samples schema spectrum trainer_side validate < evaluate export launch merge push reference runs sample talk watch < init sweep",
     "launcher.cli": "arguments finished < jobs machine models runs < app < main < __main__",
     "launcher.follow": "history run_view standing < readers screen < follow patience status < attend report watch",
     "launcher.jobfile": "limits < axolotl field_docs model_checks paths pattern_checks regions source_checks spec < evaluate_checks name_checks < load settle",
