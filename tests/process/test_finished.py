@@ -32,17 +32,26 @@ def write_quick_job(folder: Path, **groups: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder / "base", hidden=32)
     write_data(folder / "data.jsonl")
+    rows = (folder / "data.jsonl").read_text().splitlines()
+    (folder / "mine.jsonl").write_text("\n".join(rows[:6]) + "\n")
     job = {
         "name": "tiny",
         "model": {"base": "./base", "chat_template": "chatml"},
-        "data": {"sources": [{"path": "./data.jsonl"}], "sequence_length": 96, "validation_fraction": 0.1},
+        "data": {
+            "sources": [{"path": "./data.jsonl"}],
+            "sequence_length": 96,
+            "validation": [{"name": "held-out", "fraction": 0.1}, {"name": "mine", "path": "./mine.jsonl"}],
+        },
         "train": {
-            "max_steps": 4,
+            "max_steps": 8,
             "global_batch": 4,
             "micro_batch": 2,
             "learning_rate": 3e-3,
+            "evaluate_every": 1,
             "evaluate_at_start": True,
+            "stop": {"metric": "mine/loss", "patience": 2, "min_delta": 100.0},
         },
+        "checkpoint": {"keep_best": "contains"},
         "resources": {"ranks_per_node": 1},
         **groups,
     }
@@ -66,8 +75,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> tuple[Dolphi
     write_task(root / "job", "ends")
     job = write_quick_job(
         root / "job",
-        evaluate={"tasks": ["./ends.yaml"], "limit": 4},
-        export={"gguf": ["q8_0", "f16"]},
+        evaluate={
+            "prompts": ["the sea is"],
+            "questions": 1,
+            "questions_of": "mine",
+            "max_new_tokens": 4,
+            "metrics": ["contains"],
+            "tasks": ["./ends.yaml"],
+            "limit": 4,
+        },
+        export={"gguf": ["q8_0", "f16"], "which": "best"},
         push={"repo": "my-org/tiny"},
         card={"description": "A sentence of mine.", "license": "mit"},
         secrets=["HF_TOKEN"],
@@ -76,6 +93,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, hub: Hub) -> tuple[Dolphi
     (run,) = dolphin.run_ids()
     assert TOKEN not in done.stdout + done.stderr
     for line in (
+        "stopped early at step 3 of 8: mine/loss was ",
+        "exporting the weights of step 1, the best by contains: 0.0000",
         "evaluation: ends acc",
         "gguf: tiny-f16.gguf, tiny-q8_0.gguf",
         "push: my-org/tiny, ",
@@ -97,6 +116,15 @@ def test_the_card_tells_the_run_its_evaluation_and_its_author_s_words(finished: 
     ):
         assert row in text, row
     assert "hours on 1 CPU rank" in text
+    assert "| Training loss | Epoch | Step | Validation loss | mine/loss | contains |" in text
+    number = r"\d+\.\d{4}"
+    for step in (1, 3):
+        assert re.search(
+            rf"^\| {number} \| {number} \| {step} \| {number} \| {number} \| 0\.0000 \|$", text, re.MULTILINE
+        )
+    assert "These are the weights after step 1." in text
+    assert "What it answers after step 1:" in text
+    assert "the sea is\n→ " in text
     assert "\nanswer    " in text
     assert re.search(
         r"^\|ends\|2.0\|none\|0\|acc\|↑\|0\.\d{4}\|±\|0\.\d{4}\|0\.\d{4}\|±\|0\.\d{4}\|$", text, re.MULTILINE
