@@ -29,7 +29,7 @@ from launcher.follow.readers import ViewReader
 from launcher.follow.status import observe, status_of, with_detail
 from launcher.jobfile.limits import hook_value
 from launcher.jobfile.limits import secret_names as hook_names
-from launcher.jobfile.load import load_job
+from launcher.jobfile.load import axolotl_text, load_job
 from launcher.jobfile.settle import settle, with_moment
 from launcher.jobfile.spec import JobSpec
 from launcher.plan.launch_plan import LaunchPlan
@@ -161,6 +161,7 @@ def launch(path: Path, options: LaunchOptions) -> int:
             run_id = ledger.new_id(job.name)
             job, train = start.settled(run_id)
     start.keep_plan(record)
+    train = train.model_copy(update={"axolotl": axolotl_text(path)})
     return _start(record, Submission(record, job, train, start.fitting_offers, start.secrets), backend, options)
 
 
@@ -192,6 +193,7 @@ def resume(record: RunRecord, options: LaunchOptions) -> int:
     if before is None or is_new:
         job, train = start.settled(record.run_id)
         if before is not None:
+            train = train.model_copy(update={"axolotl": before.axolotl})
             _refuse_other_results(record, before, train, is_finished)
     else:
         job, train = start.job, before
@@ -278,6 +280,8 @@ def _submit(record: RunRecord, submission: Submission, backend: Backend) -> RunR
     job, train = submission.job, submission.train
     text = write_yaml(job.model_dump(mode="json", exclude_unset=True))
     write_atomic(record.files.job, text)
+    if train.axolotl:
+        write_atomic(record.files.axolotl, train.axolotl)
     write_atomic(record.files.train_json, train.model_dump_json(indent=2) + "\n")
     record = ledger.update(
         record,

@@ -27,6 +27,8 @@ from launcher.jobfile.name_checks import name_findings
 from launcher.jobfile.paths import resolve_paths
 from launcher.jobfile.spec import JobSpec, job_findings
 
+MAX_KEPT_AXOLOTL = 32_000
+"""Characters of an axolotl configuration that a run keeps: train.json holds it, and travels with every start."""
 OWN_KEYS = "x-"
 """Keys at the top of a file that begin so are the writer's own: YAML anchors to be used below, notes."""
 RIVALS = (
@@ -113,6 +115,13 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     if located or job is None:
         raise SpecErrors(sorted(dict.fromkeys(located), key=lambda p: (p.line is None, p.line or 0)))
     return job
+
+
+def axolotl_text(path: str | Path) -> str:
+    """The file's text where it is an axolotl configuration that `load_job` takes; empty where it is a job, or too long to be kept."""
+    text = read_text(Path(path))
+    data = read_yaml(text).data
+    return text if isinstance(data, dict) and is_axolotl(data) and len(text) <= MAX_KEPT_AXOLOTL else ""
 
 
 def is_axolotl(data: dict[str, Any]) -> bool:

@@ -282,3 +282,23 @@ def test_a_secret_is_in_no_file_and_must_be_set(dolphin, tmp_path):
     assert "secret of 16 letters" in done.stdout
     held = [path for path in tmp_path.rglob("*") if path.is_file() and b"tell-nobody-0451" in path.read_bytes()]
     assert held == []
+
+
+def test_a_run_made_from_an_axolotl_file_keeps_its_text_and_so_does_a_resume(dolphin, job, tmp_path):
+    text = (
+        "base_model: ./base  # mine\ndatasets: [{path: ./data.jsonl, type: chat_template}]\nsequence_len: 64\n"
+        "chat_template: chatml\nmicro_batch_size: 2\nmax_steps: 5\nlearning_rate: 1e-4\n"
+    )
+    (job.parent / "axolotl.yml").write_text(text)
+    dolphin.run("launch", job.parent / "axolotl.yml", "-y", "--on", "local", "--nproc", "1")
+    (run,) = dolphin.run_ids()
+    folder = dolphin.home / "runs" / run
+    assert (folder / "axolotl.yml").read_text() == text
+    dolphin.run("resume", run, "--set", "train.max_steps=8")
+    assert json.loads((folder / "train.json").read_text())["axolotl"] == text
+
+
+def test_a_run_made_from_a_job_keeps_no_axolotl_file(dolphin, job):
+    dolphin.run("launch", job, "-y")
+    (run,) = dolphin.run_ids()
+    assert not (dolphin.home / "runs" / run / "axolotl.yml").exists()

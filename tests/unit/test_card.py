@@ -129,6 +129,15 @@ def test_datasets_are_hub_ids() -> None:
     assert card.hub_datasets(spec) == ["mlabonne/FineTome-100k", "owner/name"]
 
 
+def test_the_axolotl_configuration_is_shown_without_what_is_of_a_machine(tmp_path: Path) -> None:
+    text = "base_model: org/base  # mine\noutput_dir: ./out\nwandb_entity: me\ndatasets:\n  - path: /home/me/rows.jsonl\n    type: chat_template\n"
+    shown = card.axolotl(text)
+    assert shown == "base_model: org/base\ndatasets:\n- path: rows.jsonl\n  type: chat_template\n"
+    assert card.axolotl("") == card.axolotl("[") == ""
+    assert f"```yaml\n{shown}```" in (folder_with(tmp_path / "a", axolotl=shown) / "README.md").read_text()
+    assert "axolotl" not in (folder_with(tmp_path / "b", axolotl="") / "README.md").read_text()
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> NodeJob:
     (tmp_path / "base").mkdir()

@@ -23,6 +23,7 @@ from trainer.export import base_files, card_text, example, run_facts
 from trainer.model.freeze import FreezeReport
 from trainer.run.exits import EndKind
 from trainer.run.measures import score_name
+from trainer.run.redaction import redact
 from trainer.run.run_folder import RunDir, read_lines
 from trainer.run.settings.adapter import AdapterSpec
 from trainer.run.spec import NodeJob, TrainSpec
@@ -30,6 +31,8 @@ from trainer.run.spec import NodeJob, TrainSpec
 UNFINISHED = {EndKind.BUDGET_REACHED: "budget", EndKind.DEADLINE_REACHED: "deadline"}
 NUM_SAMPLES = 4
 """Answers that the card shows."""
+OF_A_MACHINE = ("wandb_", "mlflow_", "comet_", "hub_", "output_dir", "dataset_prepared_path", "resume_from_checkpoint")
+"""Beginnings of axolotl's keys that say where it ran and who watched."""
 PACKAGES = ("torch", "transformers", "deepspeed", "datasets", "tokenizers")
 
 
@@ -116,6 +119,7 @@ def facts_of(
         "results": results,
         "run": run_facts.of(job, run, time.time()),
         "configuration": configuration(job),
+        "axolotl": axolotl(job.axolotl),
         "steps": plan.total_steps,
         "last_step": last_step,
         "unfinished": None if limit is None else UNFINISHED[limit],
@@ -244,6 +248,19 @@ def configuration(job: NodeJob) -> str:
         dump.pop(group, None)
     dump.get("checkpoint", {}).pop("store", None)
     return yaml.safe_dump(_published(dump), sort_keys=False, allow_unicode=True, width=110)
+
+
+def axolotl(text: str) -> str:
+    """An axolotl configuration as `configuration` shows a job: what is of a machine or a tracker left out. Empty for one that is
+    none."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return ""
+    if not isinstance(data, dict):
+        return ""
+    kept = {key: value for key, value in data.items() if not str(key).startswith(OF_A_MACHINE)}
+    return redact(yaml.safe_dump(_published(kept), sort_keys=False, allow_unicode=True, width=110))
 
 
 def shorten(path: str) -> str:

@@ -20,6 +20,7 @@ BEGIN, END = "<!-- evaluation: written by dolphin -->", "<!-- evaluation: end --
 """Around the one section that is written anew in a card that its author has changed by hand."""
 LATER: dict[str, Any] = {
     "weights_step": None, "last_step": None, "steps": None, "unfinished": None, "other_sets": [], "scores": [], "samples": [],
+    "axolotl": "",
 }  # fmt: skip
 """Facts that the card.json of a model lacks which an older dolphin trained; its card is written anew all the same."""
 
@@ -121,7 +122,14 @@ expected  {{ sample.expected }}
 {{ configuration }}{{ fence_around(configuration) }}
 
 </details>
+{% if axolotl %}
+<details><summary>The same as an axolotl configuration, from which it was made</summary>
 
+{{ fence_around(axolotl) }}yaml
+{{ axolotl }}{{ fence_around(axolotl) }}
+
+</details>
+{% endif %}
 ## Framework versions
 
 - attention: {{ kernel }}

@@ -20,6 +20,8 @@ from trainer.run.redaction import redact
 
 JOB_FILE = "job.yaml"
 """The job as it was launched."""
+AXOLOTL_FILE = "axolotl.yml"
+"""What the job was made from, where that was an axolotl configuration."""
 TRAIN_FILE = "train.json"
 """NodeJob: what the node is told."""
 LOG_FILE = "log.txt"
@@ -105,6 +107,7 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.job = self.path / JOB_FILE
+        self.axolotl = self.path / AXOLOTL_FILE
         self.train_json = self.path / TRAIN_FILE
         self.log = self.path / LOG_FILE
         self.metrics = self.path / METRICS_FILE

@@ -78,6 +78,8 @@ class NodeJob(SpecModel):
     """The specification, with `train.global_batch` and `train.zero` settled."""
     work: Work | None = None
     """What it computes, counted by the launcher; None where the model's shape is not known there."""
+    axolotl: str = ""
+    """Text of the axolotl configuration that the job was made from, for the card; empty where it was made from none."""
     limits: Limits = Limits()
     """Until when, for how much, and whom it tells."""
 
