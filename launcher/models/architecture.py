@@ -45,8 +45,6 @@ class Architecture:
     expert_share: float = 1.0
     """Of a layer's experts, the share that a token meets; 1 for a dense model. `intermediate` is then the width of a dense MLP
     with as many weights as a token meets."""
-    caps_logits: bool = False
-    """Whether the loss works on soft-capped logits (Gemma)."""
     embedding_name: str = "model.embed_tokens.weight"
     untied_head_name: str = "lm_head.weight"
     layers_path: str = ""
@@ -216,7 +214,7 @@ def from_facts(facts: dict[str, Any], source: str) -> Architecture:
         num_layers=facts["num_layers"], num_heads=facts["num_heads"], num_kv_heads=facts["num_kv_heads"],
         head_size=facts["head_size"], vocabulary=facts["vocabulary"], is_tied=facts["is_tied"],
         sliding_window=facts["sliding_window"], shapes=_tuples(facts["shapes"]), source=source,
-        expert_share=facts["expert_share"], caps_logits=facts["caps_logits"], embedding_name=facts["embedding_name"],
+        expert_share=facts["expert_share"], embedding_name=facts["embedding_name"],
         untied_head_name=HEAD if facts["is_tied"] else facts["head_name"], layers_path=facts["layers_path"],
         beside=frozenset(facts["beside"]), stored=_tuples(facts["stored"]),
     )  # fmt: skip
@@ -257,7 +255,6 @@ def from_config(config: dict[str, Any], source: str) -> Architecture:
     )
     return Architecture(
         **sizes, sliding_window=window, source=source, shapes=_shapes(family, config, sizes),
-        caps_logits=bool(config.get("final_logit_softcapping", family == "gemma2")),
     )  # fmt: skip
 
 

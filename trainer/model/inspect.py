@@ -76,7 +76,6 @@ def inspect(config: Any, requested: str = "auto") -> dict[str, Any]:
         "head_name": names.get(id(head.weight), names[id(embedding.weight)]),
         "sliding_window": _first(text, ("sliding_window",)),
         "expert_share": share,
-        "caps_logits": bool(getattr(text, "final_logit_softcapping", None)),
         "layers_path": _layers_path(model),
         "beside": sorted(beside_language(model)),
         "shapes": shapes,
