@@ -11,6 +11,8 @@ from launcher.cli import finished, jobs, machine, models, runs
 app = typer.Typer(
     name="dolphin",
     help="One file in, a fine-tuned language model out: on spot GPUs, in docker, or on a CPU.",
+    epilog="Exit codes: 0 done; 1 the job failed, was preempted or lost; 2 a bad job or command line; 3 no capacity; 4 the "
+    "backend or its credentials; 5 stopped, by you or by the job's own limits; 130 left by Ctrl-C, the run goes on.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     no_args_is_help=True,

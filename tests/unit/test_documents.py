@@ -81,3 +81,17 @@ def test_what_make_is_asked_for_is_a_target() -> None:
 
 def test_the_readme_is_read_in_a_minute() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_index_for_language_models_names_every_document_and_nothing_else():
+    text = (ROOT / "docs" / "llms.txt").read_text()
+    links = set(re.findall(r"\]\(([^)]+)\)", text))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= links
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+
+
+def test_the_help_names_every_exit_code():
+    from launcher.runs.states import EXIT_CODES
+
+    assert app.info.epilog is not None
+    assert set(map(str, EXIT_CODES.values())) <= set(re.findall(r"\d+", app.info.epilog))
