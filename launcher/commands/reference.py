@@ -109,6 +109,7 @@ EXAMPLES: dict[str, str] = {
     "train.stop.patience": "5",
     "train.stop.min_delta": "0.001",
     "train.stop.direction": "lower",
+    "train.activation_offloading": "true",
     "train.log_every": "10",
     "train.seed": "7",
     "checkpoint.store": "s3://my-bucket/runs",

@@ -64,6 +64,8 @@ class Workload:
     """Elements of a bucket."""
     offloads: bool = False
     """Masters and moments are in host memory (`train.offload: optimizer`)."""
+    offloads_activations: bool = False
+    """What recomputed layers begin from is in host memory (`train.activation_offloading`)."""
     optimizer: OptimizerState = OPTIMIZER_STATES["adamw"]
     """What is kept of a trained parameter."""
 
@@ -278,11 +280,22 @@ def activations(model: TrainedModel, load: Workload) -> tuple[float, float]:
     reached = range(architecture.lowest_reached(model.trained), architecture.num_layers)
     saved = {layer: _saved_by_layer(model, load, layer) for layer in reached}
     again = [layer for layer in reached if is_recomputed(layer, load.gradient_checkpointing)]
-    kept = sum(e * n * H if layer in again else size for layer, size in saved.items()) + last_norm
+    kept = sum(size for layer, size in saved.items() if layer not in again) + last_norm
     if again:
+        begins = e * n * H
+        # of those in host memory one is back at a time; the first layer's, of frozen embeddings, never goes
+        kept += begins * (1 if load.offloads_activations else len(again))
         # the gradients of the two products of the MLP and of the layer's output live beside what was recomputed
         return kept, max(saved[layer] for layer in again) + e * n * (2 * architecture.intermediate + H)
     return kept, e * n * (2 * architecture.intermediate + 2 * H)
+
+
+def offloaded_activations(model: TrainedModel, load: Workload) -> int:
+    """What one rank's recomputed layers leave in host memory in a micro batch, those below the lowest trained one too."""
+    architecture = model.architecture
+    num_recomputed = sum(is_recomputed(n, load.gradient_checkpointing) for n in range(architecture.num_layers))
+    size = load.element_bytes * load.tokens * architecture.hidden
+    return num_recomputed * size if load.offloads_activations else 0
 
 
 def _saved_by_layer(model: TrainedModel, load: Workload, layer: int) -> float:

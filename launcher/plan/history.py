@@ -95,7 +95,8 @@ def measured_utilisation(
 def _works_alike(one: OptimizerSettings, other: OptimizerSettings) -> bool:
     """Whether what one reached tells of the other: the same kind of arithmetic, in the same places."""
     kinds = [train.adapter.type if train.adapter is not None else None for train in (one, other)]
-    return one.offload == other.offload and kinds[0] == kinds[1]
+    places = [(train.offload, train.activation_offloading) for train in (one, other)]
+    return places[0] == places[1] and kinds[0] == kinds[1]
 
 
 def measured_speed_on_cpu(runs: Iterable[PastRun], spec: TrainSpec, ranks: int) -> tuple[float, str] | None:

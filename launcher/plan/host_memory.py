@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from launcher.models.architecture import TrainedModel
-from launcher.plan.gpu_memory import Stage, Workload, moments_bytes, runs_as
+from launcher.plan.gpu_memory import Stage, Workload, moments_bytes, offloaded_activations, runs_as
 from launcher.units import GIB
 
 PROCESS = 4 * GIB
@@ -35,6 +35,7 @@ def host_memory(model: TrainedModel, load: Workload, stage: Stage, num_nodes: in
         "copies for saves": 0 if load.offloads else load.optimizer.saved_bytes * model.num_trained / num_nodes,
         "base as it is read": load.element_bytes * model.num_parameters,
         "processes": ranks * PROCESS,
+        "activations": ranks * offloaded_activations(model, load),
     }
     if load.offloads:
         parts |= {name: ranks * size for name, size in offloaded(model, load, stage).items()}

@@ -36,6 +36,7 @@ from launcher.plan.zero_stage import (
     choose_zero,
     flops_of,
     least_recomputation,
+    offloads_of,
     workload,
 )
 from launcher.units import GB, GIB, MIB, gigabytes
@@ -135,7 +136,7 @@ def _machine(subject: Subject, kind: Kind, memory_mib: int | None) -> Machine:
     measured = measured_utilisation(history, job, subject.base, card) if card else None
     shown_mib = min((size for size in (memory_mib, card.memory_mib if card else None) if size), default=None)
     memory_bytes = shown_mib * MIB if shown_mib else None
-    pace = Pace(card, measured and measured[0], labelled, span, load.offloads) if card else None
+    pace = Pace(card, measured and measured[0], labelled, span, offloads_of(load)) if card else None
     if job.train.gradient_checkpointing == "auto":
         stage = None if job.train.zero == "auto" else job.train.zero
         load = least_recomputation(model, load, memory_bytes, pace, stage)

@@ -150,12 +150,15 @@ def step_traffic(
 
 @dataclass(frozen=True, slots=True)
 class OffloadCost:
-    """What an optimizer in host memory costs one rank in a step."""
+    """What an optimizer, or activations, in host memory cost one rank in a step."""
 
     bus_bytes: float
     """Between the GPU and its host."""
     update_bytes: float
     """Read and written by the CPU."""
+
+    def __add__(self, other: OffloadCost) -> OffloadCost:
+        return OffloadCost(self.bus_bytes + other.bus_bytes, self.update_bytes + other.update_bytes)
 
 
 def update_bytes(optimizer: OptimizerState) -> float:

@@ -140,7 +140,7 @@ def _machine(plan: LaunchPlan, machine: Machine, console: Console) -> None:
         if size:
             legend.append(f"{LETTERS[name]} {name} {gigabytes(size)}  ", style=COLOURS[name])
     console.print(legend)
-    console.print(f"  recomputed in the backward pass: {_recomputed(machine.recompute_every)}")
+    console.print(f"  recomputed in the backward pass: {_recomputed(machine)}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("  ZeRO", "memory", "verdict", "sent a step and GPU", "seconds a step"):
         table.add_column(title, justify="left" if title in ("  ZeRO", "verdict") else "right")
@@ -159,8 +159,10 @@ def _machine(plan: LaunchPlan, machine: Machine, console: Console) -> None:
         console.print(f"  {machine.step_s:.1f} s a step ({machine.speed_source}); {saves}")
 
 
-def _recomputed(every: int) -> str:
-    return {0: "nothing", 1: "every layer"}.get(every, f"one layer in {every}")
+def _recomputed(machine: Machine) -> str:
+    every = machine.recompute_every
+    layers = {0: "nothing", 1: "every layer"}.get(every, f"one layer in {every}")
+    return f"{layers}, from inputs in host memory" if "activations" in machine.host else layers
 
 
 def _choices(machine: Machine, console: Console) -> None:

@@ -14,10 +14,19 @@ from dataclasses import dataclass
 from launcher.jobfile.settle import global_batch_of
 from launcher.jobfile.spec import JobSpec
 from launcher.models.architecture import TrainedModel
-from launcher.plan.gpu_memory import QUANTISED_BYTES, Memory, Stage, Workload, memory, runs_as
+from launcher.plan.gpu_memory import (
+    QUANTISED_BYTES,
+    Memory,
+    Stage,
+    Workload,
+    memory,
+    offloaded_activations,
+    runs_as,
+)
 from launcher.plan.gpus import Card
 from launcher.plan.host_memory import host_memory, node_gib
 from launcher.plan.throughput import (
+    OffloadCost,
     StepFlops,
     StepTime,
     Traffic,
@@ -61,7 +70,7 @@ class Choice:
     step_s: float | None
     """Seconds of a step then."""
     host_gib: int | None
-    """Memory that the node must have, where the optimizer is there."""
+    """Memory that the node must have, where optimizer or activations are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +82,32 @@ class Pace:
     """Measured by a run that offloaded as the job does, what that costs included; None takes the card's."""
     labelled_share: float
     attention_span: float
-    offloads: bool
-    """Whether the job offloads its optimizer."""
+    offloads: tuple[bool, bool]
+    """Whether the job offloads its optimizer, and its activations."""
 
     def flops(self, model: TrainedModel, load: Workload) -> StepFlops:
         return flops_of(model, load, self.labelled_share, self.attention_span)
 
     def step(self, model: TrainedModel, load: Workload, stage: Stage) -> StepTime:
-        utilisation = self.utilisation if load.offloads == self.offloads else None
-        offload = None
-        if load.offloads and utilisation is None:
-            offload = offload_cost(
+        utilisation = self.utilisation if offloads_of(load) == self.offloads else None
+        offload = OffloadCost(2.0 * load.micro_batches * offloaded_activations(model, load), 0.0)
+        if load.offloads:
+            offload += offload_cost(
                 stage=stage, ranks=load.ranks, trained=model.num_trained,
                 micro_batches=load.micro_batches, bytes_per_element=load.element_bytes, optimizer=load.optimizer,
             )  # fmt: skip
         flops, traffic = self.flops(model, load), traffic_of(model, load, stage)
-        found = step_time(flops, traffic, self.card, load.ranks, utilisation, offload)
+        found = step_time(flops, traffic, self.card, load.ranks, utilisation, offload if utilisation is None else None)
         if not model.num_quantised or utilisation is not None:
             return found
         size = QUANTISED_BYTES + load.element_bytes
         unpacking = unpacking_s(model, self.card, load.micro_batches, size, load.gradient_checkpointing)
         return dataclasses.replace(found, unpacking_s=unpacking)
+
+
+def offloads_of(load: Workload) -> tuple[bool, bool]:
+    """Of the optimizer, and of activations."""
+    return load.offloads, load.offloads_activations
 
 
 def flops_of(model: TrainedModel, load: Workload, labelled_share: float, attention_span: float) -> StepFlops:
@@ -169,7 +183,7 @@ def workload(job: JobSpec, ranks: int, on_gpu: bool) -> Workload:
         ranks=ranks, micro_batch=t.micro_batch, sequence_length=job.data.sequence_length,
         micro_batches=-(-batch // (ranks * t.micro_batch)), loss_chunk=t.loss_chunk, precision=t.stored_precision,
         gradient_checkpointing=1 if t.gradient_checkpointing == "auto" else t.recompute_every, has_overlap=on_gpu, offloads=t.offload == "optimizer",
-        optimizer=OPTIMIZER_STATES[t.optimizer],
+        optimizer=OPTIMIZER_STATES[t.optimizer], offloads_activations=t.activation_offloading,
     )  # fmt: skip
 
 
@@ -184,6 +198,8 @@ def least_recomputation(
     none fits or the memory is not known."""
     fitting = []
     for every in RECOMPUTATIONS if memory_bytes is not None else ():
+        if load.offloads_activations and not every:
+            continue  # there would be nothing to offload
         changed = dataclasses.replace(load, gradient_checkpointing=every)
         best, options = choose_zero(model, changed, memory_bytes, pace)
         option = best if stage is None else next(o for o in options if o.stage == runs_as(stage, load.precision))
@@ -208,7 +224,7 @@ def choices(
         for stage in stages_of(changed):
             total = memory(model, changed, stage).total
             step_s = pace.step(model, changed, stage).total_s if pace is not None else None
-            host = node_gib(host_memory(model, changed, stage, num_nodes)) if changed.offloads else None
+            host = node_gib(host_memory(model, changed, stage, num_nodes)) if any(offloads_of(changed)) else None
             change = ", ".join([f"zero: {stage}", *said])
             found.append(Choice(change, total, memory_bytes - total >= SAFETY * memory_bytes, step_s, host))
         fitting = [choice for choice in found if choice.fits]
@@ -232,15 +248,22 @@ def _variants(load: Workload) -> Iterator[tuple[Workload, list[str]]]:
     checkpointings = sorted({load.gradient_checkpointing, 1})
     chunks = [load.loss_chunk, *(c for c in (512,) if c < load.loss_chunk)]
     offloads = sorted({load.offloads, True})
-    for micro, checkpointing, chunk, offload in itertools.product(micros, checkpointings, chunks, offloads):
+    moves = sorted({load.offloads_activations, True})
+    for micro, checkpointing, chunk, offload, move in itertools.product(
+        micros, checkpointings, chunks, offloads, moves
+    ):
+        if move and not checkpointing:
+            continue
         said = [f"micro_batch: {micro}"] if micro != load.micro_batch else []
         said += ["gradient_checkpointing: true"] if checkpointing != load.gradient_checkpointing else []
+        said += ["activation_offloading: true"] if move != load.offloads_activations else []
         said += [f"loss_chunk: {chunk}"] if chunk != load.loss_chunk else []
         said += ["offload: optimizer"] if offload != load.offloads else []
         yield (
             dataclasses.replace(
                 load, micro_batch=micro, micro_batches=load.micro_batches * load.micro_batch // micro,
                 gradient_checkpointing=checkpointing, loss_chunk=chunk, offloads=offload,
+                offloads_activations=move,
             ),
             said,
         )  # fmt: skip

@@ -37,7 +37,7 @@ def _case(config: dict[str, Any], stage: int, **settings: Any) -> dict[str, Any]
     return {
         "config": config, "stage": stage, "patterns": None, "micro_batch": 2, "sequence_length": 512, "micro_batches": 2,
         "loss_chunk": 256, "precision": "bf16", "gradient_checkpointing": True, "labelled_share": 1.0,
-        "reduce_bucket": 100_000, "offload": "none", "adapter": None, **settings,
+        "reduce_bucket": 100_000, "offload": "none", "adapter": None, "activation_offloading": False, **settings,
     }  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def _reference() -> list[str]:
 
 ONE_MILLION = _config(128, 384, 4, 4, 2, 2048)
 THIRTY_MILLION = _config(512, 1536, 4, 8, 4, 16000)
+DEEP = _config(512, 1024, 24, 8, 4, 2048)
 EIGHT_BILLION = _config(4096, 14336, 32, 32, 8, 128256)
 HALF = ["lm_head", r"layers\.[23]\.", "norm"]
 LORA = {"type": "lora", "rank": 16}
@@ -63,6 +64,7 @@ CASES = {
     "29M, stage 1, one micro batch": _case(THIRTY_MILLION, 1, micro_batches=1),
     "29M, stage 1, offloaded, one micro batch": _case(THIRTY_MILLION, 1, micro_batches=1, offload="optimizer"),
     "29M, stage 2, one layer in two recomputed": _case(THIRTY_MILLION, 2, gradient_checkpointing=2),
+    "deep, stage 1, activations offloaded": _case(DEEP, 1, activation_offloading=True, sequence_length=4096),
     "29M, stage 1, offloaded": _case(THIRTY_MILLION, 1, offload="optimizer"),
     "29M, stage 2, half frozen, nothing recomputed, offloaded": _case(
         THIRTY_MILLION, 2, patterns=HALF, gradient_checkpointing=False, offload="optimizer"
@@ -130,7 +132,7 @@ def _workload(case: dict[str, Any]) -> Workload:
         ranks=RANKS, micro_batch=case["micro_batch"], sequence_length=case["sequence_length"],
         micro_batches=case["micro_batches"], loss_chunk=case["loss_chunk"], precision=case["precision"],
         gradient_checkpointing=case["gradient_checkpointing"], labelled_share=case["labelled_share"],
-        reduce_bucket=case["reduce_bucket"], offloads=case["offload"] == "optimizer",
+        reduce_bucket=case["reduce_bucket"], offloads=case["offload"] == "optimizer", offloads_activations=case["activation_offloading"],
     )  # fmt: skip
 
 

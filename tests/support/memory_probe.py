@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
 from trainer.engine import engine  # noqa: E402
 from trainer.engine import optimizer as optim  # noqa: E402
-from trainer.model import adapter, attention, build, freeze  # noqa: E402
+from trainer.model import activation_offloading, adapter, attention, build, freeze  # noqa: E402
 from trainer.model.packed import PackedModel  # noqa: E402
 from trainer.run.settings.adapter import AdapterSpec  # noqa: E402
 from trainer.run.settings.data import DataSpec, SourceSpec  # noqa: E402
@@ -78,6 +78,16 @@ def _tell_host_from_gpu() -> None:
 
 
 _tell_host_from_gpu()
+
+
+class SaveOnHost(torch.autograd.graph.saved_tensors_hooks):
+    """torch's `save_on_cpu`, for a CPU that plays the GPU."""
+
+    def __init__(self, pin_memory: bool) -> None:
+        super().__init__(lambda tensor: tensor.to("meta"), lambda kept: torch.empty_like(kept, device=GPU))
+
+
+activation_offloading.save_on_cpu = SaveOnHost
 
 
 class Answers(TorchDispatchMode):
@@ -148,6 +158,8 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         config = LlamaConfig(**case["config"])
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.VARLEN)
         build.recompute(model, settings.recompute_every)
+        if case["activation_offloading"]:
+            activation_offloading.apply(model, GPU)
         model.config.use_cache = False
         if case["adapter"] is None:
             freeze.apply(model, case["patterns"])

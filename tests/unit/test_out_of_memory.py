@@ -68,12 +68,14 @@ def test_a_library_that_allocates_past_torch_is_understood_too(message: str, whe
 
 
 def test_only_what_the_job_does_not_do_already_is_advised() -> None:
-    advice = out_of_memory.advice(job_of(gradient_checkpointing=True, zero=3, loss_chunk=2048))
+    advice = out_of_memory.advice(
+        job_of(gradient_checkpointing=True, activation_offloading=True, zero=3, loss_chunk=2048)
+    )
     assert "train.offload optimizer, train.loss_chunk 512" in advice
     assert "zero" not in advice
     assert "checkpointing" not in advice
     assert "micro_batch" not in advice
-    everything = job_of(1, gradient_checkpointing=True, offload="optimizer", loss_chunk=512)
+    everything = job_of(1, gradient_checkpointing=True, activation_offloading=True, offload="optimizer", loss_chunk=512)
     assert "more memory" in out_of_memory.advice(everything)
 
 

@@ -23,6 +23,7 @@ from launcher.plan.gpu_memory import CUDA_CONTEXT, NCCL_BUFFERS
 from launcher.plan.launch_plan import LaunchPlan, Subject
 from launcher.plan.make import make_plan
 from launcher.plan.of_job import settled_zero, with_memory, with_recomputation
+from launcher.plan.throughput import BUS_EFFICIENCY
 from launcher.plan.view import show, summarise
 from launcher.runs.errors import BadUsage
 from launcher.units import MIB
@@ -161,9 +162,22 @@ def _as_overrides(change: str) -> list[str]:
 def test_no_choice_changes_more_than_it_takes() -> None:
     choices = plan_for(job_of("resources.accelerators=RTX3090:8"), [TOO_SMALL]).machines[0].choices
     said = [set(re.split(r", (?![^{]*})", choice.change)[1:]) for choice in choices if choice.fits]
-    assert said[:2] == [{"offload: optimizer"}, {"micro_batch: 1", "loss_chunk: 512"}]
+    assert said[:3] == [
+        {"offload: optimizer"}, {"activation_offloading: true"}, {"micro_batch: 1", "loss_chunk: 512"}
+    ]  # fmt: skip
     another_result = [any("adapter" in change for change in changes) for changes in said]
-    assert another_result == [False, False, True, True], "LoRA and QLoRA come last: they are another result"
+    assert another_result == [False, False, False, True, True], "LoRA and QLoRA come last: they are another result"
+
+
+def test_activations_on_the_host_leave_the_gpu_and_take_the_bus() -> None:
+    """32 inputs of 2 x 8,192 x 4,096 numbers in bf16 on each of 8 ranks, of which one is back at a time."""
+    moved, kept = (plan_for(job_of(*more), [SPOT]).machines[0] for more in (["train.activation_offloading=true"], []))
+    size = 2 * 2 * 8192 * 4096
+    saved = kept.chosen.memory.parts["activations"] - moved.chosen.memory.parts["activations"]
+    assert 20 * size < saved <= 31 * size
+    assert moved.host["activations"] == 8 * 32 * size
+    assert moved.host_gib > kept.host_gib + 30
+    assert (moved.step_s or 0) == pytest.approx((kept.step_s or 0) + 2 * 16 * 32 * size / (31.5e9 * BUS_EFFICIENCY))
 
 
 def test_a_plan_with_an_optimizer_on_the_host_says_what_that_costs() -> None:

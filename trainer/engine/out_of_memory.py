@@ -59,6 +59,7 @@ def advice(job: NodeJob) -> str:
     t = job.spec.train
     savers = {
         "train.gradient_checkpointing true": t.recompute_every != 1,
+        "train.activation_offloading true": t.recompute_every > 0 and not t.activation_offloading,
         f"train.micro_batch below {t.micro_batch}": t.micro_batch > 1,
         "train.zero 3": t.zero != 3 and job.world_size > 1,
         "train.offload optimizer": t.offload == "none",

@@ -17,7 +17,17 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
-from trainer.model import adapter, attention, compiled, float8, kernels, one_reader, router, self_test
+from trainer.model import (
+    activation_offloading,
+    adapter,
+    attention,
+    compiled,
+    float8,
+    kernels,
+    one_reader,
+    router,
+    self_test,
+)
 from trainer.model.packed import Way
 from trainer.run import trainable, weight_names
 from trainer.run.exits import BadInput
@@ -80,6 +90,8 @@ def build(job: NodeJob, tokenizer: PreTrainedTokenizerBase, alive: Callable[[], 
         if train.precision == "fp8":
             say(f"{float8.apply(model)} matrices of the decoder multiply in fp8")
         recompute(model, train.recompute_every)
+        if train.activation_offloading:
+            activation_offloading.apply(model, job.device)
     if is_compiled:
         say(f"{compiled.apply(model)} decoder layers are compiled when they are first called")
     model.way = verdict.way

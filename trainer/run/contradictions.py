@@ -26,6 +26,11 @@ def problems(spec: TrainSpec) -> list[Problem]:
         report(
             "train.global_batch", f"{t.global_batch} is not a multiple of train.micro_batch {t.micro_batch}; change one"
         )
+    if t.activation_offloading and t.gradient_checkpointing is False:
+        report(
+            "train.activation_offloading",
+            "needs train.gradient_checkpointing: what recomputed layers begin from is what it moves; set that to true",
+        )
     if t.compile is True and t.zero == 3:
         report(
             "train.compile",

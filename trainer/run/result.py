@@ -16,7 +16,7 @@ RESULT_NEUTRAL = {
     "data.workers", "train.log_every", "train.evaluate_every", "train.evaluate_at_start", "train.stop", "train.zero",
     "train.offload",
     "train.loss_chunk", "train.micro_batch", "train.accumulation", "train.gradient_checkpointing", "train.deterministic",
-    "train.kernels", "model.attention",
+    "train.kernels", "train.activation_offloading", "model.attention",
 }  # fmt: skip
 """Settings that a resumed run may change: they alter cost or bookkeeping, not which update is computed from which data.
 `train.deterministic` is one: it decides the rounding of a sum, and whether it is the same next time. `train.stop` is another: it

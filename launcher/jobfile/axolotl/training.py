@@ -79,10 +79,27 @@ def convert_optimization(out: Conversion, stated: dict[str, Any]) -> None:
             "logging_steps",
             "every step: a share is not counted" if is_share else "",
         )
+    _recomputation(out, stated)
+
+
+def _recomputation(out: Conversion, stated: dict[str, Any]) -> None:
+    recomputes, moves = stated.get("gradient_checkpointing"), stated.get("activation_offloading")
     if "gradient_checkpointing" in stated:
-        value = stated["gradient_checkpointing"]
-        remark = "activations are recomputed, not offloaded" if isinstance(value, str) else ""
-        out.put("train.gradient_checkpointing", bool(value), "gradient_checkpointing", remark)
+        out.put("train.gradient_checkpointing", bool(recomputes), "gradient_checkpointing")
+    if isinstance(recomputes, str):
+        out.put("train.activation_offloading", True, "gradient_checkpointing", _TO_HOST if "disk" in recomputes else "")
+    elif moves:
+        if not recomputes:
+            out.put(
+                "train.gradient_checkpointing",
+                True,
+                "activation_offloading",
+                "what recomputed layers begin from is moved",
+            )
+        out.put("train.activation_offloading", True, "activation_offloading", _TO_HOST if moves == "disk" else "")
+
+
+_TO_HOST = "to host memory, not to a disk"
 
 
 def _batch_size(out: Conversion, stated: dict[str, Any]) -> None:

@@ -86,6 +86,8 @@ class OptimizerSettings(SpecModel):
     """Compile the decoder layers with torch.compile: the first steps take minutes longer, the others less. `auto` does it on a GPU, except under ZeRO-3, which gathers parameters within the layers."""
     gradient_checkpointing: bool | Literal["auto"] | RecomputeEvery = False
     """Recompute the activations of every layer, or of one in N ({every: N}), in the backward pass to save memory; `auto`: of as few as fit, by the plan."""
+    activation_offloading: bool = False
+    """Keep what recomputed layers begin from in host memory between the forward and the backward pass; needs gradient_checkpointing. Changes no result."""
     deterministic: bool = False
     """Take kernels that add up in one order, so that the same GPUs, number of them and software give the same bits: slower, by how much was not measured."""
     zero: Literal[0, 1, 2, 3, "auto"] = "auto"
