@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from launcher.backends.sky.log.mirror import Mirror, frames_in
-from launcher.backends.sky.node import bucket, instance, relay
+from launcher.backends.sky.ship import SHIPPED
 from launcher.backends.sky.task import template_text
 from tests.support import tiny_job
 from tests.support.dolphin_cli import wait_until
@@ -26,8 +26,8 @@ def node(home: Path, rank: int, port: int, run: RunDir) -> subprocess.Popen[str]
     """`run` as on node `rank` of two, after its set-up."""
     inputs = home / "dolphin-inputs"
     inputs.mkdir(parents=True)
-    for module in (relay, bucket, instance):
-        shutil.copy(str(module.__file__), inputs / Path(str(module.__file__)).name.removeprefix("sky_"))
+    for path in SHIPPED:
+        shutil.copy(path, inputs / path.name)
     shutil.copy(run.train_json, inputs / "train.json")
     config = {"run_id": "tiny-1", "run_dir": str(run.path), "image": "", "env": [], "mounts": [], "bucket": None}
     (inputs / "relay.json").write_text(json.dumps(config))

@@ -33,6 +33,9 @@ FOLDER = "ship"
 NOTHING_IGNORED = ".skyignore"
 """With this file in a folder SkyPilot asks no .gitignore of it, nor of a repository around it."""
 
+SHIPPED = tuple(Path(str(module.__file__)) for module in (relay, bucket, instance, branch, deadline))
+"""What runs on a node without this package: the relay, and the modules that it finds beside it."""
+
 
 def pack(
     folder: Path, job: JobSpec, train: NodeJob, shipment: Shipment, secret_names: Sequence[str], submission: int = 1
@@ -52,8 +55,8 @@ def pack(
     (target / "relay.json").write_text(json.dumps(config, indent=2))
     (target / "requirements.txt").write_text(requirements(job))
     (target / "constraints.txt").write_text(constraints())
-    for module in (relay, bucket, instance, branch, deadline):
-        shutil.copy2(Path(str(module.__file__)), target / f"{module.__name__.rpartition('.')[2]}.py")
+    for path in SHIPPED:
+        shutil.copy2(path, target / path.name)
     shutil.copytree(
         Path(trainer.__file__).parent, target / "source" / "trainer", ignore=shutil.ignore_patterns("__pycache__")
     )
