@@ -20,8 +20,8 @@ import yaml
 
 from launcher.backends.sky.bucket_copy import copy_prefix
 from launcher.backends.sky.log.mirror import Mirror, frames_in
-from launcher.backends.sky.node import branch, instance, relay
 from launcher.backends.sky.node import bucket as sky_bucket
+from launcher.backends.sky.ship import SHIPPED
 from launcher.backends.sky.task import template_text
 from tests.support import object_stores
 from tests.support.dolphin_cli import FAKE_TRAINER, wait_until
@@ -40,10 +40,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def ship(folder: Path, run_dir: Path, bucket: Path | str | None = None, submission: int = 1) -> Path:
     inputs = folder / "dolphin-inputs"
     inputs.mkdir(exist_ok=True)
-    (inputs / "relay.py").write_text(Path(relay.__file__).read_text())
-    (inputs / "bucket.py").write_text(Path(sky_bucket.__file__).read_text())
-    (inputs / "instance.py").write_text(Path(instance.__file__).read_text())
-    (inputs / "branch.py").write_text(Path(branch.__file__).read_text())
+    for path in SHIPPED:
+        (inputs / path.name).write_text(path.read_text())
     spec = TrainSpec(
         name="demo",
         model=ModelSpec(base="@DATA@/0/model"),
