@@ -11,10 +11,11 @@ from tests.support import tiny_job
 from tests.support.tiny_job import losses, train, write_job
 
 NEVER = {
-    "PIL", "bitsandbytes", "boto3", "botocore", "datasets", "liger_kernel", "matplotlib", "mlflow", "pandas", "peft", "pyarrow",
-    "scipy", "sklearn", "tensorboard", "torchao", "torchvision", "triton", "trl", "wandb",
+    "bitsandbytes", "boto3", "botocore", "datasets", "liger_kernel", "matplotlib", "mlflow", "pandas", "peft", "pyarrow",
+    "sklearn", "tensorboard", "torchao", "torchvision", "triton", "trl", "wandb",
 }  # fmt: skip
-"""Heavy libraries that a plain job on CPUs has no use for, in none of its processes, though they may be installed."""
+"""Heavy libraries that a plain job on CPUs has no use for, in none of its processes, though they may be installed. Pillow and scipy are
+not among them: transformers and accelerate load them wherever they are."""
 STACK = {"accelerate", "deepspeed", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
 MAY_IMPORT = {
     "supervise/__main__.py": set(),
