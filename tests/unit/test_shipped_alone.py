@@ -12,6 +12,7 @@ import pytest
 
 from launcher.backends.sky.deadline import names, progress
 from launcher.backends.sky.node import branch, bucket, deadline, instance, relay
+from launcher.backends.sky.ship import SHIPPED
 from launcher.runs.policy.decide import LONGER_STARTS
 from launcher.runs.policy.situation import Market
 from tests.support.rooms import nodes_of
@@ -21,7 +22,6 @@ from trainer.run.run_folder import EventKind, Phase, RunDir
 from trainer.run.stores import lease
 
 TASK = Path(__file__).parents[2] / "sky" / "task.yaml"
-SHIPPED = [Path(str(module.__file__)) for module in (relay, bucket, instance, branch, deadline)]
 
 
 def test_a_node_that_is_told_to_stop_is_recovered_and_one_that_cannot_train_is_not() -> None:
