@@ -30,7 +30,7 @@ FLOORS = {
     "launcher.plan": "costs data_facts gpu_memory gpus model_rules preemption spot_notice unfrozen < counting host_memory throughput < evaluation_time history zero_stage < adapter_choices launch_plan < limits notes outlook < make seen < of_job view",
     "launcher.follow.report": "facts plots < curves tables < page < server",
     "trainer": "run < data supervise < model < engine < checkpoint export < finished rank sample",
-    "trainer.run": "bounded chat_templates exits local_files log_lines optimizer_state python recomputation redaction trainable work < adapter_files patterns run_folder secret_file settings stores weights_index < limits < attention_kernel paid prompts spec weight_names < measures result < evaluation_problems < contradictions evaluation_interval formats packages save_interval",
+    "trainer.run": "bounded chat_templates data_report exits local_files log_lines optimizer_state python recomputation redaction trainable work < adapter_files patterns run_folder secret_file settings stores weights_index < limits < attention_kernel paid prompts spec weight_names < measures result < evaluation_problems < contradictions evaluation_interval formats packages save_interval",
     "trainer.run.settings": "base < adapter card checkpoint data evaluate export model push track < train",
     "trainer.supervise": "disk heartbeat log parent_death rendezvous signals spot_notices stop_flag < agent outcome rank_guard torchrun < hooks limits verdict < attempt < supervisor < __main__",
     "launcher.runs.policy": "sightings situation < simulate worth < decide < live",

@@ -21,6 +21,7 @@ from trainer.data.plan import DataPlan
 from trainer.engine import optimizer
 from trainer.export import base_files, card_text, example, run_facts
 from trainer.model.freeze import FreezeReport
+from trainer.run.data_report import left_out
 from trainer.run.exits import EndKind
 from trainer.run.measures import score_name
 from trainer.run.redaction import redact
@@ -152,19 +153,10 @@ def data_table(run: RunDir) -> list[dict[str, Any]]:
     """What became of each source's rows, by the data report."""
     rows = []
     for source in card_text.read_json(run.data_report).get("sources", []):
-        rest = (
-            "filtered",
-            "over_long",
-            "nothing_trained",
-            "duplicates",
-            "near_duplicates",
-            "unsampled",
-            "copies_of_held_out",
-        )
         rows.append({
             "source": shorten(source["path"]), "rows": source["rows"], "conversations": source["train_conversations"],
             "held_out": source["validation_conversations"],
-            "left_out": sum(source[key] for key in rest) + sum(source["bad"].values()),
+            "left_out": left_out(source),
             "tokens": source["tokens"], "trained_tokens": source["trained_tokens"],
         })  # fmt: skip
     return rows

@@ -12,6 +12,7 @@ from launcher.follow.report.facts import RunFacts
 from launcher.follow.status import price_text, when, with_detail
 from launcher.runs.states import RunState, is_over
 from launcher.units import count, gigabytes, seconds, size
+from trainer.run.data_report import left_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,28 +183,11 @@ def data(facts: RunFacts) -> Table | None:
     rows = [
         [str(source.get("path")), str(source.get("format") or "-"),
          *(f"{source.get(name) or 0:,}" for name in ("rows", "train_conversations", "validation_conversations")),
-         f"{_left_out(source):,}", count(source.get("tokens")), count(source.get("trained_tokens"))]
+         f"{left_out(source):,}", count(source.get("tokens")), count(source.get("trained_tokens"))]
         for source in (sources if isinstance(sources, list) else []) if isinstance(source, dict)
     ]  # fmt: skip
     head = ("source", "format", "rows", "trained on", "held out", "left out", "tokens", "of them trained")
     return Table(head, rows, 2) if rows else None
-
-
-_REASONS = (
-    "filtered",
-    "over_long",
-    "nothing_trained",
-    "duplicates",
-    "near_duplicates",
-    "unsampled",
-    "copies_of_held_out",
-)
-
-
-def _left_out(source: dict[str, Any]) -> int:
-    bad = source.get("bad")
-    counts = [source.get(name) for name in _REASONS] + list(bad.values() if isinstance(bad, dict) else ())
-    return sum(value for value in counts if isinstance(value, int))
 
 
 def environment(facts: RunFacts) -> list[tuple[str, str]]:
