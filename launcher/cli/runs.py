@@ -46,10 +46,10 @@ def status(
 
     if watch_:
         return watch(run)
-    if run is None and not all_ and not json_ and len(active := runs.active_runs()) > 1:
-        return runs.status_of(active)
     if all_ or (run is None and not ledger.all_runs()):
         return runs.status_of_all(json_wanted=json_)
+    if run is None and not json_:
+        return runs.status_of_newest()
     return runs.status(ledger.find(run), json_wanted=json_)
 
 

@@ -62,7 +62,12 @@ def status(record: RunRecord, *, json_wanted: bool) -> int:
     seen = observe_record(record)
     if json_wanted:
         print(json.dumps(as_json(seen), ensure_ascii=False, indent=2))
-        return 0
+    else:
+        _tell(seen)
+    return 0
+
+
+def _tell(seen: Observation) -> None:
     for label, value in as_rows(seen):
         print(f"{label:16}{value}")
     story = seen.view.story[-_NUM_STORY_LINES:]
@@ -70,40 +75,40 @@ def status(record: RunRecord, *, json_wanted: bool) -> int:
         print()
     for line in story:
         print(f"  {line}")
-    return 0
 
 
 @patiently
-def active_runs() -> list[RunRecord]:
-    """Runs that are not over, newest first, as far as their backends can be asked. Those that this machine's files know to be over
-    are not asked about."""
-    found = []
-    for record in ledger.all_runs():
-        ended = (record.files.read_outcome() or {}).get("exit_code", ExitCode.PREEMPTED)
-        if ended != ExitCode.PREEMPTED or was_refused(record):  # a cluster starts a run again that ended so
-            continue
+def status_of_newest() -> int:
+    """The newest run, or a table of those that are active where several are. A backend is asked once about each, and about none
+    that this machine's files know to be over; one that does not answer hides no other run."""
+    newest, looked = ledger.find(None), {}
+    candidates = [record for record in ledger.all_runs() if _may_be_active(record)]
+    for record in candidates if len(candidates) > 1 else ():
         with contextlib.suppress(*BROKEN_FILES):
-            if not is_over(observe_record(record).status.state):
-                found.append(record)
-    return found
+            looked[record.run_id] = observe_record(record)
+    active = [seen for seen in looked.values() if not is_over(seen.status.state)]
+    if len(active) > 1:
+        _table(active)
+    else:
+        _tell(looked.get(newest.run_id) or observe_record(newest))
+    return 0
+
+
+def _may_be_active(record: RunRecord) -> bool:
+    outcome = record.files.read_outcome()
+    if was_refused(record):
+        return False
+    if outcome is None:
+        return True
+    # A cluster starts a run again that was preempted, but for one that was taken down.
+    return outcome.get("exit_code") == ExitCode.PREEMPTED and record.down_requested_at is None
 
 
 @patiently
 def status_of_all(*, json_wanted: bool) -> int:
     """Every run, newest first."""
-    records = ledger.all_runs()
-    if not records and not json_wanted:
-        screen.say(f"there is no run in {ledger.runs_dir()}; `dolphin launch job.yaml` makes one")
-    code = status_of(records, json_wanted=json_wanted)
-    for run_id in ledger.unreadable_runs():
-        screen.say(f"{run_id}: its record cannot be read; `dolphin down {run_id}` stops what there is of it")
-    return code
-
-
-@patiently
-def status_of(records: Sequence[RunRecord], *, json_wanted: bool = False) -> int:
-    """A table of runs."""
     seen, problems = [], []
+    records = ledger.all_runs()
     for record in records:
         try:
             seen.append(observe_record(record))
@@ -112,10 +117,18 @@ def status_of(records: Sequence[RunRecord], *, json_wanted: bool = False) -> int
     if json_wanted:
         print(json.dumps([as_json(one) for one in seen], ensure_ascii=False, indent=2))
     elif seen:
-        screen.table(["run", "on", "state", "step", "loss", "started"], run_table(seen), file=sys.stdout)
+        _table(seen)
+    elif not records:
+        screen.say(f"there is no run in {ledger.runs_dir()}; `dolphin launch job.yaml` makes one")
     for problem in problems:
         screen.say(problem)
+    for run_id in ledger.unreadable_runs():
+        screen.say(f"{run_id}: its record cannot be read; `dolphin down {run_id}` stops what there is of it")
     return EXIT_CODES[EndReason.BACKEND] if problems else 0
+
+
+def _table(seen: Sequence[Observation]) -> None:
+    screen.table(["run", "on", "state", "step", "loss", "started"], run_table(seen), file=sys.stdout)
 
 
 @patiently

@@ -7,17 +7,23 @@ from launcher.cli import app
 from launcher.commands import runs
 from launcher.follow.run_view import RunView
 from launcher.follow.status import Observation
+from launcher.runs import ledger
 from launcher.runs.errors import BackendError
 from launcher.runs.states import RunState
 from tests.support.written_run import write
 
+asked: list[str] = []
+"""Names of the runs that were looked at, in order."""
+
 
 @pytest.fixture
 def states(tmp_path, monkeypatch):
+    asked.clear()
     monkeypatch.setenv("DOLPHIN_HOME", str(tmp_path))
     found = {}
 
     def observed(record):
+        asked.append(record.name)
         if record.name not in found:
             raise BackendError("nobody answers")
         return Observation(record, BackendStatus(found[record.name]), RunView(), {})
@@ -51,3 +57,17 @@ def test_a_backend_that_does_not_answer_hides_no_other_run(states, capsys):
     text = shown(capsys)
     assert "first" in text
     assert "second" in text
+
+
+def test_a_backend_is_asked_once_about_each_run_that_may_be_active_and_about_no_other(states, capsys):
+    states.update(first=RunState.RUNNING, second=RunState.RUNNING, done=RunState.SUCCEEDED, stopped=RunState.PREEMPTED)
+    write("done", [], [], {"state": "done", "exit_code": 0})
+    stopped = write("stopped", [], [], {"state": "preempted", "exit_code": 75})
+    ledger.update(ledger.load(stopped.folder), down_requested_at=1.0)
+    write("first", [], [])
+    shown(capsys)
+    assert asked == ["first"]
+    asked.clear()
+    write("second", [], [])
+    shown(capsys)
+    assert sorted(asked) == ["first", "second"]
