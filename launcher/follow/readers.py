@@ -6,9 +6,15 @@ import json
 from typing import Any
 
 from launcher.backends.base import Backend
+from launcher.follow.history import History
 from launcher.follow.run_view import RunView
 from launcher.runs.ledger import RunRecord
-from trainer.run.run_folder import EVENTS_FILE, METRICS_FILE, OUTCOME_FILE
+from trainer.run.run_folder import EVENTS_FILE, METRICS_FILE, OUTCOME_FILE, SAMPLES_FILE
+
+_RECENT_LINES = 100
+"""Of metrics.jsonl: what the run does now is told by the last ones, and the evaluations."""
+_MAX_BYTES = 256 << 20
+"""Of one file of the run's folder: more is no record of a run."""
 
 
 class JsonLines:
@@ -49,10 +55,40 @@ def read_view(backend: Backend, record: RunRecord) -> RunView:
     return reader.view
 
 
+class HistoryReader:
+    """Keeps a run's whole history, and what it does now, up to date. What was read is taken in before anything else is asked
+    for, so that a backend that fails in between costs no line."""
+
+    def __init__(self, backend: Backend, record: RunRecord) -> None:
+        self.history, self.view = History(), RunView()
+        self.samples: list[dict[str, Any]] = []
+        names = (EVENTS_FILE, METRICS_FILE, SAMPLES_FILE)
+        self._events, self._metrics, self._samples = (JsonLines(backend, record, name) for name in names)
+
+    def read(self) -> None:
+        """Take in what is new."""
+        events = self._events.read()
+        self.history.add_events(events)
+        for event in events:
+            self.view.add_event(event)
+        metrics = self._metrics.read()
+        self.history.add_metrics(metrics)
+        self.history.settle()
+        older, recent = metrics[:-_RECENT_LINES], metrics[-_RECENT_LINES:]
+        for line in (*(line for line in older if "loss" not in line), *recent):
+            self.view.add_metric(line)
+        self.samples += self._samples.read()
+
+
 def read_outcome(backend: Backend, record: RunRecord) -> dict[str, Any]:
     """outcome.json; empty where there is none."""
-    data = backend.read_file(record, OUTCOME_FILE)
-    return (_parse(data) if data else None) or {}
+    return read_object(backend, record, OUTCOME_FILE)
+
+
+def read_object(backend: Backend, record: RunRecord, name: str) -> dict[str, Any]:
+    """The JSON object in a file of the run's folder; empty where there is none, and for what is too large to be a record."""
+    data = backend.read_file(record, name)
+    return (_parse(data) if data and len(data) <= _MAX_BYTES else None) or {}
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from launcher.backends.base import BackendStatus
+from launcher.backends.base import BackendStatus, get_backend
 from launcher.follow.watch import panels
 from launcher.follow.watch import watched as watched_module
 from launcher.follow.watch.app import WatchApp
@@ -91,6 +91,27 @@ def test_only_what_is_new_is_read_and_what_was_known_stays_while_nobody_answers(
     watched.look()
     assert max(watched.history.steps) == 11
     assert "does not answer" not in picture(watched)
+
+
+def test_a_backend_that_fails_between_two_files_costs_no_line(monkeypatch):
+    events, metrics = preempted(())
+    record = write("demo", events, metrics[:10])
+    monkeypatch.setattr(watched_module, "status_of", lambda backend, record: BackendStatus(RunState.RUNNING))
+    backend = get_backend("local")
+    read_file = type(backend).read_file
+
+    def torn(self, record, name, offset=0):
+        if name == "metrics.jsonl":
+            raise BackendError("the connection is gone")
+        return read_file(self, record, name, offset)
+
+    watched = Watched(record)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(backend), "read_file", torn)
+        watched.look()
+    assert watched.lost
+    watched.look()
+    assert (watched.lost, watched.history.total_steps, len(watched.history.steps)) == ("", 200, 10)
 
 
 def test_drawing_takes_a_small_share_of_a_core():

@@ -6,24 +6,18 @@ what that did not write.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.backends.base import Backend, get_backend
+from launcher.backends.base import get_backend
 from launcher.config.yaml_lines import read_yaml
 from launcher.follow.history import History, Interruption
-from launcher.follow.readers import JsonLines, read_outcome
-from launcher.follow.run_view import RunView
+from launcher.follow.readers import HistoryReader, read_object, read_outcome
 from launcher.follow.status import Observation, status_of
 from launcher.runs.ledger import PLAN_FILE, RunRecord
-from trainer.run.run_folder import DATA_REPORT_FILE, EVENTS_FILE, JOB_FILE, METRICS_FILE, MODEL_FOLDER, SAMPLES_FILE
+from trainer.run.run_folder import DATA_REPORT_FILE, JOB_FILE, MODEL_FOLDER
 
 RESULTS_FILE = f"{MODEL_FOLDER}/results.json"
-_RECENT_LINES = 100
-"""Of metrics.jsonl: what the run does now is told by the last ones."""
-_MAX_BYTES = 256 << 20
-"""Of one file of the run's folder: more is no record of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +44,20 @@ class RunFacts:
 def facts_of(record: RunRecord) -> RunFacts:
     """BackendError where the backend cannot be asked."""
     backend = get_backend(record.backend)
-    events = JsonLines(backend, record, EVENTS_FILE).read()
-    metrics = JsonLines(backend, record, METRICS_FILE).read()
-    history, view = History(), RunView()
-    history.add_events(events)
-    history.add_metrics(metrics)
-    history.settle()
-    for event in events:
-        view.add_event(event)
-    for line in (*history.evaluations.values(), *metrics[-_RECENT_LINES:]):
-        view.add_metric(line)
-    seen = Observation(record, status_of(backend, record), view, read_outcome(backend, record))
+    reader = HistoryReader(backend, record)
+    reader.read()
+    history = reader.history
+    seen = Observation(record, status_of(backend, record), reader.view, read_outcome(backend, record))
     job = backend.read_file(record, JOB_FILE) or b""
     return RunFacts(
         seen,
         history,
         history.interruptions(seen.status.attempts),
         job.decode(errors="replace"),
-        _object(backend, record, PLAN_FILE),
-        _object(backend, record, DATA_REPORT_FILE),
-        JsonLines(backend, record, SAMPLES_FILE).read(),
-        _object(backend, record, RESULTS_FILE),
+        read_object(backend, record, PLAN_FILE),
+        read_object(backend, record, DATA_REPORT_FILE),
+        reader.samples,
+        read_object(backend, record, RESULTS_FILE),
     )
 
 
@@ -82,14 +69,3 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         found |= flat(inner, f"{prefix}.{key}" if prefix else str(key))
     return found
-
-
-def _object(backend: Backend, record: RunRecord, name: str) -> dict[str, Any]:
-    data = backend.read_file(record, name)
-    if not data or len(data) > _MAX_BYTES:
-        return {}
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
