@@ -193,8 +193,9 @@ def reference_of(job: NodeJob, engine: Any) -> Any:
     return Reference(tuple(map(tuple, rows)), tuple(engine.logits(rows)))
 
 
-UNUSED = ("mlflow", "boto3")
-"""What DeepSpeed's autotuner and accelerate's launcher import where it is installed, seconds of every rank's start."""
+UNUSED = ("mlflow", "boto3", "scipy")
+"""What DeepSpeed's autotuner, accelerate's launcher and transformers' losses of object detection import where it is installed: seconds
+of every rank's start."""
 
 
 def import_libraries() -> None:
