@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ def headline(facts: RunFacts) -> list[tuple[str, str]]:
         found.append(("validation loss", f"{validation[-1][1]:.4f}"))
     speed = [value for _, value in history.series("tokens_per_second") if math.isfinite(value)]
     if speed:
-        found.append(("tokens a second", count(_median(speed))))
+        found.append(("tokens a second", count(statistics.median_high(speed))))
     spent = duration_s(facts)
     if spent is not None:
         found.append(("time", seconds(spent)))
@@ -87,7 +88,7 @@ def planned(facts: RunFacts) -> Table | None:
     total = number((plan.get("steps") or {}).get("total"))
     lines = [
         _against("steps", total, facts.history.total_steps, lambda value: f"{value:,.0f}"),
-        _against("seconds a step", number(machine.get("step_s")), _median(steps) if steps else None, lambda v: f"{v:.2f}"),
+        _against("seconds a step", number(machine.get("step_s")), statistics.median_high(steps) if steps else None, lambda v: f"{v:.2f}"),
         _against("hours", hours, None if spent is None else spent / 3600, lambda value: f"{value:.2f}"),
         _against("GPU memory", planned_bytes if peaks else None, max(peaks, default=None), gigabytes),
         _against("price", usd, facts.seen.status.price_usd_so_far, lambda value: f"${value:,.2f}"),
@@ -234,8 +235,3 @@ def _shown(value: Any) -> str:
 
 def _first(rows: Any) -> dict[str, Any]:
     return rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]
