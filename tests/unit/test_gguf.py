@@ -14,6 +14,8 @@ pytest.importorskip("gguf")
 
 import gguf
 
+from launcher.commands.export import export_command
+from launcher.runs.errors import BadUsage
 from tests.support.tiny_job import write_model
 from trainer.finished.gguf import convert, modelfile, read_back, tokens
 from trainer.run.chat_templates.registry import TEMPLATES
@@ -209,3 +211,8 @@ def test_ollama_s_template_writes_the_conversations_of_the_tokenizer_s(name: str
     held = tokens.read(tokenizer, len(tokenizer), [])
     _, has_template = modelfile.of(held, "x.gguf", tmp_path)
     assert has_template == (name != "gemma3"), "gemma's system words stand in the user's turn"
+
+
+def test_a_number_format_that_is_none_is_a_mistake_of_the_command_line(tmp_path):
+    with pytest.raises(BadUsage, match="--kind q9: is no number format of GGUF; use f16"):
+        export_command(str(tmp_path), ["f16", "q9"])
