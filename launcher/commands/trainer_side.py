@@ -23,13 +23,15 @@ def require(command: str, *packages: str, extras: str) -> None:
 
 def run(module: str, *arguments: str, failed: str) -> None:
     """Run `module` with this terminal; an interrupt is the module's to answer. Raises BadUsage or LauncherError with `failed` where
-    it says, on standard error, that it could not be done, and KeyboardInterrupt where the interrupt ended it."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: None)  # a handler is not handed on to what is started
+    it says, on standard error, that it could not be done, and KeyboardInterrupt where an interrupt ended it, whatever it then
+    exits with."""
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))  # no handler is handed on
     try:
         done = subprocess.run(python.command(module, *arguments), env=python.environment(dict(os.environ)), check=False)
     finally:
         signal.signal(signal.SIGINT, before)
-    if done.returncode == -signal.SIGINT:
+    if done.returncode == -signal.SIGINT or (interrupts and done.returncode):
         raise KeyboardInterrupt
     if done.returncode == ExitCode.BAD_INPUT:
         raise BadUsage(f"{failed}; the reason is above")
